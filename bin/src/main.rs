@@ -1,0 +1,2 @@
+//! tlbscope: which TLB flushes does a hypervisor miss, and which does it waste?
+fn main() {}
