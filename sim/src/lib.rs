@@ -1,1 +1,4 @@
 //! PLACEHOLDER
+
+pub mod machine;
+pub mod policy;
