@@ -1,1 +1,3 @@
-//! PLACEHOLDER
+//! The machine: paging, TLBs and KVM under a flush policy.
+
+pub mod arch;
