@@ -131,8 +131,8 @@ impl Machine {
 
     /// VMLAUNCH or VMRUN fails: TLB_CONTROL has had no effect; whether KVM clears it is a mechanic.
     fn failed_entry<O: Observer>(&mut self, v: usize, o: &mut O) {
-        use crate::policy::mechanics::SvmTlbControlClear;
-        if self.policy.mechanics.svm_tlb_control_clear == SvmTlbControlClear::Always {
+        use crate::policy::mechanics::TlbControlClear;
+        if self.policy.mechanics.svm_tlb_control_clear == TlbControlClear::Always {
             self.vcpus[v].vmcb.tlb_control = 0;
         }
         let at = self.at_vcpu(v);

@@ -60,7 +60,7 @@ impl Machine {
         let gpa = Gpa(leaf.gpa.0 + offset);
         let Some(hpa) = self.back(gpa) else { return Fixed::Mmio(Gpa(gpa.0 | access.gva.0 & 0xfff)) };
         let Some(root) = self.vcpus[v].mmu.root.and_then(|r| r.sp) else { return Fixed::Retry };
-        let sp = self.shadow_path(root, &regs, &walk, access.gva, o);
+        let sp = self.shadow_path(v, root, &regs, &walk, access.gva, o);
         let dirty = leaf.dirty || access.kind == AccessKind::Write;
         let rights = shadow_rights(leaf.rights, &regs, access);
         let write = rights.write && dirty && self.guest_may_write(gpa) && !self.is_protected(gpa);
@@ -83,8 +83,10 @@ impl Machine {
     }
 
     /// The shadow pages down to the page table of `gva`, made and linked where they are missing.
+    #[expect(clippy::too_many_arguments, reason = "one walk down, called once")]
     fn shadow_path<O: Observer>(
         &mut self,
+        v: usize,
         root: Sp,
         regs: &Regs,
         walk: &Walk,
@@ -109,7 +111,7 @@ impl Machine {
             sp = match present {
                 Some(child) => child,
                 None => {
-                    let child = self.get_page(gfn, role, o);
+                    let child = self.get_page(v, gfn, role, o);
                     self.link_page(sp, at, child, o);
                     child
                 }

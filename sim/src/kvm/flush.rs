@@ -6,6 +6,7 @@ use tlbscope_trace::observe::Observer;
 use tlbscope_trace::regs::{MmuKind, Vendor};
 
 use crate::engine::Machine;
+use crate::machine::config::{InveptTypes, InvvpidTypes};
 
 impl Machine {
     /// Sets a request bit of one vCPU.
@@ -75,16 +76,16 @@ impl Machine {
         let inv = match hook {
             Hook::All if tdp => Some(Inv::EptGlobal),
             Hook::All if vpid == Vpid(0) => None,
-            Hook::All if self.config.invvpid.all => Some(Inv::VpidAll),
+            Hook::All if self.config.invvpid.contains(InvvpidTypes::ALL_CONTEXTS) => Some(Inv::VpidAll),
             Hook::All => Some(Inv::VpidSingle(vpid)),
             Hook::Current => match root {
                 None => None,
-                Some(_) if tdp && !self.config.invept.single => Some(Inv::EptGlobal),
+                Some(_) if tdp && !self.config.invept.contains(InveptTypes::SINGLE) => Some(Inv::EptGlobal),
                 Some(root) if tdp => Some(Inv::EptSingle(Ep4ta(root.hpa.0))),
                 Some(_) => self.invvpid_context(vpid),
             },
             Hook::Guest => self.invvpid_context(vpid),
-            Hook::Gva(gva) if vpid != Vpid(0) && self.config.invvpid.address => {
+            Hook::Gva(gva) if vpid != Vpid(0) && self.config.invvpid.contains(InvvpidTypes::ADDRESS) => {
                 Some(Inv::VpidAddress { vpid, gva })
             }
             Hook::Gva(_) => self.invvpid_context(vpid),
@@ -96,7 +97,7 @@ impl Machine {
     fn invvpid_context(&self, vpid: Vpid) -> Option<Inv> {
         match vpid {
             Vpid(0) => None,
-            _ if self.config.invvpid.single => Some(Inv::VpidSingle(vpid)),
+            _ if self.config.invvpid.contains(InvvpidTypes::SINGLE) => Some(Inv::VpidSingle(vpid)),
             _ => Some(Inv::VpidAll),
         }
     }

@@ -11,7 +11,8 @@ use super::shadow::{ShadowPages, Spte};
 use crate::arch::mode::Mode;
 use crate::engine::Machine;
 use crate::policy::mechanics::{
-    GuestFlushShadow, InvalidatePcid, ResetKind, TdpRootLifetime, WithoutPcide,
+    GuestFlushShadow, InvalidatePcid, PrevRootRole, ResetKind, SyncWhen, TdpRootLifetime, WithoutPcide,
+    ZapAllRequest,
 };
 
 impl Machine {
@@ -123,6 +124,11 @@ impl Machine {
         let (slots, min_level) = (mechanics.prev_roots as usize, mechanics.prev_root_min_level);
         let guest_level = Mode::of(&self.vcpus[v].regs).levels();
         let role = self.vcpus[v].mmu.role;
+        // V510 looks the cache up by a role without the and-not-WP bits (facts 15.9).
+        let lookup_role = match mechanics.prev_root_role {
+            PrevRootRole::Full => role,
+            PrevRootRole::WithoutAndNotWp => role.without_and_not_wp(),
+        };
         let level_rule = min_level > 0 && (role.level() < min_level || guest_level < min_level);
         if level_rule || self.vcpus[v].mmu.root.is_some_and(|r| r.special) {
             self.free_root(v, RootSlot::Current, FreeWhy::NotCacheable, o);
@@ -130,7 +136,7 @@ impl Machine {
         let found = if level_rule {
             RootLookup::Miss
         } else {
-            let (found, out) = self.vcpus[v].mmu.lookup(pgd, role, slots);
+            let (found, out) = self.vcpus[v].mmu.lookup(pgd, lookup_role, slots);
             if let Some(root) = out {
                 self.drop_root(root, RootSlot::Prev(slots.max(1) as u8 - 1), FreeWhy::Evict, o);
             }
@@ -153,7 +159,7 @@ impl Machine {
                 let hpa = self.trees.take(role);
                 Root { pgd: regs.cr3, hpa, role, sp: None, special: false, obsolete: false }
             }
-            MmuKind::Shadow => self.shadow_root(&regs, role, o),
+            MmuKind::Shadow => self.shadow_root(v, &regs, role, o),
         };
         self.vcpus[v].mmu.root = Some(root);
         self.sync_roots(v, o);
@@ -163,20 +169,20 @@ impl Machine {
         }
     }
 
-    fn shadow_root<O: Observer>(&mut self, regs: &Regs, role: Role, o: &mut O) -> Root {
+    fn shadow_root<O: Observer>(&mut self, v: usize, regs: &Regs, role: Role, o: &mut O) -> Root {
         let gfn = regs.root().0 / PAGE_BYTES;
         let special = role.level() < 4;
         let sp = if special {
-            self.pae_root(regs, role, o)
+            self.pae_root(v, regs, role, o)
         } else {
-            self.get_page(gfn, role, o)
+            self.get_page(v, gfn, role, o)
         };
         let hpa = ShadowPages::hpa(sp);
         Root { pgd: regs.cr3, hpa, role, sp: Some(sp), special, obsolete: false }
     }
 
     /// A PAE root: four page directories under a page that stands in no hash.
-    fn pae_root<O: Observer>(&mut self, regs: &Regs, role: Role, o: &mut O) -> Sp {
+    fn pae_root<O: Observer>(&mut self, v: usize, regs: &Regs, role: Role, o: &mut O) -> Sp {
         let root = self.shadow.create(regs.root().0 / PAGE_BYTES, role, true);
         self.act(o, Act::SpNew { sp: root, gfn: regs.root().0 / PAGE_BYTES, level: 3, role: role.0 });
         let all = (true, true, true);
@@ -191,7 +197,7 @@ impl Machine {
             };
             let Some(gfn) = gfn else { continue };
             let part = if role.0 & Role::GPTE4 != 0 { quadrant } else { 0 };
-            let child = self.get_page(gfn, role.child(2, part, all), o);
+            let child = self.get_page(v, gfn, role.child(2, part, all), o);
             self.link_page(root, quadrant, child, o);
         }
         root
@@ -208,10 +214,13 @@ impl Machine {
     }
 
     /// kvm_mmu_get_page: an existing page with this role, or a new one.
-    pub(crate) fn get_page<O: Observer>(&mut self, gfn: u64, role: Role, o: &mut O) -> Sp {
+    pub(crate) fn get_page<O: Observer>(&mut self, v: usize, gfn: u64, role: Role, o: &mut O) -> Sp {
         use crate::policy::mechanics::LinkUnsync;
         if let Some(sp) = self.shadow.find(gfn, role) {
             self.act(o, Act::SpFound { sp });
+            if self.policy.mechanics.refind_requests_sync && !self.shadow.unsync_below(sp).is_empty() {
+                self.post(v, Request::MmuSync, o);
+            }
             let sync = self.policy.mechanics.link_unsync == LinkUnsync::Sync && !self.never();
             if self.shadow.page(sp).unsync && sync && self.sync_page(sp, o) {
                 self.remote_flush(o);
@@ -242,7 +251,10 @@ impl Machine {
         }
         let regs = self.vcpus[v].regs;
         if pcid == regs.pcid() {
-            self.post(v, Request::MmuSync, o);
+            match self.policy.mechanics.invalidate_pcid_sync {
+                SyncWhen::Request => self.post(v, Request::MmuSync, o),
+                SyncWhen::Now => self.sync_roots(v, o),
+            }
             self.post(v, Request::TlbFlushCurrent, o);
         }
         let pcide = regs.cr4().contains(Cr4::PCIDE);
@@ -315,7 +327,10 @@ impl Machine {
                 root.obsolete = true;
             }
         }
-        let request = self.policy.mechanics.zap_request();
+        let request = match self.policy.mechanics.zap_all_request {
+            ZapAllRequest::Reload => Request::MmuReload,
+            ZapAllRequest::Obsolete => Request::MmuFreeObsoleteRoots,
+        };
         self.request_all(request, o);
         let live: Vec<Sp> = self.shadow.live().collect();
         for sp in live {

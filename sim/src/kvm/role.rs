@@ -3,7 +3,7 @@
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, Regs};
 
 use crate::arch::mode::Mode;
-use crate::policy::mechanics::{Mechanics, RoleVersion};
+use crate::policy::mechanics::{Mechanics, RoleBits, RoleVersion};
 
 /// A role word. Two roots are interchangeable if their roles and guest frames are equal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -30,6 +30,12 @@ impl Role {
     pub const SMM: u32 = 1 << 16;
     /// CR4.PSE of a 32-bit guest: 4 MiB pages have another tree (facts 7.2).
     pub const PSE: u32 = 1 << 18;
+
+    /// The word without SMEP and SMAP under WP = 0.
+    #[must_use]
+    pub const fn without_and_not_wp(self) -> Self {
+        Self(self.0 & !(Self::SMEP_NOT_WP | Self::SMAP_NOT_WP))
+    }
 
     /// Level of the page: 1 = page table.
     #[must_use]
@@ -71,6 +77,22 @@ impl Role {
 
 const ALL: (bool, bool, bool) = (true, true, true);
 
+/// The bits that a policy's `role-omit` leaves out of the word: a defect on purpose.
+fn omitted(mechanics: &Mechanics) -> u32 {
+    let table = [
+        (RoleBits::NX, Role::NX),
+        (RoleBits::WP, Role::WP),
+        (RoleBits::SMEP, Role::SMEP | Role::SMEP_NOT_WP),
+        (RoleBits::SMAP, Role::SMAP_NOT_WP),
+        (RoleBits::GPTE_SIZE, Role::GPTE4),
+        (RoleBits::DIRECT, Role::DIRECT),
+        (RoleBits::SMM, Role::SMM),
+        (RoleBits::PSE, Role::PSE),
+    ];
+    let named = table.iter().filter(|(name, _)| mechanics.role_omit.contains(*name));
+    named.fold(0, |bits, (_, bit)| bits | bit)
+}
+
 /// The role of the shadow root for a guest with these registers.
 #[must_use]
 pub fn shadow_root(mechanics: &Mechanics, regs: &Regs, smm: bool) -> Role {
@@ -97,7 +119,7 @@ pub fn shadow_root(mechanics: &Mechanics, regs: &Regs, smm: bool) -> Role {
         bits |= set(mode == Mode::Bits32, Role::GPTE4);
         bits |= set(mode == Mode::Bits32 && regs.cr4().contains(Cr4::PSE), Role::PSE);
     }
-    Role(bits & !mechanics.role_omit).child(mode.levels().max(3), 0, ALL)
+    Role(bits & !omitted(mechanics)).child(mode.levels().max(3), 0, ALL)
 }
 
 /// The role of the TDP root. From 5.19 on the guest's CR0, CR4 and EFER are no part of it.
@@ -113,5 +135,5 @@ pub fn tdp_root(mechanics: &Mechanics, regs: &Regs, smm: bool) -> Role {
         RoleVersion::V519 | RoleVersion::V72 => Role::NX | Role::WP,
     };
     let bits = Role::DIRECT | guest | set(smm, Role::SMM);
-    Role(bits & !mechanics.role_omit).child(4, 0, ALL)
+    Role(bits & !omitted(mechanics)).child(4, 0, ALL)
 }

@@ -205,7 +205,7 @@ impl Machine {
     }
 
     fn apply_rules<O: Observer>(&mut self, v: usize, write: &Write, o: &mut O) {
-        let regs = &self.vcpus[v].regs;
+        let regs = self.vcpus[v].regs;
         let change = Change {
             old: write.old,
             new: write.new,
@@ -214,8 +214,9 @@ impl Machine {
             same: write.old == write.new,
             noflush: write.noflush,
             pcide: regs.cr4().contains(Cr4::PCIDE),
-            init: false,
-            invpcid: None,
+            pae: Mode::of(&regs) == Mode::Pae,
+            noncoherent_dma: self.config.noncoherent_dma,
+            ..Change::default()
         };
         let pcid = regs.pcid();
         self.run_rules(v, write.register, &change, pcid, o);
@@ -231,35 +232,40 @@ impl Machine {
         o: &mut O,
     ) {
         let policy = self.policy.clone();
-        let actions = policy.matching(register, change).flat_map(|rule| rule.actions.iter());
-        let mut hit = None;
-        for action in actions {
-            match action {
-                Action::NewPgd => {
-                    let pgd = self.vcpus[v].regs.cr3;
-                    hit = Some(self.new_pgd(v, pgd, o) != RootLookup::Miss);
-                }
-                // V510 asks for a sync and a flush of a switch only where the cache was hit.
-                Action::RequestOnHit(request) => {
-                    if hit == Some(true) {
-                        self.post(v, *request, o);
-                    }
-                }
-                other => self.act_on(v, other, pcid, o),
-            }
+        for action in policy.matching(register, change).flat_map(|rule| rule.actions.iter()) {
+            self.act_on(v, *action, change, pcid, o);
         }
     }
 
-    fn act_on<O: Observer>(&mut self, v: usize, action: &Action, pcid: Pcid, o: &mut O) {
+    /// kvm_mmu_new_pgd; V510 asks for a sync and a flush of the switch only where the cache was hit
+    /// (facts 2.1).
+    fn switch_root<O: Observer>(&mut self, v: usize, noflush: bool, o: &mut O) {
+        let pgd = self.vcpus[v].regs.cr3;
+        let hit = self.new_pgd(v, pgd, o) != RootLookup::Miss;
+        if hit && !noflush && self.policy.mechanics.new_pgd_hit_flush {
+            self.post(v, Request::MmuSync, o);
+            self.post(v, Request::TlbFlushCurrent, o);
+        }
+    }
+
+    fn act_on<O: Observer>(
+        &mut self,
+        v: usize,
+        action: Action,
+        change: &Change,
+        pcid: Pcid,
+        o: &mut O,
+    ) {
         match action {
             Action::MmuReset => self.mmu_reset(v, o),
             Action::MmuInit => self.mmu_init(v, o),
             Action::MmuUnload => self.mmu_unload(v, o),
             Action::MmuReload => self.post(v, Request::MmuReload, o),
-            Action::FreeObsoleteRoots => self.free_obsolete_roots(v, o),
-            Action::Request(request) => self.post(v, *request, o),
+            Action::FreeObsoleteRoots => self.post(v, Request::MmuFreeObsoleteRoots, o),
+            Action::Request(request) => self.post(v, request, o),
             Action::InvalidatePcid => self.invalidate_pcid(v, pcid, o),
-            Action::LoadPdptrs => self.load_pdptrs(v, o),
+            Action::LoadPdptrs if change.pae => self.load_pdptrs(v, o),
+            Action::LoadPdptrs => {}
             Action::SyncNow => self.sync_roots(v, o),
             Action::ZapAll => self.zap_all(o),
             Action::FlushHook(name) => {
@@ -271,7 +277,7 @@ impl Machine {
                 };
                 self.flush_hook(v, hook, HookBy::Direct, o);
             }
-            Action::NewPgd | Action::RequestOnHit(_) => {}
+            Action::NewPgd => self.switch_root(v, change.noflush, o),
         }
     }
 
@@ -373,8 +379,8 @@ impl Machine {
             same: pcid == regs.pcid(),
             noflush: false,
             pcide: regs.cr4().contains(Cr4::PCIDE),
-            init: false,
             invpcid: Some(kind),
+            ..Change::default()
         };
         self.run_rules(v, Register::Invpcid, &change, pcid, o);
     }
@@ -413,7 +419,7 @@ impl Machine {
         let at = self.at_vcpu(v);
         let op = if init { ArchOp::Init } else { ArchOp::Reset };
         o.arch(&at, &op, &before, false, self);
-        if self.config.vendor == Vendor::Intel {
+        if self.config.vendor == Vendor::Intel && self.policy.mechanics.vendor_reset_flush {
             self.flush_hook(v, Hook::Guest, HookBy::Direct, o);
         }
         let change = Change {
@@ -425,7 +431,7 @@ impl Machine {
             noflush: false,
             pcide: before.cr4().contains(Cr4::PCIDE),
             init,
-            invpcid: None,
+            ..Change::default()
         };
         self.run_rules(v, Register::Init, &change, Pcid(0), o);
     }
