@@ -5,6 +5,7 @@
 
 pub mod entry;
 pub mod flush;
+pub mod ideal;
 pub mod fault;
 pub mod mmu;
 pub mod role;

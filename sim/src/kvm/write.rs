@@ -149,7 +149,9 @@ impl Machine {
         self.vcpus[v].context.tag.pcid = self.vcpus[v].regs.pcid();
         let at = self.at_vcpu(v);
         o.arch(&at, &write.op, &before, !exits, self);
-        if exits {
+        if exits && self.ideal() {
+            self.serve_ideal(v, &write.op, &before, o);
+        } else if exits {
             self.vendor_register_hook(v, &write, o);
             self.apply_rules(v, &write, o);
         } else if let Some(inv) = native(self.config.vendor, &write.op, &self.vcpus[v].regs) {
@@ -293,7 +295,11 @@ impl Machine {
             let at = self.at_vcpu(v);
             o.arch(&at, &ArchOp::Invlpg(gva), &regs, !exits, self);
         }
-        if exits {
+        if exits && self.ideal() {
+            if canonical {
+                self.serve_ideal(v, &ArchOp::Invlpg(gva), &regs, o);
+            }
+        } else if exits {
             self.kvm_mmu_invlpg(v, gva, canonical, o);
         } else if canonical {
             let inv = GuestInv::Address { pcid: regs.pcid(), gva };
@@ -339,7 +345,9 @@ impl Machine {
         let at = self.at_vcpu(v);
         o.arch(&at, &ArchOp::Invpcid(*operands), &regs, !exits, self);
         let pcid = Pcid(operands.pcid as u16);
-        if exits {
+        if exits && self.ideal() {
+            self.serve_ideal(v, &ArchOp::Invpcid(*operands), &regs, o);
+        } else if exits {
             self.kvm_handle_invpcid(v, operands, pcid, o);
         } else {
             let inv = match operands.kind {
@@ -419,6 +427,9 @@ impl Machine {
         let at = self.at_vcpu(v);
         let op = if init { ArchOp::Init } else { ArchOp::Reset };
         o.arch(&at, &op, &before, false, self);
+        if self.ideal() {
+            return self.serve_ideal(v, &op, &before, o);
+        }
         if self.config.vendor == Vendor::Intel && self.policy.mechanics.vendor_reset_flush {
             self.flush_hook(v, Hook::Guest, HookBy::Direct, o);
         }
