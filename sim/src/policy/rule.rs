@@ -61,11 +61,14 @@ pub enum Register {
     Efer,
     /// INIT and RESET; `old` is CR0 before, `new` after.
     Init,
-    /// INVLPG and INVLPGA.
+    /// INVLPG and INVLPGA. The rules are the hardware half; the shadow half (the address is synced
+    /// in the roots that `mechanics.invlpg_roots` names) always follows. `mechanics.invlpg = all`
+    /// turns their gva hook into the current one.
     Invlpg,
-    /// INVPCID.
+    /// INVPCID. For type 0 the gva hook is called only if a root has that PCID (facts 4.2).
     Invpcid,
-    /// SMM is entered or left.
+    /// SMM is entered or left (kvm_smm_changed); an SMI asks a second time, after the registers
+    /// were cleared (facts 3.3).
     Smm,
     /// KVM_SET_CPUID.
     Cpuid,
