@@ -11,6 +11,8 @@ pub mod mechanics;
 pub mod nearest;
 pub mod rule;
 mod rule_text;
+#[cfg(test)]
+mod tests;
 
 pub use error::PolicyError;
 pub use library::Library;
