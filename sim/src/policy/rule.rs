@@ -61,11 +61,10 @@ pub enum Register {
     Efer,
     /// INIT and RESET; `old` is CR0 before, `new` after.
     Init,
-    /// INVLPG and INVLPGA. The rules are the hardware half; the shadow half (the address is synced
-    /// in the roots that `mechanics.invlpg_roots` names) always follows. `mechanics.invlpg = all`
-    /// turns their gva hook into the current one.
+    /// INVLPG and INVLPGA: what is done besides the invalidation of the address, which is a
+    /// mechanic (`invlpg`, `invlpg-roots`).
     Invlpg,
-    /// INVPCID. For type 0 the gva hook is called only if a root has that PCID (facts 4.2).
+    /// INVPCID. For type 0 (`addr`) what is done besides kvm_mmu_invpcid_gva (facts 4.2).
     Invpcid,
     /// SMM is entered or left (kvm_smm_changed); an SMI asks a second time, after the registers
     /// were cleared (facts 3.3).

@@ -126,13 +126,13 @@ fn explicit_invalidations() {
     for name in SINCE_515.iter().copied().chain(["kvm-5.10"]) {
         let policy = builtin(name);
         let all = if name == "kvm-5.10" { "mmu-unload" } else { "GUEST" };
-        let expected = ["flush-hook gva", "invalidate-pcid", all, all, ""];
+        let expected = ["", "invalidate-pcid", all, all, ""];
         for (t, expected) in expected.iter().enumerate() {
             let change = invpcid(u8::try_from(t).unwrap());
             assert_eq!(actions(&policy, Register::Invpcid, &change), *expected, "{name} {t}");
         }
         let change = Change::default();
-        assert_eq!(actions(&policy, Register::Invlpg, &change), "flush-hook gva", "{name}");
+        assert_eq!(actions(&policy, Register::Invlpg, &change), "", "{name}");
         assert_eq!(actions(&policy, Register::Smm, &change), "mmu-reset", "{name}");
         let cpuid = match name {
             "kvm-5.17-keep-roots" | "kvm-patch-v2-18" => "mmu-unload; mmu-reset",
