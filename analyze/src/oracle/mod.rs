@@ -34,7 +34,7 @@ use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs};
 use crate::finding::{Class as Excess, Findings, Slot};
 use credit::{By, Open, Window};
 use floors::{Floors, Obligation};
-use hardware::Hardware;
+use hardware::{GroupKey, Hardware};
 use host::Host;
 use shadow::Shadow;
 
@@ -64,6 +64,8 @@ struct Vcpu {
     excess_event: u64,
     /// PCIDE went 0 to 1 in this event.
     pcide_set: u64,
+    /// The latest dead backing and the containers for which host exposures were judged.
+    host_judged: (u64, GroupKey),
     /// When an explicit hook ran last.
     hooked: u64,
 }
@@ -322,15 +324,7 @@ impl Oracle {
 
 /// An obligation as its window sees it.
 const fn open(o: &Obligation) -> Open {
-    Open {
-        time: o.time,
-        rule: o.rule,
-        op: o.op,
-        scope: o.scope,
-        by: By::Nobody,
-        done: false,
-        judged: false,
-    }
+    Open { time: o.time, scope: o.scope, by: By::Nobody, done: false, judged: false }
 }
 
 impl Observer for Oracle {
