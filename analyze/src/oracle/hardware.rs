@@ -82,7 +82,10 @@ impl Hardware {
             filled: stamp,
             judged: 0,
         });
-        held.stamp = held.stamp.min(stamp);
+        if stamp < held.stamp {
+            held.stamp = stamp;
+            held.judged = 0;
+        }
         held.filled = held.filled.min(stamp);
     }
 
