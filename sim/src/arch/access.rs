@@ -76,11 +76,7 @@ pub fn check(rights: Rights, access: &Access, regs: &Regs) -> Result<(), u32> {
 /// Protection keys: data accesses to user pages, 4- and 5-level paging.
 fn key_denies(rights: Rights, access: &Access, regs: &Regs, wp: bool) -> bool {
     let long = matches!(Mode::of(regs), Mode::Level4 | Mode::Level5);
-    if access.kind == AccessKind::Exec
-        || !rights.user
-        || !long
-        || !regs.cr4().contains(Cr4::PKE)
-    {
+    if access.kind == AccessKind::Exec || !rights.user || !long || !regs.cr4().contains(Cr4::PKE) {
         return false;
     }
     let bits = regs.pkru >> (2 * u32::from(rights.key & 15));

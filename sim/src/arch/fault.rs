@@ -214,7 +214,9 @@ mod tests {
     #[test]
     fn reserved_bits_of_a_pdpte() {
         let l = limits();
-        for (value, bad) in [(0x1001, false), (0x1003, true), (0x1021, true), (1 << 46 | 1, true), (2, false)] {
+        for (value, bad) in
+            [(0x1001, false), (0x1003, true), (0x1021, true), (1 << 46 | 1, true), (2, false)]
+        {
             assert_eq!(pdpte_reserved(value, &l), bad, "{value:#x}");
         }
     }

@@ -41,7 +41,8 @@ impl Machine {
             let Some(entry) = hit else {
                 match self.walk(v, access, o) {
                     Walked::Filled(entry) => {
-                        if let Some(outcome) = self.use_copy(v, access, &entry, true, &mut spurious, o)
+                        if let Some(outcome) =
+                            self.use_copy(v, access, &entry, true, &mut spurious, o)
                         {
                             return outcome;
                         }
@@ -143,7 +144,12 @@ impl Machine {
     }
 
     /// A #PF in shadow mode is the hypervisor's; the hardware drops its copies all the same.
-    fn shadow_exit<O: Observer>(&mut self, v: usize, access: &Access, o: &mut O) -> Option<Outcome> {
+    fn shadow_exit<O: Observer>(
+        &mut self,
+        v: usize,
+        access: &Access,
+        o: &mut O,
+    ) -> Option<Outcome> {
         let pcid = self.vcpus[v].context.tag.pcid;
         self.invalidate(v, Inv::Guest(GuestInv::Fault { pcid, gva: access.gva }), o);
         self.exit(v, None, o);
@@ -156,7 +162,13 @@ impl Machine {
         }
     }
 
-    fn guest_fault<O: Observer>(&mut self, v: usize, access: &Access, code: u32, o: &mut O) -> Outcome {
+    fn guest_fault<O: Observer>(
+        &mut self,
+        v: usize,
+        access: &Access,
+        code: u32,
+        o: &mut O,
+    ) -> Outcome {
         let outcome = self.finish_walk(v, access, Outcome::Fault(code), o);
         if self.config.mmu == MmuKind::Tdp {
             self.page_fault_effects(v, access.gva, o);
@@ -307,7 +319,14 @@ impl Machine {
         };
         if intel {
             let page = Gpa(gpa.0 & !(PAGE_BYTES - 1));
-            let copy = Copied { gpa: page, hpa, write: true, user: true, dirty: true, ..Copied::default() };
+            let copy = Copied {
+                gpa: page,
+                hpa,
+                write: true,
+                user: true,
+                dirty: true,
+                ..Copied::default()
+            };
             let fill = Fill {
                 tag,
                 kind: FillKind::Translation,

@@ -100,11 +100,11 @@ impl World for Machine {
     }
 
     fn maxphyaddr(&self) -> u32 {
-        u32::from(self.config.maxphyaddr)
+        self.config.maxphyaddr
     }
 
     fn gbpages(&self) -> bool {
-        self.config.has("gbpages")
+        self.config.features.contains(crate::machine::config::Features::GBPAGES)
     }
 
     fn regs(&self, vcpu: VcpuId) -> &Regs {
@@ -179,8 +179,7 @@ impl Machine {
             vendor: self.config.vendor,
             cr4_allowed: self.config.cr4_allowed(),
             efer_allowed: self.config.efer_allowed(),
-            pg_clear_in_64_bit: self.policy.mechanics.pg_clear_in_64_bit
-                == PgClearIn64Bit::Accept,
+            pg_clear_in_64_bit: self.policy.mechanics.pg_clear_in_64_bit == PgClearIn64Bit::Accept,
         }
     }
 
@@ -199,13 +198,7 @@ impl Machine {
     }
 
     /// Reports an operation of the host.
-    pub(crate) fn arch<O: Observer>(
-        &self,
-        o: &mut O,
-        v: Option<usize>,
-        op: &ArchOp,
-        native: bool,
-    ) {
+    pub(crate) fn arch<O: Observer>(&self, o: &mut O, v: Option<usize>, op: &ArchOp, native: bool) {
         let at = v.map_or(self.at, |v| self.at_vcpu(v));
         let before = self.vcpus[v.unwrap_or(0)].regs;
         o.arch(&at, op, &before, native, self);

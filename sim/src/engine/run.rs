@@ -71,7 +71,13 @@ impl Machine {
     ) -> Result<Step, Refused> {
         let guest = !matches!(
             op,
-            Op::In | Op::InFail | Op::Out | Op::Sregs(_) | Op::Init | Op::Reset | Op::Release { .. }
+            Op::In
+                | Op::InFail
+                | Op::Out
+                | Op::Sregs(_)
+                | Op::Init
+                | Op::Reset
+                | Op::Release { .. }
         );
         if guest && !self.vcpus[v].in_guest && self.vcpus[v].held {
             let why = "the vCPU is `out`: let it `in` first".into();
@@ -90,9 +96,7 @@ impl Machine {
             Op::Cr4(w) => Self::step(self.write_cr4(v, w.apply(regs.cr4), o)),
             Op::Efer(w) => Self::step(self.write_efer(v, w.apply(regs.efer), o)),
             Op::Invpcid(operands) => Self::step(self.invpcid(v, operands, o)),
-            Op::Access(access) => {
-                Step { outcome: Some(self.access(v, access, o)), fault: None }
-            }
+            Op::Access(access) => Step { outcome: Some(self.access(v, access, o)), fault: None },
             other => {
                 self.run_other(v, other, o)?;
                 Step::default()

@@ -146,7 +146,13 @@ impl Machine {
     }
 
     /// The present leaf that maps `gva`: its address, value and level.
-    fn leaf_entry(&self, v: usize, mode: Mode, gva: Gva, root: Option<Gpa>) -> Option<(Gpa, u64, u8)> {
+    fn leaf_entry(
+        &self,
+        v: usize,
+        mode: Mode,
+        gva: Gva,
+        root: Option<Gpa>,
+    ) -> Option<(Gpa, u64, u8)> {
         let bytes = mode.entry_bytes();
         let mut table = root.unwrap_or_else(|| self.vcpus[v].regs.root());
         for level in (1..=mode.levels()).rev() {

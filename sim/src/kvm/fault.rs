@@ -45,7 +45,12 @@ impl Machine {
     }
 
     /// A shadow #PF: walk the guest, inject or install (kvm_mmu_page_fault).
-    pub(crate) fn shadow_fault<O: Observer>(&mut self, v: usize, access: &Access, o: &mut O) -> Fixed {
+    pub(crate) fn shadow_fault<O: Observer>(
+        &mut self,
+        v: usize,
+        access: &Access,
+        o: &mut O,
+    ) -> Fixed {
         let regs = self.vcpus[v].regs;
         self.act(o, Act::PageFault { address: access.gva.0, error: 0 });
         let walk = self.guest_walk(&regs, access);
@@ -58,7 +63,9 @@ impl Machine {
         };
         let offset = access.gva.0 & (leaf.size.bytes() - 1) & !(PAGE_BYTES - 1);
         let gpa = Gpa(leaf.gpa.0 + offset);
-        let Some(hpa) = self.back(gpa) else { return Fixed::Mmio(Gpa(gpa.0 | access.gva.0 & 0xfff)) };
+        let Some(hpa) = self.back(gpa) else {
+            return Fixed::Mmio(Gpa(gpa.0 | access.gva.0 & 0xfff));
+        };
         let Some(root) = self.vcpus[v].mmu.root.and_then(|r| r.sp) else { return Fixed::Retry };
         let sp = self.shadow_path(v, root, &regs, &walk, access.gva, o);
         let dirty = leaf.dirty || access.kind == AccessKind::Write;

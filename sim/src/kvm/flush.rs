@@ -76,16 +76,22 @@ impl Machine {
         let inv = match hook {
             Hook::All if tdp => Some(Inv::EptGlobal),
             Hook::All if vpid == Vpid(0) => None,
-            Hook::All if self.config.invvpid.contains(InvvpidTypes::ALL_CONTEXTS) => Some(Inv::VpidAll),
+            Hook::All if self.config.invvpid.contains(InvvpidTypes::ALL_CONTEXTS) => {
+                Some(Inv::VpidAll)
+            }
             Hook::All => Some(Inv::VpidSingle(vpid)),
             Hook::Current => match root {
                 None => None,
-                Some(_) if tdp && !self.config.invept.contains(InveptTypes::SINGLE) => Some(Inv::EptGlobal),
+                Some(_) if tdp && !self.config.invept.contains(InveptTypes::SINGLE) => {
+                    Some(Inv::EptGlobal)
+                }
                 Some(root) if tdp => Some(Inv::EptSingle(Ep4ta(root.hpa.0))),
                 Some(_) => self.invvpid_context(vpid),
             },
             Hook::Guest => self.invvpid_context(vpid),
-            Hook::Gva(gva) if vpid != Vpid(0) && self.config.invvpid.contains(InvvpidTypes::ADDRESS) => {
+            Hook::Gva(gva)
+                if vpid != Vpid(0) && self.config.invvpid.contains(InvvpidTypes::ADDRESS) =>
+            {
                 Some(Inv::VpidAddress { vpid, gva })
             }
             Hook::Gva(_) => self.invvpid_context(vpid),

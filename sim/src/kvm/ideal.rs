@@ -3,7 +3,7 @@
 //! `hw-min` uses the instructions that exist, so a flush may be wider than what is owed; `arch-min`
 //! invalidates the owed scope exactly. Neither is a test of the judge, which reads the same table.
 
-use tlbscope_trace::act::{ArchOp, FreeWhy, GuestInv, Hook, HookBy, Inv, RootLookup, RootSlot};
+use tlbscope_trace::act::{ArchOp, FreeWhy, GuestInv, Hook, HookBy, Inv, RootSlot};
 use tlbscope_trace::addr::{Gva, Pcid};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::regs::{CR3_PCID_MASK, Cr4, MmuKind, Regs};
@@ -19,7 +19,8 @@ impl Machine {
         self.policy.ideal != Ideal::No
     }
 
-    /// Serves what `op` owes. `before` are the registers it found; the machine's are those after.
+    /// Serves what `op` owes, if the policy is an ideal one; its rules have chosen the root before.
+    /// `before` are the registers the operation found; the machine's are those after.
     pub(crate) fn serve_ideal<O: Observer>(
         &mut self,
         v: usize,
@@ -27,33 +28,13 @@ impl Machine {
         before: &Regs,
         o: &mut O,
     ) {
-        self.ideal_root(v, op, o);
+        if !self.ideal() {
+            return;
+        }
         let after = self.vcpus[v].regs;
-        let owed: Vec<Scope> = required(self.config.vendor, op, before, &after)
-            .into_iter()
-            .filter(|owed| owed.strength == Strength::Must)
-            .map(|owed| owed.scope)
-            .collect();
-        for scope in owed {
-            self.serve_scope(v, scope, o);
-        }
-    }
-
-    /// The root has to follow CR3 and the role, as for any policy.
-    fn ideal_root<O: Observer>(&mut self, v: usize, op: &ArchOp, o: &mut O) {
-        let role = self.vcpus[v].mmu.role;
-        if role != self.root_role(v) {
-            self.free_root(v, RootSlot::Current, FreeWhy::NotCacheable, o);
-            self.mmu_init(v, o);
-        }
-        let shadow = self.config.mmu == MmuKind::Shadow;
-        if let ArchOp::Cr3 { old, new, .. } = *op
-            && shadow
-            && old != new
-        {
-            let pgd = self.vcpus[v].regs.cr3;
-            let found = self.new_pgd(v, pgd, o);
-            debug_assert!(found != RootLookup::Current || role.direct());
+        let owed = required(self.config.vendor, op, before, &after);
+        for owed in owed.filter(|owed| owed.strength == Strength::Must) {
+            self.serve_scope(v, owed.scope, o);
         }
     }
 

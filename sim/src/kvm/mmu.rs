@@ -11,8 +11,8 @@ use super::shadow::{ShadowPages, Spte};
 use crate::arch::mode::Mode;
 use crate::engine::Machine;
 use crate::policy::mechanics::{
-    GuestFlushShadow, InvalidatePcid, PrevRootRole, ResetKind, SyncWhen, TdpRootLifetime, WithoutPcide,
-    ZapAllRequest,
+    GuestFlushShadow, InvalidatePcid, PrevRootRole, ResetKind, SyncWhen, TdpRootLifetime,
+    WithoutPcide, ZapAllRequest,
 };
 
 impl Machine {
@@ -172,11 +172,8 @@ impl Machine {
     fn shadow_root<O: Observer>(&mut self, v: usize, regs: &Regs, role: Role, o: &mut O) -> Root {
         let gfn = regs.root().0 / PAGE_BYTES;
         let special = role.level() < 4;
-        let sp = if special {
-            self.pae_root(v, regs, role, o)
-        } else {
-            self.get_page(v, gfn, role, o)
-        };
+        let sp =
+            if special { self.pae_root(v, regs, role, o) } else { self.get_page(v, gfn, role, o) };
         let hpa = ShadowPages::hpa(sp);
         Root { pgd: regs.cr3, hpa, role, sp: Some(sp), special, obsolete: false }
     }
@@ -184,7 +181,10 @@ impl Machine {
     /// A PAE root: four page directories under a page that stands in no hash.
     fn pae_root<O: Observer>(&mut self, v: usize, regs: &Regs, role: Role, o: &mut O) -> Sp {
         let root = self.shadow.create(regs.root().0 / PAGE_BYTES, role, true);
-        self.act(o, Act::SpNew { sp: root, gfn: regs.root().0 / PAGE_BYTES, level: 3, role: role.0 });
+        self.act(
+            o,
+            Act::SpNew { sp: root, gfn: regs.root().0 / PAGE_BYTES, level: 3, role: role.0 },
+        );
         let all = (true, true, true);
         for quadrant in 0..4u16 {
             let gfn = match Mode::of(regs) {
@@ -214,11 +214,19 @@ impl Machine {
     }
 
     /// kvm_mmu_get_page: an existing page with this role, or a new one.
-    pub(crate) fn get_page<O: Observer>(&mut self, v: usize, gfn: u64, role: Role, o: &mut O) -> Sp {
+    pub(crate) fn get_page<O: Observer>(
+        &mut self,
+        v: usize,
+        gfn: u64,
+        role: Role,
+        o: &mut O,
+    ) -> Sp {
         use crate::policy::mechanics::LinkUnsync;
         if let Some(sp) = self.shadow.find(gfn, role) {
             self.act(o, Act::SpFound { sp });
-            if self.policy.mechanics.refind_requests_sync && !self.shadow.unsync_below(sp).is_empty() {
+            if self.policy.mechanics.refind_requests_sync
+                && !self.shadow.unsync_below(sp).is_empty()
+            {
                 self.post(v, Request::MmuSync, o);
             }
             let sync = self.policy.mechanics.link_unsync == LinkUnsync::Sync && !self.never();

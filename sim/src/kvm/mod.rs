@@ -4,9 +4,9 @@
 //! kernel's behaviour (recorded or documented), none from its source.
 
 pub mod entry;
+pub mod fault;
 pub mod flush;
 pub mod ideal;
-pub mod fault;
 pub mod mmu;
 pub mod role;
 pub mod root;

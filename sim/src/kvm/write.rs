@@ -29,7 +29,12 @@ impl Machine {
     }
 
     /// MOV CR0, CLTS, LMSW.
-    pub(crate) fn write_cr0<O: Observer>(&mut self, v: usize, new: u64, o: &mut O) -> Result<(), Gp> {
+    pub(crate) fn write_cr0<O: Observer>(
+        &mut self,
+        v: usize,
+        new: u64,
+        o: &mut O,
+    ) -> Result<(), Gp> {
         let regs = self.vcpus[v].regs;
         let old = regs.cr0;
         let new = new | Cr0::ET.bits();
@@ -52,7 +57,12 @@ impl Machine {
     }
 
     /// MOV CR4.
-    pub(crate) fn write_cr4<O: Observer>(&mut self, v: usize, new: u64, o: &mut O) -> Result<(), Gp> {
+    pub(crate) fn write_cr4<O: Observer>(
+        &mut self,
+        v: usize,
+        new: u64,
+        o: &mut O,
+    ) -> Result<(), Gp> {
         let regs = self.vcpus[v].regs;
         let old = regs.cr4;
         let shadow_only = (Cr4::PGE | Cr4::PCIDE | Cr4::PAE | Cr4::SMEP | Cr4::PSE).bits();
@@ -77,9 +87,8 @@ impl Machine {
     ) -> Result<(), Gp> {
         let regs = self.vcpus[v].regs;
         // Without unrestricted guest KVM needs to see CR3 while guest paging is off.
-        let identity_map = self.config.vendor == Vendor::Intel
-            && !self.config.unrestricted
-            && !regs.paging();
+        let identity_map =
+            self.config.vendor == Vendor::Intel && !self.config.unrestricted && !regs.paging();
         let exits = !self.tdp() || identity_map || task_switch;
         let new = match fault::cr3(&regs, operand, &self.limits()) {
             Ok(new) => new,
@@ -99,7 +108,12 @@ impl Machine {
     }
 
     /// WRMSR EFER, which always exits.
-    pub(crate) fn write_efer<O: Observer>(&mut self, v: usize, new: u64, o: &mut O) -> Result<(), Gp> {
+    pub(crate) fn write_efer<O: Observer>(
+        &mut self,
+        v: usize,
+        new: u64,
+        o: &mut O,
+    ) -> Result<(), Gp> {
         let regs = self.vcpus[v].regs;
         let new = new & !Efer::LMA.bits() | regs.efer & Efer::LMA.bits();
         if let Err(gp) = fault::efer(&regs, new, &self.limits()) {
@@ -141,19 +155,16 @@ impl Machine {
         }
         let pdpte = self.vcpus[v].regs.pdpte;
         self.vcpus[v].regs = Regs { pdpte, ..after };
-        if exits && write.register == Register::Cr3 && reload {
-            self.load_pdptrs(v, o);
-        } else if reload && !exits {
+        if reload && !exits {
             self.reload_pdptes_native(v);
         }
         self.vcpus[v].context.tag.pcid = self.vcpus[v].regs.pcid();
         let at = self.at_vcpu(v);
         o.arch(&at, &write.op, &before, !exits, self);
-        if exits && self.ideal() {
-            self.serve_ideal(v, &write.op, &before, o);
-        } else if exits {
+        if exits {
             self.vendor_register_hook(v, &write, o);
             self.apply_rules(v, &write, o);
+            self.serve_ideal(v, &write.op, &before, o);
         } else if let Some(inv) = native(self.config.vendor, &write.op, &self.vcpus[v].regs) {
             self.invalidate(v, Inv::Guest(inv), o);
         }
@@ -400,8 +411,12 @@ impl Machine {
         let pcide = regs.cr4().contains(Cr4::PCIDE);
         let tag = |pgd: u64| if pcide { Pcid((pgd & 0xfff) as u16) } else { Pcid(0) };
         let mmu = self.vcpus[v].mmu;
-        let matching: Vec<_> =
-            mmu.root.iter().chain(mmu.prev.iter().flatten()).filter(|r| tag(r.pgd) == pcid).collect();
+        let matching: Vec<_> = mmu
+            .root
+            .iter()
+            .chain(mmu.prev.iter().flatten())
+            .filter(|r| tag(r.pgd) == pcid)
+            .collect();
         if matching.is_empty() {
             return;
         }
@@ -427,9 +442,6 @@ impl Machine {
         let at = self.at_vcpu(v);
         let op = if init { ArchOp::Init } else { ArchOp::Reset };
         o.arch(&at, &op, &before, false, self);
-        if self.ideal() {
-            return self.serve_ideal(v, &op, &before, o);
-        }
         if self.config.vendor == Vendor::Intel && self.policy.mechanics.vendor_reset_flush {
             self.flush_hook(v, Hook::Guest, HookBy::Direct, o);
         }
@@ -445,6 +457,7 @@ impl Machine {
             ..Change::default()
         };
         self.run_rules(v, Register::Init, &change, Pcid(0), o);
+        self.serve_ideal(v, &op, &before, o);
     }
 }
 

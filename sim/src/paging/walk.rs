@@ -168,7 +168,8 @@ fn reserved<W: World>(world: &W, regs: &Regs, mode: Mode, level: u8, value: u64)
     value & top != 0
         || value & XD != 0 && !nxe
         || level > 1 && value & PS != 0 && no_leaf_here
-        || leaf.is_some_and(|size| level > 1 && value & (size.bytes() - 1) & FRAME & !(1 << 12) != 0)
+        || leaf
+            .is_some_and(|size| level > 1 && value & (size.bytes() - 1) & FRAME & !(1 << 12) != 0)
         || level >= 4 && value & G != 0 && world.vendor() == Vendor::Amd
 }
 

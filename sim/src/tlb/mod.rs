@@ -221,8 +221,12 @@ impl Tlb {
         tag: &Tag,
         dropped: &mut impl FnMut(&Tag, bool, u32),
     ) {
-        let names: Vec<Name> =
-            self.containers.iter().filter(|c| c.live > 0 && which(&c.name)).map(|c| c.name).collect();
+        let names: Vec<Name> = self
+            .containers
+            .iter()
+            .filter(|c| c.live > 0 && which(&c.name))
+            .map(|c| c.name)
+            .collect();
         for name in names {
             let lost = self.drop_page(name, address);
             if lost > 0 {
@@ -241,9 +245,8 @@ impl Tlb {
         dropped: &mut impl FnMut(&Tag, bool, u32),
     ) {
         let gva_mapping = |n: &Name| n.class != Class::GuestPhysical;
-        let vpid = |n: &Name, id: u32| {
-            matches!(n.class, Class::Linear | Class::Combined) && n.id == id
-        };
+        let vpid =
+            |n: &Name, id: u32| matches!(n.class, Class::Linear | Class::Combined) && n.id == id;
         let asid = |n: &Name, id: u32| n.class == Class::Asid && n.id == id;
         match inv {
             Inv::VpidSingle(v) => self.kill(|n| vpid(n, v.0.into()), event, current, dropped),

@@ -29,7 +29,7 @@ pub(super) struct Key {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Slot {
+pub(super) struct Slot {
     key: Key,
     entry: Entry,
     born: u64,

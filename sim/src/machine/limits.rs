@@ -1,0 +1,50 @@
+//! What a scenario's machine means to the model: reserved bits and the caches' geometry.
+
+use tlbscope_trace::regs::{Cr4, Efer};
+
+use super::config::{Features, MachineConfig};
+use super::geometry::Use;
+use crate::tlb::Geometry;
+
+impl MachineConfig {
+    /// CR4 bits that are not reserved on this machine.
+    #[must_use]
+    pub const fn cr4_allowed(&self) -> u64 {
+        let features = [
+            (Features::PCID, Cr4::PCIDE),
+            (Features::PGE, Cr4::PGE),
+            (Features::SMEP, Cr4::SMEP),
+            (Features::SMAP, Cr4::SMAP),
+            (Features::LA57, Cr4::LA57),
+            (Features::PKU, Cr4::PKE),
+        ];
+        let mut allowed = Cr4::all().bits();
+        let mut n = 0;
+        while n < features.len() {
+            if !self.features.contains(features[n].0) {
+                allowed &= !features[n].1.bits();
+            }
+            n += 1;
+        }
+        allowed
+    }
+
+    /// EFER bits that are not reserved on this machine.
+    #[must_use]
+    pub const fn efer_allowed(&self) -> u64 {
+        let nx = if self.features.contains(Features::NX) { 0 } else { Efer::NXE.bits() };
+        Efer::all().bits() & !nx
+    }
+
+    /// The data TLB that the named processor of `tlb` gives a simulated CPU: its second level,
+    /// which is where a translation ends up. An unknown name has been refused at load.
+    #[must_use]
+    pub fn tlb_geometry(&self) -> Geometry {
+        let Some(geometry) = super::load(&self.tlb).ok().and_then(|p| p.geometry) else {
+            return Geometry::Unbounded;
+        };
+        let shared = |a: &&super::geometry::Array| a.level == 2 && a.serves != Use::Instruction;
+        let array = geometry.tlb.iter().filter(shared).max_by_key(|a| a.entries);
+        array.map_or(Geometry::Unbounded, |a| Geometry::Sets { entries: a.entries, ways: a.ways })
+    }
+}
