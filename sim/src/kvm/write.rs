@@ -312,6 +312,13 @@ impl Machine {
             }
         } else if exits {
             self.kvm_mmu_invlpg(v, gva, canonical, o);
+            let change = Change {
+                tdp: self.tdp(),
+                vendor: self.config.vendor,
+                pcide: regs.cr4().contains(Cr4::PCIDE),
+                ..Change::default()
+            };
+            self.run_rules(v, Register::Invlpg, &change, regs.pcid(), o);
         } else if canonical {
             let inv = GuestInv::Address { pcid: regs.pcid(), gva };
             self.invalidate(v, Inv::Guest(inv), o);
@@ -387,7 +394,7 @@ impl Machine {
             InvpcidType::Reserved(_) => return,
         };
         if kind == 0 {
-            return self.invpcid_address(v, operands.gva, pcid, o);
+            self.invpcid_address(v, operands.gva, pcid, o);
         }
         let regs = &self.vcpus[v].regs;
         let change = Change {

@@ -3,7 +3,6 @@
 use tlbscope_trace::regs::{Cr4, Efer};
 
 use super::config::{Features, MachineConfig};
-use super::geometry::Use;
 use crate::tlb::Geometry;
 
 impl MachineConfig {
@@ -40,11 +39,10 @@ impl MachineConfig {
     /// which is where a translation ends up. An unknown name has been refused at load.
     #[must_use]
     pub fn tlb_geometry(&self) -> Geometry {
-        let Some(geometry) = super::load(&self.tlb).ok().and_then(|p| p.geometry) else {
-            return Geometry::Unbounded;
-        };
-        let shared = |a: &&super::geometry::Array| a.level == 2 && a.serves != Use::Instruction;
-        let array = geometry.tlb.iter().filter(shared).max_by_key(|a| a.entries);
-        array.map_or(Geometry::Unbounded, |a| Geometry::Sets { entries: a.entries, ways: a.ways })
+        let geometry = self.processor().ok().and_then(|p| p.geometry);
+        geometry.map_or(Geometry::Unbounded, |geometry| {
+            let (entries, ways) = geometry.last_level();
+            Geometry::Sets { entries, ways }
+        })
     }
 }
