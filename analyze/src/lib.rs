@@ -1,1 +1,3 @@
-//! PLACEHOLDER
+//! The judge: missed, exposed and excessive TLB flushes.
+
+pub mod tally;
