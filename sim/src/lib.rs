@@ -1,3 +1,5 @@
 //! The machine: paging, TLBs and KVM under a flush policy.
 
 pub mod engine;
+pub mod machine;
+pub mod policy;

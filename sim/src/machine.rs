@@ -1,0 +1,1 @@
+//! Machines: what a scenario says of one, and what processors cost.
