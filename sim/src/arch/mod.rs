@@ -1,0 +1,3 @@
+//! What the manuals say, as pure functions: nothing here keeps state.
+
+pub mod required;
