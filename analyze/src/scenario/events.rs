@@ -36,8 +36,12 @@ impl List {
         };
         let (first_line, first_column) = first_line(source, value);
         let lines = text::parse(body).map_err(|error| {
-            let column = if error.line == 1 { first_column + error.column } else { error.column };
-            source.error_at(first_line + error.line - 1, column, error.message)
+            let indent = if error.line == 1 { first_column } else { 0 };
+            let line = first_line + error.line.saturating_sub(1) as usize;
+            let mut placed =
+                source.error_at(line, indent + error.column as usize, error.message.clone());
+            placed.hint = error.suggestion.map(|name| format!("did you mean `{name}`?"));
+            placed
         })?;
         let list = Self { name, lines, first_line, text: body.lines().map(str::to_owned).collect() };
         list.check_labels(source)?;
@@ -79,8 +83,8 @@ impl List {
 
     /// The line in the file of a line of the list (both from 1).
     #[must_use]
-    pub const fn file_line(&self, number: usize) -> usize {
-        self.first_line + number - 1
+    pub const fn file_line(&self, number: u32) -> usize {
+        self.first_line + (number as usize).saturating_sub(1)
     }
 
     /// The name of an event in expectations: its label, else `line:N`.
@@ -97,7 +101,7 @@ impl List {
     /// The text of an event's line without the space around it.
     #[must_use]
     pub fn event_text(&self, event: usize) -> &str {
-        let number = self.lines.get(event).map_or(0, |line| line.number);
+        let number = self.lines.get(event).map_or(0, |line| line.number as usize);
         number.checked_sub(1).and_then(|at| self.text.get(at)).map_or("", |text| text.trim())
     }
 
@@ -114,7 +118,7 @@ impl List {
         let found = number
             .parse()
             .ok()
-            .and_then(|n: usize| self.lines.iter().position(|line| line.number == n));
+            .and_then(|n: u32| self.lines.iter().position(|line| line.number == n));
         match found.map(|at| (at, &self.lines[at].label)) {
             Some((at, None)) => Ok(at),
             Some((_, Some(label))) => {

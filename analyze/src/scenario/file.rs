@@ -4,12 +4,13 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 use tlbscope_sim::machine::config::MachineConfig;
-use tlbscope_sim::policy::{self, Policy};
+use tlbscope_sim::policy::Policy;
 
 use super::error::{ScenarioError, Source};
 use super::events::List;
 use super::expect::{self, Expect};
 use super::value::{string, table};
+use super::policies;
 use super::Scenario;
 
 /// Top-level keys.
@@ -153,7 +154,7 @@ fn inline_policies(
     for (key, value) in table(source, value, "`policy`")? {
         let name = key.get_ref().as_ref();
         table(source, value, &format!("`policy.{name}`"))?;
-        let policy = inline_policy(source, name, value, &policies)?;
+        let policy = policies::inline(source, name, value)?;
         policies.push((name.to_owned(), policy));
     }
     Ok(policies)
@@ -206,10 +207,9 @@ fn built_in(
     (key, entries): (&Spanned<std::borrow::Cow<'_, str>>, &DeTable<'_>),
     inline: &[(String, Policy)],
 ) -> Result<Policy, ScenarioError> {
-    let names: Vec<&str> = policy::builtins().map(|(name, _)| name).collect();
+    let names = policies::names();
     if names.contains(&name) {
-        return policy::load(name)
-            .map_err(|error| source.error(&key.span(), format!("{error}")));
+        return policies::load(name).map_err(|error| source.error(&key.span(), error));
     }
     let known = || names.iter().copied().chain(inline.iter().map(|(name, _)| name.as_str()));
     let error = source.error(&key.span(), format!("unknown policy `{name}`"));

@@ -7,6 +7,7 @@ mod error;
 mod events;
 mod expect;
 mod file;
+mod policies;
 mod run;
 mod value;
 
