@@ -1,1 +1,4 @@
-//! Machines: what a scenario says of one, and what processors cost.
+//! Machines: what a scenario says of one ([`config`]), and the processors that give a simulated
+//! machine finite caches and cycle costs ([`costs`]).
+
+pub mod config;
