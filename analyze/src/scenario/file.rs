@@ -4,7 +4,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 use tlbscope_sim::machine::config::MachineConfig;
-use tlbscope_sim::policy::Policy;
+use tlbscope_sim::policy::{Library, Policy};
 
 use super::error::{ScenarioError, Source};
 use super::events::List;
@@ -42,9 +42,8 @@ impl Scenario {
         for list in &lists {
             list.check_vcpus(source, machine.vcpus)?;
         }
-        let mut policies = inline_policies(source, root)?;
-        let expects = expects(source, root, &lists, &mut policies)?;
-        policies.retain(|(name, _)| expects.iter().any(|expect| expect.policy == *name));
+        let library = policies::library(source, root)?;
+        let (expects, policies) = expects(source, root, &lists, &library)?;
         Ok(Self {
             file: file.to_owned(),
             name: required(source, root, "name")?,
@@ -142,44 +141,24 @@ fn machine(source: Source<'_>, root: &DeTable<'_>) -> Result<MachineConfig, Scen
     })
 }
 
-/// The policies of `[policy.NAME]`.
-fn inline_policies(
-    source: Source<'_>,
-    root: &DeTable<'_>,
-) -> Result<Vec<(String, Policy)>, ScenarioError> {
-    let Some(value) = root.get("policy") else {
-        return Ok(Vec::new());
-    };
-    let mut policies = Vec::new();
-    for (key, value) in table(source, value, "`policy`")? {
-        let name = key.get_ref().as_ref();
-        table(source, value, &format!("`policy.{name}`"))?;
-        let policy = policies::inline(source, name, value)?;
-        policies.push((name.to_owned(), policy));
-    }
-    Ok(policies)
-}
-
 /// `[expect.POLICY]` and `[expect.POLICY.LIST]`.
 fn expects(
     source: Source<'_>,
     root: &DeTable<'_>,
     lists: &[List],
-    policies: &mut Vec<(String, Policy)>,
-) -> Result<Vec<Expect>, ScenarioError> {
+    library: &Library,
+) -> Result<(Vec<Expect>, Vec<(String, Policy)>), ScenarioError> {
     let Some(value) = root.get("expect") else {
         return Err(source
             .error_at(1, 1, "`[expect.POLICY]` is missing")
             .hint("without it no policy is run"));
     };
-    let mut expects = Vec::new();
+    let (mut expects, mut policies) = (Vec::new(), Vec::new());
     for (key, value) in table(source, value, "`expect`")? {
         let name = key.get_ref().as_ref();
         let entries = table(source, value, &format!("`expect.{name}`"))?;
-        if !policies.iter().any(|(known, _)| known == name) {
-            let policy = built_in(source, name, (key, entries), policies)?;
-            policies.push((name.to_owned(), policy));
-        }
+        let below: Vec<_> = entries.iter().map(|(k, v)| (k.get_ref().as_ref(), v)).collect();
+        policies.push((name.to_owned(), policies::find(source, library, key, &below)?));
         if lists.iter().all(|list| list.name.is_none()) {
             expects.push(expect::parse(source, name, (lists, 0), (&key.span(), entries))?);
             continue;
@@ -196,31 +175,5 @@ fn expects(
             expects.push(expect::parse(source, name, (lists, at), (&key.span(), entries))?);
         }
     }
-    Ok(expects)
-}
-
-/// A built-in policy; an unknown name is answered with the nearest one, or with the quotes that a
-/// name with a dot needs.
-fn built_in(
-    source: Source<'_>,
-    name: &str,
-    (key, entries): (&Spanned<std::borrow::Cow<'_, str>>, &DeTable<'_>),
-    inline: &[(String, Policy)],
-) -> Result<Policy, ScenarioError> {
-    let names = policies::names();
-    if names.contains(&name) {
-        return policies::load(name).map_err(|error| source.error(&key.span(), error));
-    }
-    let known = || names.iter().copied().chain(inline.iter().map(|(name, _)| name.as_str()));
-    let error = source.error(&key.span(), format!("unknown policy `{name}`"));
-    let dotted = entries
-        .iter()
-        .map(|(below, _)| format!("{name}.{}", below.get_ref()))
-        .find(|dotted| known().any(|known| known == dotted));
-    Err(match dotted {
-        Some(dotted) => error.hint(format!(
-            "a name with a dot needs quotes: `[expect.\"{dotted}\"]`"
-        )),
-        None => error.did_you_mean(name, known()),
-    })
+    Ok((expects, policies))
 }

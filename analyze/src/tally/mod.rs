@@ -14,6 +14,9 @@ use tlbscope_trace::op::Actor;
 pub use key::{Counts, Key};
 use window::Window;
 
+/// The event number of what a machine does before its first event.
+const BEFORE: u64 = u64::MAX;
+
 /// Counts acts per vCPU, and inside windows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -87,6 +90,9 @@ impl Tally {
             Actor::Host => self.actors.len() - 1,
         };
         self.actors[slot].add(key, n);
+        if at.event == BEFORE {
+            return;
+        }
         for window in &mut self.windows[self.first_open..] {
             if window.event() > at.event {
                 break;
@@ -134,7 +140,8 @@ impl Tally {
 
 impl Observer for Tally {
     fn act<W: World>(&mut self, at: &At, act: &Act, _world: &W) {
-        let windowed = self.first_open < self.windows.len();
+        // The vCPUs enter for the first time before any event: nobody's operation causes that.
+        let windowed = self.first_open < self.windows.len() && at.event != BEFORE;
         if windowed {
             self.before(at, act);
         }
