@@ -5,7 +5,10 @@
 //! policies, [`compare`] sets the runs side by side, and [`scenario`] holds runs to what a file
 //! expects of them.
 
+pub mod compare;
 pub mod finding;
 pub mod naive;
 pub mod oracle;
+pub mod replay;
+pub mod scenario;
 pub mod tally;

@@ -1,8 +1,12 @@
 //! The engine: carries events out on a machine and reports to an observer.
 
+mod stub;
+
 use std::fmt;
 
 use tlbscope_trace::act::Outcome;
+
+pub use stub::{EngineError, Machine};
 
 /// What one event came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
