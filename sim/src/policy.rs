@@ -2,10 +2,20 @@
 //! TOML file): *rules*, from an operation to actions, and *mechanics*, how kernels differ below
 //! the rules.
 
+mod builtin;
+mod draft;
+mod error;
 mod knob;
+mod library;
 pub mod mechanics;
 pub mod nearest;
 pub mod rule;
+mod rule_text;
+#[cfg(test)]
+mod tests;
+
+pub use error::PolicyError;
+pub use library::Library;
 
 use mechanics::Mechanics;
 use rule::{Change, Matching, Register, Rule};
@@ -50,7 +60,80 @@ pub struct Policy {
     rules: [Vec<Rule>; Register::ALL.len()],
 }
 
+/// Name and text of every built-in, the oldest kernel first.
+#[must_use]
+pub const fn builtins() -> &'static [(&'static str, &'static str)] {
+    builtin::BUILTINS
+}
+
+/// The policy of a built-in's name or a path.
+///
+/// # Errors
+/// The name is unknown, a file cannot be read, or what is wrong with its text.
+pub fn load(name_or_path: &str) -> Result<Policy, PolicyError> {
+    Library::new().load(name_or_path)
+}
+
+/// The policy of a text; `origin` names it in errors, `library` holds what it may extend.
+///
+/// # Errors
+/// What is wrong with the text, or with what it extends.
+pub fn parse(text: &str, origin: &str, library: &Library) -> Result<Policy, PolicyError> {
+    library.parse(text, origin)
+}
+
 impl Policy {
+    /// No rules, and the mechanics of mainline 7.3: what a policy without `extends` starts from.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self {
+            name: String::new(),
+            about: String::new(),
+            mechanics: Mechanics::default(),
+            ideal: Ideal::No,
+            control: Control::None,
+            rules: Default::default(),
+        }
+    }
+
+    /// The whole policy as one TOML document, with nothing inherited.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        let quote = |text: &str| toml::Value::from(text).to_string();
+        let mut out = format!("name = {}\nabout = {}\n", quote(&self.name), quote(&self.about));
+        for register in Register::ALL {
+            for rule in self.rules(register) {
+                out += &format!("\n[[{}]]\nid = {}\n", register.key(), quote(&rule.id));
+                out += &format!("about = {}\n", quote(&rule.about));
+                out += &format!("source = {}\n", quote(&rule.source));
+                if rule.or_else {
+                    out += "else = true\n";
+                }
+                if rule.when != rule::When::All(Box::default()) {
+                    out += &format!("when = {}\n", rule.when.text(register));
+                }
+                let actions: Vec<String> =
+                    rule.actions.iter().map(|action| quote(&action.text())).collect();
+                out += &format!("do = [{}]\n", actions.join(", "));
+            }
+        }
+        out += "\n[mechanics]\n";
+        for (key, value) in self.mechanics.entries() {
+            out += &format!("{key} = {value}\n");
+        }
+        match self.ideal {
+            Ideal::No => {}
+            Ideal::HwMin => out += "ideal = \"hw-min\"\n",
+            Ideal::ArchMin => out += "ideal = \"arch-min\"\n",
+        }
+        match self.control {
+            Control::None => {}
+            Control::FlushAll => out += "exit-flush = true\n",
+            Control::Never => out += "never = true\n",
+        }
+        out
+    }
+
     /// The rules of a register, in order.
     #[must_use]
     pub fn rules(&self, register: Register) -> &[Rule] {

@@ -78,7 +78,7 @@ values! {
         /// The address: the `gva` hook.
         #[default]
         Gva = "gva",
-        /// Everything of the current context: the `current` hook.
+        /// Everything: KVM_REQ_TLB_FLUSH.
         All = "all",
     }
 }

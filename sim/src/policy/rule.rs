@@ -61,11 +61,13 @@ pub enum Register {
     Efer,
     /// INIT and RESET; `old` is CR0 before, `new` after.
     Init,
-    /// INVLPG and INVLPGA.
+    /// INVLPG and INVLPGA: what is done besides the invalidation of the address, which is a
+    /// mechanic (`invlpg`, `invlpg-roots`).
     Invlpg,
-    /// INVPCID.
+    /// INVPCID. For type 0 (`addr`) what is done besides kvm_mmu_invpcid_gva (facts 4.2).
     Invpcid,
-    /// SMM is entered or left.
+    /// SMM is entered or left (kvm_smm_changed); an SMI asks a second time, after the registers
+    /// were cleared (facts 3.3).
     Smm,
     /// KVM_SET_CPUID.
     Cpuid,
