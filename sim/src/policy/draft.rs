@@ -4,8 +4,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::{PolicyError, place};
-use super::knob::{KnobError, Value, nearest_hint, read_key};
-use super::mechanics::{MechanicsPatch, RemoteFlushPatch};
+use super::knob::{Knob, KnobError, Value, nearest_hint, read_key};
+use super::mechanics::{MechanicsPatch, PREV_ROOTS_MAX, RemoteFlushPatch};
 use super::rule::{Register, Rule};
 use super::rule_text::read_rules;
 use super::{Control, Ideal, Policy};
@@ -113,6 +113,10 @@ impl Draft {
                 for (key, value) in table(value)? {
                     read_key(&mut self.remote_flush, key, value)?;
                 }
+            }
+            "prev-roots" if u8::read(value, &[])? > PREV_ROOTS_MAX => {
+                let message = format!("KVM's root cache has at most {PREV_ROOTS_MAX} entries");
+                return Err(KnobError::new(value, message));
             }
             _ => {
                 return self.mechanics.set(word, value).unwrap_or_else(|| {

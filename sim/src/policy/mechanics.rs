@@ -4,6 +4,9 @@
 use super::knob::{Knob, KnobError, Value, nearest_hint, values};
 use super::rule::bits;
 
+/// The most that `prev-roots` may say: KVM_MMU_NUM_PREV_ROOTS.
+pub const PREV_ROOTS_MAX: u8 = 3;
+
 values! {
     /// What a guest flush (KVM_REQ_TLB_FLUSH_GUEST) does in shadow mode (facts 0.3.4).
     GuestFlushShadow {

@@ -74,6 +74,7 @@ fn unknown_words_are_refused_with_their_place_and_the_nearest_name() {
             "[mechanics]\nprev-roots = 256",
             "my.toml:2:14: expected a whole number from 0 to 255, found integer",
         ),
+        ("[mechanics]\nprev-roots = 4", "my.toml:2:14: KVM's root cache has at most 3 entries"),
         (
             "[mechanics.remote-flush]\nzpa = true",
             "my.toml:2:1: unknown mechanic \"remote-flush.zpa\"; did you mean \"zap\"?",

@@ -1,0 +1,116 @@
+//! The finite caches of a processor: which arrays, for what, of how many sets and ways.
+
+use serde::Deserialize;
+use tlbscope_trace::addr::PageSize;
+
+/// Entries that one array may have, and arrays that one processor may have.
+const ENTRIES_MAX: u32 = 1 << 20;
+const ARRAYS_MAX: usize = 32;
+
+/// All translation caches of a logical processor.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Geometry {
+    /// TLB arrays. A translation may sit in every array that takes its size and use.
+    pub tlb: Vec<Array>,
+    /// Paging-structure caches; empty: none is modelled.
+    #[serde(default)]
+    pub structure: Vec<StructureCache>,
+    /// Page walks that can be under way at once.
+    pub walkers: u8,
+    /// 1 GiB translations are kept as 2 MiB ones.
+    #[serde(default)]
+    pub smash_1g: bool,
+}
+
+/// What an array serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Use {
+    /// Instruction fetches.
+    Instruction,
+    /// Loads and stores.
+    Data,
+    /// Loads only.
+    Load,
+    /// Stores only.
+    Store,
+    /// Everything.
+    Any,
+}
+
+/// One TLB array.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Array {
+    /// 1: looked up with the access; 2: on a miss there.
+    pub level: u8,
+    /// What it serves.
+    #[serde(rename = "use")]
+    pub serves: Use,
+    /// Page sizes that it holds.
+    pub sizes: Vec<PageSize>,
+    /// Entries.
+    pub entries: u32,
+    /// Ways; equal to `entries` if fully associative.
+    pub ways: u32,
+    /// Where the numbers are from.
+    pub source: String,
+    /// No manual or measurement bears them out.
+    #[serde(default)]
+    pub unverified: bool,
+}
+
+impl Array {
+    /// Sets: entries / ways.
+    #[must_use]
+    pub const fn sets(&self) -> u32 {
+        self.entries / self.ways
+    }
+}
+
+/// A paging-structure cache.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct StructureCache {
+    /// The level of the entries it holds: 2 = PDE, 3 = PDPTE, 4 = PML4E, 5 = PML5E.
+    pub level: u8,
+    /// Entries; fully associative.
+    pub entries: u32,
+    /// Where the numbers are from.
+    pub source: String,
+    /// No manual or measurement bears them out.
+    #[serde(default)]
+    pub unverified: bool,
+}
+
+impl Geometry {
+    /// What is wrong with the numbers, if anything.
+    pub(super) fn check(&self) -> Result<(), String> {
+        if self.tlb.len() > ARRAYS_MAX || self.structure.len() > ARRAYS_MAX {
+            return Err(format!("more than {ARRAYS_MAX} arrays"));
+        }
+        for (n, array) in self.tlb.iter().enumerate() {
+            let wrong = |what: &str| Err(format!("tlb array {}: {what}", n + 1));
+            let (entries, ways) = (array.entries, array.ways);
+            if !matches!(array.level, 1 | 2) {
+                return wrong("level is neither 1 nor 2");
+            }
+            if entries == 0 || entries > ENTRIES_MAX || ways == 0 || entries % ways != 0 {
+                return wrong("entries must be a multiple of ways, and neither 0");
+            }
+            if !array.sets().is_power_of_two() {
+                return wrong("entries / ways is not a power of two");
+            }
+            if array.sizes.is_empty() {
+                return wrong("sizes is empty");
+            }
+        }
+        for cache in &self.structure {
+            if !(2..=5).contains(&cache.level) || !(1..=ENTRIES_MAX).contains(&cache.entries) {
+                return Err("a structure cache has a level from 2 to 5 and entries".to_owned());
+            }
+        }
+        Ok(())
+    }
+}
