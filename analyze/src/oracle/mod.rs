@@ -1,33 +1,187 @@
-//! The fast oracle.
+//! The fast oracle: judges a run in constant time per access, by stamps and floors.
+//!
+//! A clock counts the calls of the [`Observer`]. Every cached copy carries the instant at which it
+//! was last known equal to what it copies (its *stamp*, in the [`Mark`] that [`Oracle::fill`]
+//! returns); every obligation raises a floor ([`floors`]). A copy below a floor that covers it is
+//! outlawed. Containers ([`hardware`]) and shadow roots ([`shadow`]) carry the oldest stamp that
+//! may be in them, so that an entry can be judged although no access follows. [`credit`] judges
+//! what was too much.
+//!
+//! Limits. Address-sized obligations are judged as exposed for the current root only. A recycled
+//! EP4TA raises no floor of its own: what the host changed outlaws its copies by their `h` stamp.
+//! A guest-physical mapping of a page-table frame is tested through the leaf's frame only.
 
+mod credit;
+mod entry;
+mod excess;
+mod floors;
+pub mod fresh;
+mod hardware;
+mod host;
+mod judge;
+mod shadow;
+
+use rustc_hash::FxHashMap;
+use tlbscope_sim::arch::required::{self, Owed, Rule, Strength};
+use tlbscope_trace::act::{
+    Accessed, Act, ArchOp, At, Class, Context, Fill, FillKind, Mark, Source, Tag,
+};
+use tlbscope_trace::addr::{Gpa, Gva, Hpa, PageSize, Sp, VcpuId};
 use tlbscope_trace::observe::{Observer, World};
+use tlbscope_trace::op::Actor;
+use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs};
 
-use crate::finding::Findings;
+use crate::finding::{Class as Excess, Findings, Slot};
+use credit::{By, Open, Window};
+use floors::{Floors, Obligation};
+use hardware::Hardware;
+use host::Host;
+use shadow::Shadow;
 
-/// The fast oracle: judges a run from what an [`Observer`] is told.
+/// One vCPU, as the judge knows it.
+#[derive(Clone, Debug, Default)]
+struct Vcpu {
+    floors: Floors,
+    window: Window,
+    /// What runs, or ran last.
+    context: Context,
+    entered: bool,
+    in_guest: bool,
+    pcpu: u16,
+    /// Exposures of obligations up to here were judged for the present context.
+    judged: u64,
+    /// Shadow roots that may be cached: the page and its PCID.
+    roots: Vec<(Sp, u16)>,
+    /// When each PCID was current last.
+    left: FxHashMap<u16, u64>,
+    /// Event and name of the last register write.
+    register: (u64, &'static str),
+    /// The operation that is being carried out, for what is excessive in it.
+    op: (u64, &'static str),
+    /// Excess reported for that event.
+    reported: Vec<(Excess, &'static str)>,
+    /// That event.
+    excess_event: u64,
+    /// PCIDE went 0 to 1 in this event.
+    pcide_set: u64,
+    /// When an explicit hook ran last.
+    hooked: u64,
+}
+
+/// Paging-structure copies that the walk under way used: (stamp, PCID, log2 of the reach).
+type Used = [(u64, u16, u32); 6];
+
+/// The fast oracle.
 #[derive(Clone, Debug, Default)]
 pub struct Oracle {
     findings: Findings,
+    now: u64,
+    vcpus: Vec<Vcpu>,
+    hardware: Hardware,
+    shadow: Shadow,
+    host: Host,
+    /// The walk under way.
+    used: Used,
+    used_count: usize,
+    /// Oldest `h` of the guest-physical copies that it used; 0: none.
+    walk_h: u64,
+    /// When each frame was stored to last, and by which event.
+    stores: FxHashMap<u64, (u64, u64)>,
+    /// Findings without an obligation of a vCPU, by (event, rule, vCPU).
+    others: FxHashMap<(u64, &'static str, u16), (Slot, bool)>,
+}
+
+/// Codes of the bytes that a copy covers, within a mark.
+const SHIFTS: [u32; 8] = [12, 21, 22, 30, 39, 48, 57, 63];
+
+/// A mark taken apart: `g` = stamp << 4 | impossible << 3 | size, `h` = stamp << 8 | mode.
+#[derive(Clone, Copy, Debug)]
+struct Stamp {
+    g: u64,
+    h: u64,
+    shift: u32,
+    impossible: bool,
+    mode: u8,
+}
+
+impl Stamp {
+    fn mark(self) -> Mark {
+        let size = SHIFTS.iter().position(|s| *s == self.shift).unwrap_or(0) as u64;
+        Mark {
+            g: self.g << 4 | u64::from(self.impossible) << 3 | size,
+            h: self.h << 8 | u64::from(self.mode),
+        }
+    }
+
+    const fn of(mark: Mark) -> Self {
+        Self {
+            g: mark.g >> 4,
+            h: mark.h >> 8,
+            shift: SHIFTS[(mark.g & 7) as usize],
+            impossible: mark.g & 8 != 0,
+            mode: mark.h as u8,
+        }
+    }
+}
+
+/// What of the registers a shadow translation bakes in.
+fn mode(regs: &Regs) -> u8 {
+    let (cr0, cr4, efer) = (regs.cr0(), regs.cr4(), regs.efer());
+    [
+        cr0.contains(Cr0::WP),
+        cr0.contains(Cr0::PG),
+        cr4.contains(Cr4::SMEP),
+        cr4.contains(Cr4::SMAP),
+        cr4.contains(Cr4::PAE),
+        cr4.contains(Cr4::PSE),
+        efer.contains(Efer::NXE),
+        efer.contains(Efer::LMA),
+    ]
+    .iter()
+    .enumerate()
+    .fold(0, |bits, (place, on)| bits | u8::from(*on) << place)
+}
+
+/// The name of an operation in findings.
+const fn op_name(op: &ArchOp) -> &'static str {
+    match op {
+        ArchOp::Cr0 { .. } => "cr0",
+        ArchOp::Cr3 { task_switch: true, .. } => "taskswitch",
+        ArchOp::Cr3 { .. } => "cr3",
+        ArchOp::Cr4 { .. } => "cr4",
+        ArchOp::Efer { .. } => "efer",
+        ArchOp::Invlpg(_) => "invlpg",
+        ArchOp::Invpcid(_) => "invpcid",
+        ArchOp::PageFault(_) => "page-fault",
+        ArchOp::Init => "init",
+        ArchOp::Reset => "reset",
+        ArchOp::Smi => "smi",
+        ArchOp::Rsm => "rsm",
+        ArchOp::Mtrr => "mtrr",
+        ArchOp::Pat => "pat",
+        ArchOp::Pkru => "pkru",
+        ArchOp::Sregs => "sregs",
+        ArchOp::HostChange { .. } => "host-change",
+        ArchOp::HostDead { .. } => "host-dead",
+        ArchOp::Release { .. } => "release",
+    }
 }
 
 impl Oracle {
-    /// An oracle for a machine with this many vCPUs.
+    /// An oracle for a machine with this many vCPUs, that keeps 100 findings of each group.
     #[must_use]
     pub fn new(vcpus: u16) -> Self {
-        let _ = vcpus;
-        Self::default()
+        Self::with_max_findings(vcpus, 100)
     }
 
     /// An oracle that keeps the first `max` findings of each group.
     #[must_use]
     pub fn with_max_findings(vcpus: u16, max: usize) -> Self {
-        let _ = vcpus;
-        Self { findings: Findings::new(max) }
-    }
-
-    /// The run is over: what is outlawed and still cached is latent.
-    pub fn finish<W: World>(&mut self, world: &W) {
-        let _ = world;
+        Self {
+            findings: Findings::new(max),
+            vcpus: vec![Vcpu::default(); usize::from(vcpus)],
+            ..Self::default()
+        }
     }
 
     /// What was found.
@@ -35,6 +189,254 @@ impl Oracle {
     pub const fn findings(&self) -> &Findings {
         &self.findings
     }
+
+    /// The vCPU an observation is about; unknown ones are made.
+    fn vcpu(&mut self, at: &At) -> Option<usize> {
+        let Actor::Vcpu(VcpuId(id)) = at.actor else { return None };
+        let id = usize::from(id);
+        if id >= self.vcpus.len() {
+            self.vcpus.resize_with(id + 1, Vcpu::default);
+        }
+        Some(id)
+    }
+
+    fn obligation(&self, at: &At, rule: &'static Rule, op: &'static str, owed: Owed) -> Obligation {
+        Obligation {
+            time: self.now,
+            event: at.event,
+            rule,
+            op,
+            scope: owed.scope,
+            done: None,
+            missed: None,
+            exposed: false,
+        }
+    }
+
+    /// An obligation of one vCPU arises.
+    fn raise(&mut self, at: &At, id: usize, op: &'static str, owed: Owed) {
+        let obligation = self.obligation(at, owed.rule, op, owed);
+        self.vcpus[id].window.owe(open(&obligation));
+        self.vcpus[id].floors.raise(obligation);
+    }
+
+    /// A host operation changes, buries or reuses frames.
+    fn arch_host(&mut self, at: &At, op: &ArchOp) {
+        match *op {
+            ArchOp::HostChange { gpa, size, .. } => {
+                let scope = required::Scope::Frames { gpa, size };
+                let owed = Owed { rule: &required::HOST_CHANGE, scope, strength: Strength::Must };
+                let obligation = self.obligation(at, owed.rule, op_name(op), owed);
+                for vcpu in &mut self.vcpus {
+                    vcpu.window.owe(open(&obligation));
+                }
+                self.host.change(obligation, gpa.0, size);
+            }
+            ArchOp::HostDead { gpa, size } => {
+                self.host.dead(gpa.0, size, self.now);
+                for id in 0..self.vcpus.len() {
+                    if self.vcpus[id].in_guest {
+                        self.expose_host(id);
+                    }
+                }
+            }
+            ArchOp::Release { gpa, size } => {
+                self.host.release(gpa.0, size, self.now, at.event);
+            }
+            _ => {}
+        }
+    }
+
+    /// Follows which PCID is current, and raises the advised floor of a NOFLUSH return: the PCID
+    /// was not current since a flush of all PCIDs, so nothing older than now can be in it.
+    fn residence<W: World>(&mut self, at: &At, id: usize, op: &ArchOp, before: &Regs, world: &W) {
+        let old = before.pcid().0;
+        let new = match at.actor {
+            Actor::Vcpu(vcpu) => world.regs(vcpu).pcid().0,
+            Actor::Host => return,
+        };
+        if old == new {
+            return;
+        }
+        let now = self.now;
+        let vcpu = &mut self.vcpus[id];
+        vcpu.left.insert(old, now);
+        let left = vcpu.left.get(&new).copied().unwrap_or(0);
+        let noflush = matches!(op, ArchOp::Cr3 { noflush: true, .. });
+        if noflush && world.mmu() == MmuKind::Shadow && vcpu.floors.of_pcid(new) > left {
+            let scope = required::Scope::PcidNonGlobal(tlbscope_trace::addr::Pcid(new));
+            let rule = &required::NOFLUSH_RESIDENCE;
+            self.raise(at, id, op_name(op), Owed { rule, scope, strength: rule.strength });
+        }
+    }
+
+    /// The stamps of a copy that is being filled.
+    fn stamp<W: World>(&self, id: usize, fill: &Fill, world: &W) -> Stamp {
+        let now = self.now;
+        let shift = match fill.kind {
+            FillKind::Translation => fill.size.shift(),
+            FillKind::Structure(2) if fill.size == PageSize::Size4M => 22,
+            FillKind::Structure(level) => {
+                SHIFTS[match level {
+                    0..=2 => 1,
+                    3 => 3,
+                    4 => 4,
+                    _ => 5,
+                }]
+            }
+        };
+        let mut stamp = Stamp { g: now, h: now, shift, impossible: false, mode: 0 };
+        match fill.source {
+            Source::Guest if self.walk_h != 0 => stamp.h = self.walk_h,
+            Source::Guest | Source::Host => {}
+            Source::Shadow { sp, index } => {
+                let (g, h) = self.shadow.entry(sp, index);
+                stamp.g = g.unwrap_or(now);
+                stamp.h = h.unwrap_or(now);
+                stamp.mode = mode(world.regs(VcpuId(id as u16)));
+                stamp.impossible =
+                    fill.kind == FillKind::Translation && self.impossible(id, sp, fill, world);
+            }
+        }
+        stamp
+    }
+
+    /// Whether no walk gives this copy of a shadow entry: guest memory is read as it was when the
+    /// leaf's page turned unsync.
+    fn impossible<W: World>(&self, id: usize, sp: Sp, fill: &Fill, world: &W) -> bool {
+        let regs = world.regs(VcpuId(id as u16));
+        let pae = regs.cr4().contains(Cr4::PAE);
+        if !pae && regs.paging() && self.shadow.snapshot(sp).is_some() {
+            return false;
+        }
+        let frozen = self.shadow.snapshot(sp);
+        let walked = fresh::walk(world, regs, Gva(fill.address), |at| match frozen {
+            Some((gfn, table)) if at.0 >> 12 == gfn => table[(at.0 >> 3 & 511) as usize],
+            _ => world.read(at),
+        });
+        let Ok(walked) = walked else { return true };
+        let page = walked.gpa.0 & !0xfff;
+        page != fill.copy.gpa.0 && walked.gpa.0 & !(fill.size.bytes() - 1) != fill.copy.gpa.0
+    }
 }
 
-impl Observer for Oracle {}
+/// An obligation as its window sees it.
+const fn open(o: &Obligation) -> Open {
+    Open {
+        time: o.time,
+        rule: o.rule,
+        op: o.op,
+        scope: o.scope,
+        by: By::Nobody,
+        done: false,
+        judged: false,
+    }
+}
+
+impl Observer for Oracle {
+    fn arch<W: World>(&mut self, at: &At, op: &ArchOp, before: &Regs, _native: bool, world: &W) {
+        self.now += 1;
+        if matches!(
+            op,
+            ArchOp::HostChange { .. } | ArchOp::HostDead { .. } | ArchOp::Release { .. }
+        ) {
+            return self.arch_host(at, op);
+        }
+        let Some(id) = self.vcpu(at) else { return };
+        let after = *world.regs(VcpuId(id as u16));
+        let vcpu = &mut self.vcpus[id];
+        vcpu.op = (at.event, op_name(op));
+        if before != &after {
+            vcpu.register = vcpu.op;
+        }
+        if !before.cr4().contains(Cr4::PCIDE) && after.cr4().contains(Cr4::PCIDE) {
+            vcpu.pcide_set = at.event + 1;
+        }
+        for owed in required::required(world.vendor(), op, before, &after) {
+            self.raise(at, id, op_name(op), owed);
+        }
+        self.residence(at, id, op, before, world);
+    }
+
+    fn store<W: World>(&mut self, at: &At, gpa: Gpa, _: u8, _: u64, _: u64, _: &W) {
+        self.now += 1;
+        self.stores.insert(gpa.0 >> 12, (self.now, at.event));
+    }
+
+    fn act<W: World>(&mut self, at: &At, act: &Act, world: &W) {
+        self.now += 1;
+        self.shadow.act(act, self.now, world);
+        let Some(id) = self.vcpu(at) else { return };
+        match act {
+            Act::Entry(context) => self.entry(id, context, world),
+            Act::EntrySeen => {
+                let context = self.vcpus[id].context;
+                self.entry(id, &context, world);
+            }
+            Act::EntryAborted { failed: true } => self.vcpus[id].window.failed(),
+            Act::Exit(_) => self.vcpus[id].in_guest = false,
+            Act::VcpuLoad(pcpu) => {
+                let vcpu = &mut self.vcpus[id];
+                vcpu.window.bookkeeping |= vcpu.pcpu != pcpu.0 || !vcpu.entered;
+                vcpu.pcpu = pcpu.0;
+            }
+            Act::Inv(inv) => self.invalidate(id, inv, world),
+            _ => self.excess(at, id, act, world),
+        }
+    }
+
+    fn dropped(&mut self, at: &At, tag: &Tag, global: bool, entries: u32) {
+        if let Some(id) = self.vcpu(at)
+            && entries > 0
+        {
+            self.over_broad(at, id, tag, global, entries);
+        }
+    }
+
+    fn walk_begin(&mut self, _: &At) {
+        self.used_count = 0;
+        self.walk_h = 0;
+    }
+
+    fn walk_uses(&mut self, _: &At, mark: Mark, guest_physical: bool, tag: &Tag) {
+        if mark.g == 0 && mark.h == 0 {
+            return;
+        }
+        let stamp = Stamp::of(mark);
+        if guest_physical {
+            self.walk_h = if self.walk_h == 0 { stamp.h } else { self.walk_h.min(stamp.h) };
+        } else if self.used_count < self.used.len() {
+            self.used[self.used_count] = (stamp.g, tag.pcid.0, stamp.shift);
+            self.used_count += 1;
+        }
+    }
+
+    fn fill<W: World>(&mut self, at: &At, fill: &Fill, world: &W) -> Mark {
+        self.now += 1;
+        let Some(id) = self.vcpu(at) else { return Mark::default() };
+        let stamp = self.stamp(id, fill, world);
+        self.vcpus[id].floors.saw_size(stamp.shift);
+        let of = if fill.tag.class == Class::GuestPhysical { stamp.h } else { stamp.g };
+        self.hardware.filled(&fill.tag, fill.global, self.now, of);
+        if fill.kind == FillKind::Translation {
+            let guest_physical = fill.tag.class == Class::GuestPhysical;
+            let frame = if guest_physical { fill.address } else { fill.copy.gpa.0 };
+            self.host.filled(frame, fill.size.shift(), self.now);
+        }
+        stamp.mark()
+    }
+
+    fn access<W: World>(&mut self, at: &At, access: &Accessed, world: &W) {
+        self.now += 1;
+        if let Some(id) = self.vcpu(at) {
+            self.judge(at, id, access, world);
+        }
+        self.used_count = 0;
+        self.walk_h = 0;
+    }
+}
+
+/// Host frames are compared only where one is known.
+fn frames_differ(reached: Hpa, fresh: Hpa) -> bool {
+    reached != fresh && fresh.0 != 0
+}

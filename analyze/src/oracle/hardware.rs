@@ -1,0 +1,180 @@
+//! Containers: what caches of the hardware may hold copies, since when, and how old at most.
+
+use std::collections::BTreeMap;
+
+use tlbscope_trace::act::{Class, Context, GuestInv, Inv, Tag};
+
+/// A tag without its PCID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GroupKey {
+    /// The processor.
+    pub pcpu: u16,
+    /// What kind of mapping.
+    pub class: Class,
+    /// VPID or ASID.
+    pub id: u32,
+    /// EP4TA.
+    pub ep4ta: u64,
+}
+
+impl GroupKey {
+    /// The group that a tag belongs to.
+    #[must_use]
+    pub const fn of(tag: &Tag) -> Self {
+        Self { pcpu: tag.pcpu.0, class: tag.class, id: tag.id, ep4ta: tag.ep4ta.0 }
+    }
+
+    /// The guest-physical mappings under the same EP4TA.
+    #[must_use]
+    pub const fn guest_physical(self) -> Self {
+        Self { class: Class::GuestPhysical, id: 0, ..self }
+    }
+}
+
+/// What one container may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Since when it can hold anything.
+    pub since: u64,
+    /// The oldest stamp that a copy in it may have.
+    pub stamp: u64,
+    /// The oldest stamp of a copy that was filled into it; `u64::MAX`: none was.
+    pub filled: u64,
+}
+
+/// Containers of a group, by PCID and whether global.
+pub type Group = BTreeMap<(u16, bool), Held>;
+
+/// All containers and who owns their tags.
+#[derive(Clone, Debug, Default)]
+pub struct Hardware {
+    groups: BTreeMap<GroupKey, Group>,
+    /// Owner of (pCPU, VPID or ASID), and since when if another had it before.
+    owners: BTreeMap<(u16, u32), (u16, u64)>,
+    /// The latest change of owner.
+    latest_birth: u64,
+}
+
+impl Hardware {
+    /// From now on copies as old as `stamp` may be in this container.
+    pub fn resident(&mut self, key: GroupKey, pcid: u16, global: bool, now: u64, stamp: u64) {
+        let held = self.groups.entry(key).or_default().entry((pcid, global)).or_insert(Held {
+            since: now,
+            stamp,
+            filled: u64::MAX,
+        });
+        held.stamp = held.stamp.min(stamp);
+    }
+
+    /// A copy was filled.
+    pub fn filled(&mut self, tag: &Tag, global: bool, now: u64, stamp: u64) {
+        let key = GroupKey::of(tag);
+        let pcid = if tag.class == Class::GuestPhysical { 0 } else { tag.pcid.0 };
+        let held = self.groups.entry(key).or_default().entry((pcid, global)).or_insert(Held {
+            since: now,
+            stamp,
+            filled: stamp,
+        });
+        held.stamp = held.stamp.min(stamp);
+        held.filled = held.filled.min(stamp);
+    }
+
+    /// The containers of a group.
+    #[must_use]
+    pub fn group(&self, key: &GroupKey) -> Option<&Group> {
+        self.groups.get(key)
+    }
+
+    /// All containers whose tag this vCPU owns.
+    pub fn owned(&self, vcpu: u16) -> impl Iterator<Item = (&GroupKey, &Group)> {
+        self.groups.iter().filter(move |(key, _)| {
+            key.class != Class::GuestPhysical
+                && self.owners.get(&(key.pcpu, key.id)).is_some_and(|(owner, _)| *owner == vcpu)
+        })
+    }
+
+    /// A vCPU enters under this tag. Returns whether the tag belonged to another one.
+    pub fn own(&mut self, tag: &Tag, vcpu: u16, now: u64) -> bool {
+        let key = (tag.pcpu.0, tag.id);
+        // VPID 0 is everybody's: every entry and exit drops it.
+        if tag.id == 0 {
+            self.owners.insert(key, (vcpu, 0));
+            return false;
+        }
+        match self.owners.get_mut(&key) {
+            None => {
+                self.owners.insert(key, (vcpu, 0));
+                false
+            }
+            Some((owner, _)) if *owner == vcpu => false,
+            Some(entry) => {
+                *entry = (vcpu, now);
+                self.latest_birth = now;
+                true
+            }
+        }
+    }
+
+    /// Since when the tag has its owner; copies with an older stamp are another's.
+    #[must_use]
+    pub fn birth(&self, tag: &Tag, stamp: u64) -> Option<u64> {
+        if stamp >= self.latest_birth {
+            return None;
+        }
+        let (_, birth) = self.owners.get(&(tag.pcpu.0, tag.id))?;
+        (*birth > stamp).then_some(*birth)
+    }
+
+    /// An invalidation on this pCPU; `context` is what ran there last.
+    pub fn invalidate(&mut self, pcpu: u16, context: &Context, inv: &Inv) {
+        let virt = |k: &GroupKey| matches!(k.class, Class::Linear | Class::Combined);
+        let asid = |k: &GroupKey, a: u32| k.class == Class::Asid && k.id == a;
+        let nested = |k: &GroupKey| matches!(k.class, Class::Combined | Class::GuestPhysical);
+        let id = context.tag.id;
+        self.groups.retain(|key, group| {
+            if key.pcpu != pcpu {
+                return true;
+            }
+            let mine = key.class != Class::GuestPhysical && key.id == id;
+            let all = match *inv {
+                Inv::VpidSingle(v) => virt(key) && key.id == u32::from(v.0),
+                Inv::VpidAll => virt(key) && key.id != 0,
+                Inv::VpidZeroTransition => virt(key) && key.id == 0,
+                Inv::EptSingle(e) => nested(key) && key.ep4ta == e.0,
+                Inv::EptGlobal => nested(key),
+                Inv::TlbControlAll => key.class == Class::Asid,
+                Inv::TlbControlAsid(a) => asid(key, a.0),
+                Inv::Guest(GuestInv::All) => mine,
+                Inv::Exact => mine || nested(key) && key.ep4ta == context.tag.ep4ta.0,
+                _ => false,
+            };
+            let nonglobal = match *inv {
+                Inv::VpidNonglobal(v) => virt(key) && key.id == u32::from(v.0),
+                Inv::TlbControlNonglobal(a) => asid(key, a.0),
+                Inv::Guest(GuestInv::Nonglobal) => mine,
+                _ => false,
+            };
+            group.retain(|(pcid, global), _| match *inv {
+                Inv::Guest(GuestInv::Pcid(p)) if mine => p.0 != *pcid,
+                Inv::Guest(GuestInv::PcidNonglobal(p)) if mine => *global || p.0 != *pcid,
+                _ => !nonglobal || *global,
+            });
+            !all && !group.is_empty()
+        });
+    }
+}
+
+/// The group (VPID or ASID) in which an invalidation drops one page, and which page.
+#[must_use]
+pub fn one_page(inv: &Inv, context: &Context) -> Option<(u32, u64)> {
+    match *inv {
+        Inv::VpidAddress { vpid, gva } => Some((u32::from(vpid.0), gva.0)),
+        Inv::Invlpga { asid, gva } => Some((asid.0, gva.0)),
+        Inv::Guest(
+            GuestInv::Address { gva, .. }
+            | GuestInv::AddressNonglobal { gva, .. }
+            | GuestInv::Fault { gva, .. },
+        ) => Some((context.tag.id, gva.0)),
+        _ => None,
+    }
+}

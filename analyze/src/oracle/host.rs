@@ -1,0 +1,147 @@
+//! What the host owes: changes of what backs guest memory, due when the old backing is declared
+//! dead; and frames that software declared reused.
+
+use std::collections::VecDeque;
+
+use rustc_hash::FxHashMap;
+
+use super::floors::Obligation;
+use crate::finding::Slot;
+
+/// Changes that can still be named.
+const LOG: usize = 1024;
+
+/// One change of backing.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// The obligation, of every vCPU.
+    pub obligation: Obligation,
+    /// First byte.
+    pub gpa: u64,
+    /// One beyond the last byte.
+    pub end: u64,
+    /// When the old backing was declared dead; 0: not yet.
+    pub dead: u64,
+    /// On which vCPUs an exposure was reported.
+    pub exposed: Vec<u16>,
+    /// On which vCPUs a missed use was reported, where, and whether it is harmful.
+    pub missed: Vec<(u16, Slot, bool)>,
+}
+
+/// All changes, and which frames were ever cached.
+#[derive(Clone, Debug, Default)]
+pub struct Host {
+    /// Oldest first.
+    pub changes: VecDeque<Change>,
+    /// The latest change that is past its deadline.
+    pub latest_due: u64,
+    /// Frames reused: (first byte, end, time, event), oldest first.
+    pub releases: VecDeque<(u64, u64, u64, u64)>,
+    /// When each frame (page number at its size, log2 of the size) was filled last.
+    fills: FxHashMap<(u64, u8), u64>,
+    sizes: u64,
+}
+
+impl Host {
+    /// The backing changes; nothing is due yet.
+    pub fn change(&mut self, obligation: Obligation, gpa: u64, size: u64) {
+        if self.changes.len() == LOG {
+            self.changes.pop_front();
+        }
+        let end = gpa.saturating_add(size);
+        self.changes.push_back(Change {
+            obligation,
+            gpa,
+            end,
+            dead: 0,
+            exposed: Vec::new(),
+            missed: Vec::new(),
+        });
+    }
+
+    /// The old backing of these pages is dead.
+    pub fn dead(&mut self, gpa: u64, size: u64, now: u64) {
+        let end = gpa.saturating_add(size);
+        for change in self.changes.iter_mut().filter(|c| c.dead == 0) {
+            if change.gpa < end && gpa < change.end {
+                change.dead = now;
+                self.latest_due = self.latest_due.max(change.obligation.time);
+            }
+        }
+    }
+
+    /// Software reuses frames.
+    pub fn release(&mut self, gpa: u64, size: u64, now: u64, event: u64) {
+        if self.releases.len() == LOG {
+            self.releases.pop_front();
+        }
+        self.releases.push_back((gpa, gpa.saturating_add(size), now, event));
+    }
+
+    /// A frame was cached.
+    pub fn filled(&mut self, gpa: u64, shift: u32, now: u64) {
+        self.sizes |= 1 << shift;
+        self.fills.insert((gpa >> shift, shift as u8), now);
+    }
+
+    /// Whether a frame of the range was cached after `since`.
+    #[must_use]
+    pub fn cached(&self, gpa: u64, end: u64, since: u64) -> bool {
+        let pages = (end - gpa) >> 12;
+        if pages > self.fills.len() as u64 {
+            return self.fills.iter().any(|((page, shift), time)| {
+                let from = page << shift;
+                *time >= since && from < end && gpa < from + (1 << shift)
+            });
+        }
+        (gpa >> 12..(end + 0xfff) >> 12).any(|page| {
+            let mut sizes = self.sizes;
+            while sizes != 0 {
+                let shift = sizes.trailing_zeros();
+                sizes &= sizes - 1;
+                let key = (page << 12 >> shift, shift as u8);
+                if self.fills.get(&key).is_some_and(|time| *time >= since) {
+                    return true;
+                }
+            }
+            false
+        })
+    }
+
+    /// The earliest change past its deadline that outlaws a copy of this frame, made at `stamp`.
+    pub fn earliest(&mut self, gpa: u64, stamp: u64) -> Option<&mut Change> {
+        if stamp > self.latest_due {
+            return None;
+        }
+        self.changes
+            .iter_mut()
+            .find(|c| c.dead != 0 && c.obligation.time > stamp && c.gpa <= gpa && gpa < c.end)
+    }
+
+    /// Whether such a change exists.
+    #[must_use]
+    pub fn outlaws(&self, gpa: u64, stamp: u64) -> bool {
+        let reaches = |c: &Change| c.gpa <= gpa && gpa < c.end;
+        self.changes.iter().any(|c| c.dead != 0 && c.obligation.time > stamp && reaches(c))
+    }
+
+    /// Changes past their deadline that a vCPU may violate from containers that are filled since
+    /// `since`, and that were not reported for it.
+    #[must_use]
+    pub fn due(&self, since: u64, vcpu: u16) -> Vec<usize> {
+        let due = self.changes.iter().enumerate().filter(|(_, c)| {
+            c.dead != 0
+                && c.obligation.time > since
+                && !c.exposed.contains(&vcpu)
+                && self.cached(c.gpa, c.end, since)
+        });
+        due.map(|(n, _)| n).collect()
+    }
+
+    /// The release that forbids a copy of this frame made at `stamp`: its event.
+    #[must_use]
+    pub fn released(&self, gpa: u64, stamp: u64) -> Option<u64> {
+        let of = self.releases.iter().find(|r| r.2 > stamp && r.0 <= gpa && gpa < r.1);
+        of.map(|r| r.3)
+    }
+}

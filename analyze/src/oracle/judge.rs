@@ -1,0 +1,202 @@
+//! The verdict on one access.
+
+use tlbscope_sim::arch::required::{BIRTH, IMPOSSIBLE, RELEASE, Rule};
+use tlbscope_trace::act::{Accessed, At, Copied, Outcome, Tag, Via};
+use tlbscope_trace::addr::VcpuId;
+use tlbscope_trace::observe::World;
+use tlbscope_trace::regs::{Cr4, MmuKind};
+
+use super::floors::Target;
+use super::fresh::{Fresh, fresh};
+use super::{Oracle, Stamp, frames_differ, mode};
+use crate::finding::{Finding, Kind};
+
+/// Who outlawed a copy that was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    Guest { must: bool },
+    Host,
+    Other { rule: &'static Rule, op: &'static str, event: u64 },
+}
+
+impl Oracle {
+    pub(super) fn judge<W: World>(&mut self, at: &At, id: usize, a: &Accessed, world: &W) {
+        if self.used_count > 0 {
+            self.judge_structures(at, id, a, world);
+        }
+        let Via::Copy { mark, tag, global, copy, .. } = a.via else { return };
+        if mark.g == 0 {
+            return;
+        }
+        let stamp = Stamp::of(mark);
+        let target = Target {
+            global,
+            structure: false,
+            pcid: tag.pcid.0,
+            gva: a.access.gva.0,
+            shift: stamp.shift,
+        };
+        let cause = self.cause(id, &target, &stamp, &tag, &copy);
+        let faulted = matches!(a.outcome, Outcome::Fault(_));
+        let shadow = world.mmu() == MmuKind::Shadow;
+        let regs = world.regs(VcpuId(id as u16));
+        let other_mode = shadow && stamp.mode != mode(regs);
+        if cause.is_none() && !faulted && !other_mode {
+            return;
+        }
+        let now = fresh(world, regs, &a.access);
+        let Some(cause) = cause.or_else(|| self.mode_cause(id, &stamp, other_mode, a, &now)) else {
+            self.findings.spurious_faults +=
+                u64::from(faulted && matches!(now.outcome, Outcome::Gpa(_)));
+            return;
+        };
+        let key = regs.cr4().contains(Cr4::PKE) && copy.key != now.copied.key;
+        let harmful = a.outcome != now.outcome
+            || !faulted && (frames_differ(a.hpa, now.copied.hpa) || key || now.sets_ad);
+        let mechanism = if shadow { "shadow-tlb" } else { "tlb" };
+        self.report_use(at, id, a, cause, &target, &stamp, &copy, harmful, mechanism);
+    }
+
+    /// What outlaws a copy, the binding first.
+    fn cause(&self, id: usize, t: &Target, s: &Stamp, tag: &Tag, copy: &Copied) -> Option<Cause> {
+        let (must, advised) = self.vcpus[id].floors.outlawed(t, s.g);
+        if must {
+            return Some(Cause::Guest { must: true });
+        }
+        if self.hardware.birth(tag, s.g).is_some() {
+            let event = self.vcpus[id].op.0;
+            return Some(Cause::Other { rule: &BIRTH, op: "entry", event });
+        }
+        if s.h <= self.host.latest_due && self.host.outlaws(copy.gpa.0, s.h) {
+            return Some(Cause::Host);
+        }
+        if !self.host.releases.is_empty()
+            && let Some(event) = self.host.released(copy.gpa.0, s.g.min(s.h))
+        {
+            return Some(Cause::Other { rule: &RELEASE, op: "release", event });
+        }
+        if s.impossible {
+            let (event, op) = self.vcpus[id].register;
+            return Some(Cause::Other { rule: &IMPOSSIBLE, op, event });
+        }
+        advised.then_some(Cause::Guest { must: false })
+    }
+
+    /// A shadow translation made under another mode that comes out as no walk could under this
+    /// one, although the guest's entries have not changed since.
+    fn mode_cause(
+        &self,
+        id: usize,
+        stamp: &Stamp,
+        other_mode: bool,
+        a: &Accessed,
+        now: &Fresh,
+    ) -> Option<Cause> {
+        if !other_mode || a.outcome == now.outcome {
+            return None;
+        }
+        let stored = now.entries.iter().any(|at| {
+            at.0 != 0 && self.stores.get(&(at.0 >> 12)).is_some_and(|(time, _)| *time >= stamp.g)
+        });
+        let (event, op) = self.vcpus[id].register;
+        (!stored).then_some(Cause::Other { rule: &IMPOSSIBLE, op, event })
+    }
+
+    /// Paging-structure copies that the access's walk used instead of memory.
+    fn judge_structures<W: World>(&mut self, at: &At, id: usize, a: &Accessed, world: &W) {
+        for n in 0..self.used_count {
+            let (g, pcid, shift) = self.used[n];
+            let gva = a.access.gva.0;
+            let target = Target { global: false, structure: true, pcid, gva, shift };
+            let (must, advised) = self.vcpus[id].floors.outlawed(&target, g);
+            if !must && !advised {
+                continue;
+            }
+            let now = fresh(world, world.regs(VcpuId(id as u16)), &a.access);
+            let harmful = a.outcome != now.outcome
+                || matches!(a.outcome, Outcome::Gpa(_)) && frames_differ(a.hpa, now.copied.hpa)
+                || now.sets_ad;
+            let stamp = Stamp { g, h: 0, shift, impossible: false, mode: 0 };
+            let cause = Cause::Guest { must };
+            let copy = Copied::default();
+            let mechanism = "paging-structure";
+            self.report_use(at, id, a, cause, &target, &stamp, &copy, harmful, mechanism);
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one use, all of it goes into the finding")]
+    fn report_use(
+        &mut self,
+        at: &At,
+        id: usize,
+        a: &Accessed,
+        cause: Cause,
+        target: &Target,
+        stamp: &Stamp,
+        copy: &Copied,
+        harmful: bool,
+        mechanism: &'static str,
+    ) {
+        let new = |kind, cause, rule, op| Finding {
+            cause,
+            vcpu: id as u16,
+            kind,
+            rule,
+            op,
+            mechanism,
+            use_: Some(at.event),
+            address: Some(a.access.gva.0),
+            count: 1,
+        };
+        let missed = Kind::Missed { harmful };
+        match cause {
+            Cause::Guest { must } => {
+                let kind = if must { missed } else { Kind::Advised };
+                match self.vcpus[id].floors.earliest(target, stamp.g, must) {
+                    Some(o) => match &mut o.missed {
+                        Some((slot, was)) => {
+                            self.findings.again(*slot, harmful && must, *was);
+                            *was |= harmful && must;
+                        }
+                        none => {
+                            let found = new(kind, o.event, o.rule.id, o.op);
+                            *none = Some((self.findings.add(found), harmful));
+                        }
+                    },
+                    // The obligation is too old to be named, yet the miss stays one.
+                    None if must => {
+                        self.findings.add(new(kind, 0, "forgotten", "unknown"));
+                    }
+                    None => {}
+                }
+            }
+            Cause::Host => {
+                let Some(change) = self.host.earliest(copy.gpa.0, stamp.h) else { return };
+                match change.missed.iter_mut().find(|m| usize::from(m.0) == id) {
+                    Some((_, slot, was)) => {
+                        self.findings.again(*slot, harmful, *was);
+                        *was |= harmful;
+                    }
+                    None => {
+                        let o = &change.obligation;
+                        let slot = self.findings.add(new(missed, o.event, o.rule.id, o.op));
+                        change.missed.push((id as u16, slot, harmful));
+                    }
+                }
+            }
+            Cause::Other { rule, op, event } => {
+                let key = (event, rule.id, id as u16);
+                match self.others.get_mut(&key) {
+                    Some((slot, was)) => {
+                        self.findings.again(*slot, harmful, *was);
+                        *was |= harmful;
+                    }
+                    None => {
+                        let slot = self.findings.add(new(missed, event, rule.id, op));
+                        self.others.insert(key, (slot, harmful));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Shadow pages as copies: live while write-protected, frozen from the instant they turn unsync.
+
+use rustc_hash::FxHashMap;
+use tlbscope_trace::act::Act;
+use tlbscope_trace::addr::{Gpa, Sp};
+use tlbscope_trace::observe::World;
+
+/// One shadow page.
+#[derive(Clone, Debug, Default)]
+struct Page {
+    gfn: u64,
+    level: u8,
+    /// When it turned unsync.
+    frozen: Option<u64>,
+    /// The guest's table as it was then, entries renewed since taken over.
+    snapshot: Option<Box<[u64; 512]>>,
+    /// Present leaf entries, and how many of them are as old as the freeze.
+    present: u32,
+    old: u32,
+    /// The first entry made after the freeze.
+    newer: u64,
+    parents: Vec<(u32, u16)>,
+}
+
+impl Page {
+    /// The oldest stamp of its entries; `None`: live.
+    const fn stamp(&self) -> Option<u64> {
+        match self.frozen {
+            Some(frozen) if self.old > 0 => Some(frozen),
+            Some(_) if self.present > 0 && self.newer != 0 => Some(self.newer),
+            _ => None,
+        }
+    }
+}
+
+/// The shadow pages of a machine.
+#[derive(Clone, Debug, Default)]
+pub struct Shadow {
+    pages: FxHashMap<u32, Page>,
+    /// When each present leaf SPTE was made.
+    set: FxHashMap<(u32, u16), u64>,
+    links: FxHashMap<(u32, u16), u32>,
+    /// Unsync pages, sorted.
+    unsync: Vec<u32>,
+    /// When anything changed last that only the hypervisor's own invariants care for.
+    pub changed: u64,
+}
+
+impl Shadow {
+    /// Takes in what the hypervisor did to its shadow pages.
+    pub fn act<W: World>(&mut self, act: &Act, now: u64, world: &W) {
+        match *act {
+            Act::SpNew { sp, gfn, level, .. } => {
+                self.forget(sp.0);
+                self.pages.insert(sp.0, Page { gfn, level, ..Page::default() });
+            }
+            Act::SpLink { parent, index, child } => self.link(parent.0, index, child.0),
+            Act::SpUnlink { parent, index, .. } => self.unlink(parent.0, index),
+            Act::SpteSet { sp, index } => self.set_entry(sp.0, index, now, world),
+            Act::SpteClear { sp, index } => self.clear_entry(sp.0, index),
+            Act::SpUnsync { sp } => self.freeze(sp.0, now, world),
+            Act::SpSync { sp, .. } => self.thaw(sp.0),
+            Act::SpZap { sp } => self.forget(sp.0),
+            _ => return,
+        }
+        self.changed = now;
+    }
+
+    fn link(&mut self, parent: u32, index: u16, child: u32) {
+        self.unlink(parent, index);
+        self.links.insert((parent, index), child);
+        self.pages.entry(child).or_default().parents.push((parent, index));
+    }
+
+    fn unlink(&mut self, parent: u32, index: u16) {
+        if let Some(child) = self.links.remove(&(parent, index))
+            && let Some(page) = self.pages.get_mut(&child)
+        {
+            page.parents.retain(|p| *p != (parent, index));
+        }
+    }
+
+    fn set_entry<W: World>(&mut self, sp: u32, index: u16, now: u64, world: &W) {
+        self.clear_entry(sp, index);
+        self.set.insert((sp, index), now);
+        let page = self.pages.entry(sp).or_default();
+        page.present += 1;
+        if page.frozen.is_some() && page.newer == 0 {
+            page.newer = now;
+        }
+        let at = Gpa((page.gfn << 12) + u64::from(index & 511) * 8);
+        if let Some(snapshot) = &mut page.snapshot {
+            snapshot[usize::from(index & 511)] = world.read(at);
+        }
+    }
+
+    fn clear_entry(&mut self, sp: u32, index: u16) {
+        let Some(set) = self.set.remove(&(sp, index)) else { return };
+        let Some(page) = self.pages.get_mut(&sp) else { return };
+        page.present = page.present.saturating_sub(1);
+        if page.frozen.is_some_and(|frozen| set <= frozen) {
+            page.old = page.old.saturating_sub(1);
+        }
+    }
+
+    fn freeze<W: World>(&mut self, sp: u32, now: u64, world: &W) {
+        let page = self.pages.entry(sp).or_default();
+        if page.frozen.is_some() {
+            return;
+        }
+        page.frozen = Some(now);
+        page.old = page.present;
+        page.newer = 0;
+        let base = page.gfn << 12;
+        let entry = |index: usize| world.read(Gpa(base + index as u64 * 8));
+        page.snapshot = Some(Box::new(std::array::from_fn(entry)));
+        if let Err(place) = self.unsync.binary_search(&sp) {
+            self.unsync.insert(place, sp);
+        }
+    }
+
+    fn thaw(&mut self, sp: u32) {
+        if let Ok(place) = self.unsync.binary_search(&sp) {
+            self.unsync.remove(place);
+        }
+        if let Some(page) = self.pages.get_mut(&sp) {
+            page.frozen = None;
+            page.snapshot = None;
+            page.old = 0;
+        }
+    }
+
+    fn forget(&mut self, sp: u32) {
+        self.thaw(sp);
+        let Some(page) = self.pages.remove(&sp) else { return };
+        for link in page.parents {
+            self.links.remove(&link);
+        }
+        for index in 0..512 {
+            self.set.remove(&(sp, index));
+            self.unlink(sp, index);
+        }
+    }
+
+    /// The stamps of a leaf entry: of the guest's entry (`None`: live) and of the frame in it
+    /// (`None`: not known).
+    #[must_use]
+    pub fn entry(&self, sp: Sp, index: u16) -> (Option<u64>, Option<u64>) {
+        let set = self.set.get(&(sp.0, index)).copied();
+        let frozen = self.pages.get(&sp.0).and_then(|page| page.frozen);
+        (frozen.map(|frozen| frozen.max(set.unwrap_or(0))), set)
+    }
+
+    /// The guest's table under an unsync page as it was at its freeze.
+    #[must_use]
+    pub fn snapshot(&self, sp: Sp) -> Option<(u64, &[u64; 512])> {
+        let page = self.pages.get(&sp.0)?;
+        Some((page.gfn, page.snapshot.as_deref()?))
+    }
+
+    /// The oldest frozen stamp below a root; `None`: all live.
+    #[must_use]
+    pub fn root_stamp(&self, root: Sp) -> Option<u64> {
+        let below = self.unsync.iter().filter_map(|sp| {
+            let stamp = self.pages.get(sp)?.stamp()?;
+            self.reaches(*sp, root.0, 5).then_some(stamp)
+        });
+        below.min()
+    }
+
+    /// Whether `sp` lies below `root`, at most `depth` links up.
+    fn reaches(&self, sp: u32, root: u32, depth: u32) -> bool {
+        sp == root
+            || depth > 0
+                && self.pages.get(&sp).is_some_and(|page| {
+                    page.parents.iter().any(|(up, _)| self.reaches(*up, root, depth - 1))
+                })
+    }
+
+    /// The stamp of the leaf entry that translates an address below a root, if it is frozen.
+    #[must_use]
+    pub fn frozen_entry(&self, root: Sp, gva: u64) -> Option<u64> {
+        if self.unsync.is_empty() {
+            return None;
+        }
+        let mut sp = root.0;
+        loop {
+            let level = self.pages.get(&sp)?.level;
+            if !(1..=5).contains(&level) {
+                return None;
+            }
+            let index = (gva >> (12 + 9 * (u32::from(level) - 1)) & 511) as u16;
+            match self.links.get(&(sp, index)) {
+                Some(child) if level > 1 => sp = *child,
+                _ => {
+                    self.set.get(&(sp, index))?;
+                    return self.entry(Sp(sp), index).0;
+                }
+            }
+            if self.pages.get(&sp)?.level >= level {
+                return None;
+            }
+        }
+    }
+}
