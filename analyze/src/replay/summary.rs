@@ -98,10 +98,10 @@ impl Summary {
             ("over-broad", class(Class::OverBroad)),
         ]
         .into();
-        let cost = super::cost::cycles(&work.machine, &total);
+        let cost = super::cost::total(&work.processor, &total);
         Self {
             trace: work.trace.clone(),
-            machine: work.machine.tlb.clone(),
+            machine: work.processor.name.clone(),
             policy: policy.name.clone(),
             events: work.events.len() as u64,
             missed: findings.missed(),
@@ -117,7 +117,7 @@ impl Summary {
             exits: total.get(Key::Exit),
             refills: total.get(Key::Refill),
             cycles: cost.cycles,
-            unverified_cost_share: cost.unverified,
+            unverified_cost_share: PerMille(u64::from(cost.unverified_per_mille())),
             digest: digest(machine_digest, findings),
         }
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use tlbscope_sim::machine::config::{MachineConfig, Mode};
+use tlbscope_sim::machine::{self, Processor};
 use tlbscope_trace::op::Event;
 use tlbscope_trace::recording::Recording;
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, Regs};
@@ -14,51 +15,56 @@ pub struct Work {
     pub trace: String,
     /// The machine.
     pub machine: MachineConfig,
+    /// Its processor: what acts cost.
+    pub processor: Processor,
     /// What guest and host did.
     pub events: Vec<Event>,
     /// Line of each event in its source, 0 where there are none.
     lines: Vec<u32>,
 }
 
-/// What a recording does not show and nobody said.
+/// No machine for a recording: it does not show what it ran on and nobody said, or the processor
+/// that was asked for is not known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkError {
     /// The trace.
     pub trace: String,
-    /// What is not known.
-    pub what: &'static str,
+    /// What is wrong, in words that follow the name of the trace.
+    pub what: String,
 }
 
 impl fmt::Display for WorkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: the recording does not show {}", self.trace, self.what)
+        write!(f, "{}: {}", self.trace, self.what)
     }
 }
 
 impl std::error::Error for WorkError {}
 
 impl Work {
-    /// The operations of a recording, on the machine that it shows, or on `machine`.
+    /// The operations of a recording, on the machine that it shows with this processor (a name
+    /// or a path; `None`: hardware that never evicts).
     ///
     /// # Errors
     ///
-    /// The vendor or the MMU mode is neither shown nor given.
+    /// The recording does not show the vendor or the MMU mode, or there is no such processor.
     pub fn new(
         recording: &Recording,
         trace: &str,
-        machine: Option<MachineConfig>,
+        processor: Option<&str>,
     ) -> Result<Self, WorkError> {
-        let mut machine = match machine {
-            Some(machine) => machine,
-            None => shown(recording, trace)?,
-        };
-        machine.vcpus = machine.vcpus.max(recording.meta.vcpus).max(1);
+        let mut machine = shown(recording, trace)?;
+        if let Some(name) = processor {
+            machine.tlb = name.to_owned();
+        }
+        let processor = machine::load(&machine.tlb)
+            .map_err(|error| WorkError { trace: trace.to_owned(), what: error.to_string() })?;
         let (mut events, mut lines) = (Vec::new(), Vec::new());
         for (record, op) in recording.ops() {
             events.push(Event { time: record.time, actor: record.actor, op: op.clone() });
             lines.push(record.line);
         }
-        Ok(Self { trace: trace.to_owned(), machine, events, lines })
+        Ok(Self { trace: trace.to_owned(), machine, processor, events, lines })
     }
 
     /// Line of an event in its source; 0 if it has none.
@@ -73,9 +79,13 @@ fn shown(recording: &Recording, trace: &str) -> Result<MachineConfig, WorkError>
     let meta = &recording.meta;
     // A list of events says nothing of a machine: it runs on the default one, as in a scenario.
     if meta.form == "text" && meta.vendor.is_none() && meta.mmu.is_none() {
-        return Ok(MachineConfig::default());
+        let vcpus = meta.vcpus.max(1);
+        return Ok(MachineConfig { vcpus, pcpus: vcpus, ..MachineConfig::default() });
     }
-    let missing = |what| WorkError { trace: trace.to_owned(), what };
+    let missing = |what| WorkError {
+        trace: trace.to_owned(),
+        what: format!("the recording does not show {what}"),
+    };
     let vcpus = meta.vcpus.max(1);
     let mut machine = MachineConfig {
         vcpus,

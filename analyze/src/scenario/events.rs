@@ -1,11 +1,11 @@
 //! The lists of events of a scenario, and the names of their lines in expectations.
 
-use toml::Spanned;
-use toml::de::DeValue;
 use tlbscope_sim::policy::nearest::nearest;
 use tlbscope_trace::addr::VcpuId;
 use tlbscope_trace::op::{Actor, HostOp, Op};
 use tlbscope_trace::text::{self, Line};
+use toml::Spanned;
+use toml::de::DeValue;
 
 use super::error::{ScenarioError, Source};
 
@@ -43,7 +43,8 @@ impl List {
             placed.hint = error.suggestion.map(|name| format!("did you mean `{name}`?"));
             placed
         })?;
-        let list = Self { name, lines, first_line, text: body.lines().map(str::to_owned).collect() };
+        let list =
+            Self { name, lines, first_line, text: body.lines().map(str::to_owned).collect() };
         list.check_labels(source)?;
         Ok(list)
     }

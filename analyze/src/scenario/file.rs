@@ -1,17 +1,17 @@
 //! Reads a scenario file.
 
 use serde::Deserialize;
-use toml::Spanned;
-use toml::de::{DeTable, DeValue, ValueDeserializer};
 use tlbscope_sim::machine::config::MachineConfig;
 use tlbscope_sim::policy::{Library, Policy};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, ValueDeserializer};
 
+use super::Scenario;
 use super::error::{ScenarioError, Source};
 use super::events::List;
 use super::expect::{self, Expect};
-use super::value::{string, table};
 use super::policies;
-use super::Scenario;
+use super::value::{string, table};
 
 /// Top-level keys.
 const KEYS: [&str; 7] = ["name", "about", "source", "events", "machine", "policy", "expect"];

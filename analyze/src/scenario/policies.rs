@@ -1,17 +1,14 @@
 //! The policies that a scenario names: its own, and built-ins.
 
+use tlbscope_sim::policy::{Library, Policy, PolicyError};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
-use tlbscope_sim::policy::{Library, Policy, PolicyError};
 
 use super::error::{ScenarioError, Source};
 use super::value::table;
 
 /// Reads the policies of `[policy.NAME]`, so that they and what they extend can be found.
-pub(super) fn library(
-    source: Source<'_>,
-    root: &DeTable<'_>,
-) -> Result<Library, ScenarioError> {
+pub(super) fn library(source: Source<'_>, root: &DeTable<'_>) -> Result<Library, ScenarioError> {
     let mut library = Library::new();
     let Some(value) = root.get("policy") else {
         return Ok(library);
@@ -56,11 +53,7 @@ pub(super) fn find(
 }
 
 /// A policy's error as one of the scenario; without a place of its own it stands at `span`.
-fn placed(
-    source: Source<'_>,
-    span: &std::ops::Range<usize>,
-    error: PolicyError,
-) -> ScenarioError {
+fn placed(source: Source<'_>, span: &std::ops::Range<usize>, error: PolicyError) -> ScenarioError {
     match error.place {
         Some((line, column)) if error.origin == source.file => {
             source.error_at(line, column, error.message)

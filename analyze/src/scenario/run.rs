@@ -11,9 +11,9 @@ use tlbscope_trace::addr::Time;
 use tlbscope_trace::op::{Event, Op};
 use tlbscope_trace::text;
 
+use super::Scenario;
 use super::events::List;
 use super::expect::{Expect, Kind};
-use super::Scenario;
 use crate::finding::{self, Class, Findings};
 use crate::oracle::Oracle;
 use crate::tally::{Counts, Key, Tally};
@@ -158,8 +158,7 @@ impl Case<'_> {
     fn outcome(&self, line: usize, step: &Step) -> Option<Failure> {
         let allowed = &self.list.lines[line].outcomes;
         let name = self.list.event_name(line as u64);
-        let excused =
-            self.expect.missed.iter().flatten().any(|(used, _)| *used == name);
+        let excused = self.expect.missed.iter().flatten().any(|(used, _)| *used == name);
         if allowed.is_empty() || excused {
             return None;
         }

@@ -31,10 +31,8 @@ pub(super) fn integer(
     value: &Value<'_>,
     what: &str,
 ) -> Result<u64, ScenarioError> {
-    let parsed = value
-        .get_ref()
-        .as_integer()
-        .and_then(|n| u64::from_str_radix(n.as_str(), n.radix()).ok());
+    let parsed =
+        value.get_ref().as_integer().and_then(|n| u64::from_str_radix(n.as_str(), n.radix()).ok());
     parsed.ok_or_else(|| wrong(source, value, what, "a whole number from 0 on"))
 }
 
