@@ -225,6 +225,22 @@ fn positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error>
     }
 }
 
+/// The number of VPIDs: 16 bits, without 0 (SDM vol. 3, 28.1).
+fn vpids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    match u32::deserialize(deserializer)? {
+        n @ 0..=65535 => Ok(n),
+        n => Err(D::Error::custom(format!("vpids {n} is more than 65535"))),
+    }
+}
+
+/// The number of ASIDs: the host's and at least one more.
+fn asids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    match u32::deserialize(deserializer)? {
+        n if n < 2 => Err(D::Error::custom(format!("asids {n} is less than 2"))),
+        n => Ok(n),
+    }
+}
+
 /// The physical-address width: the manual's limit is 52 bits (SDM vol. 3, 4.1.4).
 fn width<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     match u32::deserialize(deserializer)? {
@@ -276,8 +292,10 @@ pub struct MachineConfig {
     /// INVEPT types.
     pub invept: InveptTypes,
     /// How many VPIDs there are to give away, 0 excluded.
+    #[serde(deserialize_with = "vpids")]
     pub vpids: u32,
     /// How many ASIDs the processor has, 0 (the host's) included.
+    #[serde(deserialize_with = "asids")]
     pub asids: u32,
     /// The TDP MMU is on (a policy may still do without: `mechanics.tdp-mmu`).
     pub tdp_mmu: bool,
@@ -419,7 +437,14 @@ mod tests {
         assert!(error.contains("line 1"), "{error}");
         let error = parse("vcpus = 1\nvcpu = 1").unwrap_err();
         assert!(error.contains("line 2") && error.contains("unknown field `vcpu`"), "{error}");
-        for text in ["vcpus = 0", "memory = \"0\"", "memory = \"1q\"", "maxphyaddr = 53"] {
+        for text in [
+            "vcpus = 0",
+            "memory = \"0\"",
+            "memory = \"1q\"",
+            "maxphyaddr = 53",
+            "vpids = 65536",
+            "asids = 1",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

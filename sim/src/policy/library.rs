@@ -152,8 +152,8 @@ impl Library {
             };
             let from = match source {
                 Source::File(path) => Some(path.as_path()),
-                Source::Text => Some(Path::new(&draft.origin)),
-                _ => None,
+                Source::Text | Source::Inline(_) => Some(Path::new(&draft.origin)),
+                Source::Builtin(_) => None,
             };
             let base = self
                 .source(&extends.name, from)

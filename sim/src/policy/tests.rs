@@ -4,6 +4,8 @@ mod builtin;
 mod errors;
 mod golden_cr;
 mod golden_other;
+mod hostile;
+mod knobs;
 
 use super::rule::{Change, Register};
 use super::{Policy, load};

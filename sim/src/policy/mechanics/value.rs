@@ -1,0 +1,488 @@
+//! The values that mechanics may take.
+
+use crate::policy::knob::{Knob, KnobError, Value, nearest_hint, values};
+
+/// The most that `prev-roots` may say: KVM_MMU_NUM_PREV_ROOTS.
+pub const PREV_ROOTS_MAX: u8 = 3;
+
+values! {
+    /// What a guest flush (KVM_REQ_TLB_FLUSH_GUEST) does in shadow mode (facts 0.3.4).
+    GuestFlushShadow {
+        /// Only the hardware is flushed: unsync shadow pages stay stale (5.10).
+        HwOnly = "hw-only",
+        /// The MMU is unloaded (5.15).
+        Unload = "unload",
+        /// Unsync pages are synced, unsync cached roots freed (5.17 on).
+        #[default]
+        Sync = "sync",
+    }
+}
+
+values! {
+    /// What kvm_mmu_reset_context does to the roots (facts 9.4).
+    ResetKind {
+        /// UNLOAD, then INIT: every kernel that was released.
+        #[default]
+        Unload = "unload",
+        /// INIT, then KVM_REQ_MMU_UPDATE_ROOT: the root cache is consulted at entry.
+        UpdateRoot = "update-root",
+    }
+}
+
+values! {
+    /// Which roots kvm_invalidate_pcid looks at (facts 2.3).
+    InvalidatePcid {
+        /// The current root only.
+        Current = "current",
+        /// Also frees each cached root with that PCID, while CR4.PCIDE = 1.
+        #[default]
+        CurrentAndCached = "current+cached",
+    }
+}
+
+values! {
+    /// Which roots kvm_invalidate_pcid looks at while CR4.PCIDE = 0 (facts 2.3).
+    WithoutPcide {
+        /// The current root only: with PCIDE = 0 every MOV CR3 flushes anyway (5.17 on).
+        #[default]
+        Current = "current",
+        /// Cached roots are scanned too, and all of them match PCID 0 (5.15).
+        Cached = "cached",
+    }
+}
+
+values! {
+    /// When kvm_invalidate_pcid syncs the current root (facts 2.3, 4.2).
+    SyncWhen {
+        /// By KVM_REQ_MMU_SYNC at the next entry attempt (5.15 on).
+        #[default]
+        Request = "request",
+        /// On the spot (5.10).
+        Now = "now",
+    }
+}
+
+values! {
+    /// In which roots INVLPG syncs the address (facts 4.1).
+    InvlpgRoots {
+        /// The current root: global translations of other roots stay stale.
+        Current = "current",
+        /// The current and every cached root.
+        #[default]
+        All = "all",
+    }
+}
+
+values! {
+    /// What an intercepted INVLPG flushes in hardware (facts 4.1).
+    InvlpgKind {
+        /// The address: the `gva` hook.
+        #[default]
+        Gva = "gva",
+        /// Everything: KVM_REQ_TLB_FLUSH.
+        All = "all",
+    }
+}
+
+values! {
+    /// The layout of the page role (facts 7.2, 15.2).
+    RoleVersion {
+        /// 5.10: TDP roots depend on EFER.NX and CR0.WP; no LA57.
+        V510 = "v510",
+        /// 5.15 and 5.17: the same, NX and WP counted only while CR0.PG = 1.
+        V517 = "v517",
+        /// 5.19 to 6.18: cpu_role and root_role apart; TDP roots depend on no guest CR bit.
+        V519 = "v519",
+        /// 7.2 on: cr4_smep in place of smep_and_not_wp.
+        #[default]
+        V72 = "v72",
+    }
+}
+
+values! {
+    /// How long a TDP MMU root lives (facts 7.3).
+    TdpRootLifetime {
+        /// The last user frees and zaps the tree, in its own context (5.10 to 5.17).
+        LastUser = "last-user",
+        /// The last user hands the tree to a worker (5.18 to 6.3).
+        LastUserAsync = "last-user-async",
+        /// The VM holds a reference: UNLOAD never destroys the tree (6.4 on, and 6.1.y).
+        #[default]
+        Vm = "vm",
+    }
+}
+
+values! {
+    /// What VMX does when a VMCS is loaded on another pCPU (facts 5.10).
+    MigrateVmx {
+        /// KVM_REQ_TLB_FLUSH.
+        #[default]
+        All = "all",
+        /// Nothing: a defect.
+        None = "none",
+    }
+}
+
+values! {
+    /// What SVM does when a vCPU runs on another pCPU (facts 5.10).
+    MigrateSvm {
+        /// ASID generation 0 when the vCPU is loaded (5.10).
+        PerVcpu = "per-vcpu",
+        /// Each VMCB remembers its pCPU and is reset by itself (5.15 to 6.18).
+        PerVmcb = "per-vmcb",
+        /// A change resets both VMCBs (6.12.y, 7.3).
+        #[default]
+        BothVmcbs = "both-vmcbs",
+        /// Nothing: a defect.
+        None = "none",
+    }
+}
+
+values! {
+    /// When TLB_CONTROL is cleared after VMRUN (facts 6.3).
+    TlbControlClear {
+        /// After every VMRUN, a failed one too.
+        Always = "always",
+        /// Only if VMRUN succeeded (6.12.y, 7.3).
+        #[default]
+        OnSuccess = "on-success",
+    }
+}
+
+values! {
+    /// What a write that toggles CR0.WP alone does while the new CR0.PG = 0. `ignore` stands above
+    /// the `cr0` rules: none of them is looked at (facts 1.3).
+    WpNonpaging {
+        /// The rules decide (up to 6.3 and 6.1.y).
+        Reset = "reset",
+        /// Nothing (6.4 on).
+        #[default]
+        Ignore = "ignore",
+    }
+}
+
+values! {
+    /// Whether INVLPG of a shadow address ends in a remote flush (facts 4.1, 15).
+    InvlpgRemoteFlush {
+        /// Always, if the leaf's page is unsync: the SPTE is zapped (up to 6.3).
+        Always = "always",
+        /// Only if the SPTE changed (6.4 on).
+        #[default]
+        Changed = "changed",
+    }
+}
+
+values! {
+    /// What CR0.PG 1 -> 0 in 64-bit code does (facts 15).
+    PgClearIn64Bit {
+        /// It is carried out (up to 5.15); the guest dies.
+        Accept = "accept",
+        /// #GP, without action.
+        #[default]
+        Gp = "gp",
+    }
+}
+
+values! {
+    /// The VPID of the guest and gva hooks while in L2 (facts 6.2).
+    GuestFlushVpid {
+        /// Always vpid01 (5.10).
+        Vpid01 = "vpid01",
+        /// vpid02 whenever in L2 (5.15 to 6.4).
+        Active = "active",
+        /// vpid02 only if vmcs12 enables VPID (6.12 on, and 6.1.y).
+        #[default]
+        ActiveIfEnabled = "active-if-enabled",
+    }
+}
+
+values! {
+    /// What a nested VMX transition flushes (facts 3.5).
+    NestedTransition {
+        /// Nothing.
+        Nothing = "nothing",
+        /// KVM_REQ_TLB_FLUSH, if KVM uses VPIDs (5.10).
+        All = "all",
+        /// KVM_REQ_TLB_FLUSH_GUEST (5.15 on).
+        #[default]
+        Guest = "guest",
+    }
+}
+
+values! {
+    /// At which nested VMX transitions [`NestedTransition`] applies (facts 3.5).
+    NestedTransitionWhen {
+        /// Only if vmcs12 gives L2 no VPID.
+        #[default]
+        Untagged = "untagged",
+        /// At each.
+        Always = "always",
+    }
+}
+
+values! {
+    /// Which pending requests are served before L1 and L2 change places (facts 3.5).
+    NestedDrain {
+        /// None: they hit the context that is entered.
+        None = "none",
+        /// KVM_REQ_TLB_FLUSH_CURRENT (5.10).
+        Current = "current",
+        /// KVM_REQ_TLB_FLUSH_CURRENT and _GUEST (5.15 on).
+        #[default]
+        CurrentAndGuest = "current+guest",
+    }
+}
+
+values! {
+    /// How an INVVPID of L1 is carried out on vpid02 (facts 4.6).
+    NestedInvvpid {
+        /// An address stays an address.
+        #[default]
+        AsAsked = "as-asked",
+        /// Every type invalidates the whole of vpid02.
+        Single = "single",
+    }
+}
+
+values! {
+    /// What becomes of L1's TLB_CONTROL (facts 4.6).
+    NestedTlbControl {
+        /// Ignored: each nested transition flushes anyway.
+        #[default]
+        Ignore = "ignore",
+        /// Copied into the VMCB that runs L2.
+        Raw = "raw",
+        /// Decoded, and served by the requests that it stands for.
+        Decoded = "decoded",
+    }
+}
+
+values! {
+    /// What an INVVPID of L1 does if vmcs02 was last on another pCPU (facts 4.6).
+    NestedInvvpidElsewhere {
+        /// It invalidates on this pCPU only: stale if the vCPU goes back (up to 7.2).
+        Local = "local",
+        /// The next nested entry flushes (6.12.y, 7.3: 6d00e67326d8).
+        #[default]
+        FlushNextEntry = "flush-next-entry",
+    }
+}
+
+values! {
+    /// Which shadow roots an INVVPID of L1 frees without EPT (facts 2.5).
+    NestedInvvpidRoots {
+        /// All, L1's own among them (5.8 to 5.13).
+        All = "all",
+        /// Those of L2 (from 5.14 on: 25b62c6274ed).
+        #[default]
+        GuestMode = "guest-mode",
+    }
+}
+
+values! {
+    /// What a newly allocated vpid02 starts with.
+    Vpid02Alloc {
+        /// It is flushed before its first use.
+        #[default]
+        FlushFirst = "flush-first",
+        /// Whatever an earlier owner left.
+        KeepLast = "keep-last",
+    }
+}
+
+values! {
+    /// What a change of the VPID in vmcs12 does (facts 3.5).
+    Vpid12Change {
+        /// INVVPID of vpid02; unsync shadow pages stay (up to 5.15).
+        HwOnly = "hw-only",
+        /// KVM_REQ_TLB_FLUSH_GUEST (5.16 on).
+        #[default]
+        Guest = "guest",
+    }
+}
+
+values! {
+    /// What an SVM flush hook invalidates (facts 6.3).
+    SvmFlush {
+        /// The VMCB's ASID: TLB_CONTROL 3, or a new ASID without FLUSHBYASID.
+        #[default]
+        Asid = "asid",
+        /// Every ASID: TLB_CONTROL 1.
+        All = "all",
+    }
+}
+
+values! {
+    /// How a Hyper-V flush hypercall reaches its targets (facts 4.5).
+    HvFlush {
+        /// KVM_REQ_TLB_FLUSH: every context (up to 5.7).
+        Full = "full",
+        /// KVM_REQ_TLB_FLUSH_GUEST, the list ignored (5.8 to 6.1).
+        Request = "request",
+        /// KVM_REQ_HV_TLB_FLUSH with a fifo of 16 entries (6.4 on).
+        #[default]
+        Fifo = "fifo",
+    }
+}
+
+values! {
+    /// How the host takes the steal-time byte (facts 4.4).
+    PvFlush {
+        /// One atomic exchange.
+        #[default]
+        Atomic = "atomic",
+        /// Read, then cleared: a bit set between is lost (up to 5.5, CVE-2019-3016).
+        ReadThenClear = "read-then-clear",
+    }
+}
+
+values! {
+    /// How the host publishes KVM_VCPU_PREEMPTED (facts 4.4).
+    PvPreemptStore {
+        /// A FLUSH bit that is set already stays.
+        #[default]
+        Merge = "merge",
+        /// It is overwritten (up to 5.5, CVE-2019-3016).
+        Overwrite = "overwrite",
+    }
+}
+
+values! {
+    /// What KVM_SET_SREGS with a changed register does (facts 3.4).
+    Sregs {
+        /// RESET (up to 6.4).
+        Reset = "reset",
+        /// RESET and KVM_REQ_TLB_FLUSH_GUEST.
+        #[default]
+        ResetAndGuest = "reset+guest",
+    }
+}
+
+values! {
+    /// What happens when an unsync page that was found again is linked (facts 2.6).
+    LinkUnsync {
+        /// It is synced first.
+        #[default]
+        Sync = "sync",
+        /// It is linked as it is: a defect.
+        AsIs = "as-is",
+    }
+}
+
+values! {
+    /// Which requests a zap of all roots posts to every vCPU (facts 7.5).
+    ZapAllRequest {
+        /// KVM_REQ_MMU_RELOAD: every root goes (up to 5.17).
+        Reload = "reload",
+        /// KVM_REQ_MMU_FREE_OBSOLETE_ROOTS (5.18 on).
+        #[default]
+        Obsolete = "obsolete",
+    }
+}
+
+values! {
+    /// The role with which a cached root is looked up (facts 2.4, 15.9).
+    PrevRootRole {
+        /// The whole role word.
+        #[default]
+        Full = "full",
+        /// Without smep_and_not_wp and smap_and_not_wp: with CR0.WP = 0 and SMEP or SMAP a cached
+        /// root is never used again (5.10).
+        WithoutAndNotWp = "without-and-not-wp",
+    }
+}
+
+values! {
+    /// What invalidations can hit.
+    Scope {
+        /// What real instructions can.
+        #[default]
+        Hardware = "hardware",
+        /// Exactly what is owed: an ideal machine.
+        Exact = "exact",
+    }
+}
+
+values! {
+    /// Which pages a remote flush of a range hits.
+    RemoteRange {
+        /// An ideal flush of exactly these pages on every vCPU.
+        Exact = "exact",
+        /// Only the first page of the range: a defect.
+        FirstPage = "first-page",
+        /// No ranges: each remote flush is KVM_REQ_TLB_FLUSH to every vCPU (facts 5.8).
+        #[default]
+        None = "none",
+    }
+}
+
+/// What load_pdptrs does besides reading the PDPTEs (facts 2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LoadPdptrs {
+    /// Frees the current root if, in shadow mode, a PDPTE changed (5.17 on).
+    pub free_root: bool,
+    /// Requests LOAD_MMU_PGD (5.15 on).
+    pub request_pgd: bool,
+}
+
+/// Bits left out of the page role: defects that share shadow pages between modes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct RoleBits(pub u32);
+
+impl RoleBits {
+    /// EFER.NXE.
+    pub const NX: Self = Self(1 << 0);
+    /// CR0.WP.
+    pub const WP: Self = Self(1 << 1);
+    /// CR4.SMEP, alone or with CR0.WP = 0.
+    pub const SMEP: Self = Self(1 << 2);
+    /// CR4.SMAP with CR0.WP = 0.
+    pub const SMAP: Self = Self(1 << 3);
+    /// The level of the page and of the root.
+    pub const LEVEL: Self = Self(1 << 4);
+    /// The size of a guest entry (4 or 8 bytes).
+    pub const GPTE_SIZE: Self = Self(1 << 5);
+    /// The access rights of the path.
+    pub const ACCESS: Self = Self(1 << 6);
+    /// Direct or indirect.
+    pub const DIRECT: Self = Self(1 << 7);
+    /// The quadrant of a 32-bit table.
+    pub const QUADRANT: Self = Self(1 << 8);
+    /// SMM.
+    pub const SMM: Self = Self(1 << 9);
+    /// L2.
+    pub const GUEST_MODE: Self = Self(1 << 10);
+    /// EPT A/D bits disabled.
+    pub const AD_DISABLED: Self = Self(1 << 11);
+    /// CR4.PSE.
+    pub const PSE: Self = Self(1 << 12);
+    /// CR4.PKE.
+    pub const PKE: Self = Self(1 << 13);
+    /// CR4.LA57.
+    pub const LA57: Self = Self(1 << 14);
+
+    /// The names of the bits, as written in a policy.
+    pub const NAMES: &[(&str, u64)] = &[
+        ("nx", Self::NX.0 as u64),
+        ("wp", Self::WP.0 as u64),
+        ("smep", Self::SMEP.0 as u64),
+        ("smap", Self::SMAP.0 as u64),
+        ("level", Self::LEVEL.0 as u64),
+        ("gpte-size", Self::GPTE_SIZE.0 as u64),
+        ("access", Self::ACCESS.0 as u64),
+        ("direct", Self::DIRECT.0 as u64),
+        ("quadrant", Self::QUADRANT.0 as u64),
+        ("smm", Self::SMM.0 as u64),
+        ("guest-mode", Self::GUEST_MODE.0 as u64),
+        ("ad-disabled", Self::AD_DISABLED.0 as u64),
+        ("pse", Self::PSE.0 as u64),
+        ("pke", Self::PKE.0 as u64),
+        ("la57", Self::LA57.0 as u64),
+    ];
+
+    /// Whether all of `other` are left out.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
