@@ -1,10 +1,101 @@
-//! The slow oracle.
+//! The slow oracle: every copy is kept with its value, instant and tags, and every operation
+//! strikes out the copies in its binding scope by scanning them all. Using a struck-out copy is a
+//! missed flush. It shares no floors, marks or walker with the fast oracle, only the table of
+//! requirements, and answers one question: was this access missed, and was it harmful?
 
-use tlbscope_trace::observe::Observer;
+mod walk;
 
-/// The slow oracle: keeps every copy explicitly.
+use tlbscope_sim::arch::required::{Scope, Strength, required};
+use tlbscope_trace::act::{
+    Accessed, Act, ArchOp, At, Copied, Fill, FillKind, Mark, Outcome, Source, Tag, Via,
+};
+use tlbscope_trace::addr::{Gpa, VcpuId};
+use tlbscope_trace::observe::{Observer, World};
+use tlbscope_trace::op::{AccessKind, Actor};
+use tlbscope_trace::regs::{Cr4, Regs};
+
+/// One copy in some cache of the hardware.
+#[derive(Clone, Debug)]
+struct Cached {
+    vcpu: u16,
+    tag: Tag,
+    global: bool,
+    structure: bool,
+    physical: bool,
+    address: u64,
+    bytes: u64,
+    content: Copied,
+    /// When the host's mapping was read.
+    host_read: u64,
+    /// A binding operation outlaws it.
+    struck: bool,
+}
+
+/// One leaf entry of a shadow page.
+#[derive(Clone, Copy, Debug)]
+struct Spte {
+    sp: u32,
+    index: u16,
+    made: u64,
+}
+
+/// What one vCPU owed, in full.
+#[derive(Clone, Copy, Debug)]
+struct Owed {
+    vcpu: u16,
+    time: u64,
+    scope: Scope,
+}
+
+/// A host change in full.
+#[derive(Clone, Copy, Debug)]
+struct Changed {
+    from: u64,
+    end: u64,
+    time: u64,
+    dead: bool,
+}
+
+/// The slow oracle.
 #[derive(Clone, Debug, Default)]
-pub struct Naive {}
+pub struct Naive {
+    now: u64,
+    copies: Vec<Cached>,
+    sptes: Vec<Spte>,
+    unsync: Vec<(u32, u64)>,
+    owed: Vec<Owed>,
+    changes: Vec<Changed>,
+    used: Vec<Tag>,
+    used_physical: bool,
+    verdict: Option<bool>,
+    /// Missed accesses: (event, vCPU, harmful).
+    missed: Vec<(u64, u16, bool)>,
+}
+
+/// Whether a binding scope reaches a copy of a page at `[address, address + bytes)`.
+fn reaches(scope: &Scope, c: &Cached) -> bool {
+    let mine = |pcid: u16| c.tag.pcid.0 == pcid;
+    let page = |gva: u64| gva >= c.address && gva - c.address < c.bytes;
+    if c.physical {
+        return false;
+    }
+    match *scope {
+        Scope::Everything | Scope::EveryAsid => true,
+        Scope::NonGlobal => !c.global,
+        Scope::Pcid(pcid) => mine(pcid.0),
+        Scope::PcidNonGlobal(pcid) => mine(pcid.0) && !c.global,
+        Scope::Address { pcid, gva, path } => {
+            if c.structure {
+                mine(pcid.0) && (page(gva.0) || !path)
+            } else {
+                page(gva.0) && (c.global || mine(pcid.0))
+            }
+        }
+        Scope::AddressNonGlobal { pcid, gva } => page(gva.0) && mine(pcid.0) && !c.global,
+        Scope::Fault { pcid, gva } => page(gva.0) && mine(pcid.0),
+        Scope::OtherGlobals(_) | Scope::AddressOtherGlobals { .. } | Scope::Frames { .. } => false,
+    }
+}
 
 impl Naive {
     /// An oracle for a machine with this many vCPUs.
@@ -13,6 +104,241 @@ impl Naive {
         let _ = vcpus;
         Self::default()
     }
+
+    /// Whether the last access was a missed flush, and if so whether a harmful one.
+    #[must_use]
+    pub const fn verdict(&self) -> Option<bool> {
+        self.verdict
+    }
+
+    /// All missed accesses: event, vCPU, harmful.
+    #[must_use]
+    pub fn missed(&self) -> &[(u64, u16, bool)] {
+        &self.missed
+    }
+
+    fn strike(&mut self, vcpu: u16, scope: Scope) {
+        self.owed.push(Owed { vcpu, time: self.now, scope });
+        for copy in self.copies.iter_mut().filter(|c| c.vcpu == vcpu) {
+            copy.struck |= reaches(&scope, copy);
+        }
+    }
+
+    fn host(&mut self, op: &ArchOp) -> bool {
+        let now = self.now;
+        match *op {
+            ArchOp::HostChange { gpa, size, .. } => {
+                let (from, end) = (gpa.0, gpa.0.saturating_add(size));
+                self.changes.push(Changed { from, end, time: now, dead: false });
+                true
+            }
+            ArchOp::HostDead { gpa, size } => {
+                let end = gpa.0.saturating_add(size);
+                for change in &mut self.changes {
+                    change.dead |= change.from < end && gpa.0 < change.end;
+                }
+                true
+            }
+            ArchOp::Release { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Whether a copy of this frame, its host mapping read at `read`, is outlawed by the host.
+    fn host_struck(&self, gpa: Gpa, read: u64) -> bool {
+        self.changes.iter().any(|c| c.dead && c.time > read && c.from <= gpa.0 && gpa.0 < c.end)
+    }
+
+    /// A copy read from a frozen shadow entry is struck out if anything since was owed for it.
+    fn from_shadow(&self, copy: &mut Cached, sp: u32, index: u16) {
+        let made = self.sptes.iter().find(|s| s.sp == sp && s.index == index).map(|s| s.made);
+        copy.host_read = made.unwrap_or(self.now);
+        let Some((_, frozen)) = self.unsync.iter().find(|u| u.0 == sp) else { return };
+        let known_equal = (*frozen).max(made.unwrap_or(0));
+        for owed in &self.owed {
+            if owed.vcpu == copy.vcpu && owed.time > known_equal && reaches(&owed.scope, copy) {
+                copy.struck = true;
+            }
+        }
+    }
+
+    /// The guest-physical copy through which a frame was reached.
+    fn physical_read(&self, tag: &Tag, gpa: u64) -> Option<u64> {
+        let of = self.copies.iter().filter(|c| {
+            c.physical
+                && c.tag.pcpu == tag.pcpu
+                && c.tag.ep4ta == tag.ep4ta
+                && gpa >= c.address
+                && gpa - c.address < c.bytes
+        });
+        of.map(|c| c.host_read).min()
+    }
+
+    fn find(
+        &self,
+        vcpu: u16,
+        tag: &Tag,
+        global: bool,
+        gva: u64,
+        content: &Copied,
+    ) -> Option<usize> {
+        self.copies.iter().rposition(|c| {
+            c.vcpu == vcpu
+                && !c.structure
+                && !c.physical
+                && c.global == global
+                && (c.tag.pcpu, c.tag.class, c.tag.id) == (tag.pcpu, tag.class, tag.id)
+                && c.tag.ep4ta == tag.ep4ta
+                && (global || c.tag.pcid == tag.pcid)
+                && gva >= c.address
+                && gva - c.address < c.bytes
+                && (c.content.gpa, c.content.hpa) == (content.gpa, content.hpa)
+        })
+    }
+
+    fn used_struck(&self, vcpu: u16, gva: u64) -> bool {
+        self.used.iter().any(|tag| {
+            let of = self.copies.iter().filter(|c| {
+                c.structure
+                    && c.vcpu == vcpu
+                    && c.tag == *tag
+                    && gva >= c.address
+                    && gva - c.address < c.bytes
+            });
+            of.min_by_key(|c| c.bytes).is_some_and(|c| c.struck)
+        })
+    }
+
+    /// Whether an access came out otherwise than by the guest's tables as they are now.
+    fn harmful<W: World>(&self, regs: &Regs, a: &Accessed, used: Option<&Copied>, w: &W) -> bool {
+        let now = walk::translate(w, regs, a.access.gva.0);
+        let outcome = walk::outcome(regs, &a.access, &now);
+        if outcome != a.outcome {
+            return true;
+        }
+        let (Outcome::Gpa(gpa), Ok(page)) = (outcome, now) else { return false };
+        let frame = w.backing(Gpa(gpa.0 & !0xfff)).map_or(0, |hpa| hpa.0);
+        let other_frame = frame != 0 && frame != a.hpa.0;
+        let key = regs.cr4().contains(Cr4::PKE) && used.is_some_and(|u| u.key != page.key);
+        let dirty = a.access.kind == AccessKind::Write && !page.dirty;
+        other_frame || key || regs.paging() && (dirty || !page.accessed)
+    }
 }
 
-impl Observer for Naive {}
+impl Observer for Naive {
+    fn arch<W: World>(&mut self, at: &At, op: &ArchOp, before: &Regs, _: bool, world: &W) {
+        self.now += 1;
+        if self.host(op) {
+            return;
+        }
+        let Actor::Vcpu(VcpuId(vcpu)) = at.actor else { return };
+        let after = world.regs(VcpuId(vcpu));
+        for owed in required(world.vendor(), op, before, after) {
+            if owed.strength == Strength::Must {
+                self.strike(vcpu, owed.scope);
+            }
+        }
+    }
+
+    fn store<W: World>(&mut self, _: &At, _: Gpa, _: u8, _: u64, _: u64, _: &W) {
+        self.now += 1;
+    }
+
+    fn act<W: World>(&mut self, _: &At, act: &Act, _: &W) {
+        self.now += 1;
+        match *act {
+            Act::SpteSet { sp, index } => {
+                self.sptes.retain(|s| (s.sp, s.index) != (sp.0, index));
+                self.sptes.push(Spte { sp: sp.0, index, made: self.now });
+            }
+            Act::SpteClear { sp, index } => {
+                self.sptes.retain(|s| (s.sp, s.index) != (sp.0, index));
+            }
+            Act::SpUnsync { sp } if self.unsync.iter().all(|u| u.0 != sp.0) => {
+                self.unsync.push((sp.0, self.now));
+            }
+            Act::SpSync { sp, .. } => self.unsync.retain(|u| u.0 != sp.0),
+            Act::SpZap { sp } | Act::SpNew { sp, .. } => {
+                self.unsync.retain(|u| u.0 != sp.0);
+                self.sptes.retain(|s| s.sp != sp.0);
+            }
+            _ => {}
+        }
+    }
+
+    fn walk_begin(&mut self, _: &At) {
+        self.used.clear();
+        self.used_physical = false;
+    }
+
+    fn walk_uses(&mut self, _: &At, _: Mark, guest_physical: bool, tag: &Tag) {
+        if guest_physical {
+            self.used_physical = true;
+        } else {
+            self.used.push(*tag);
+        }
+    }
+
+    fn fill<W: World>(&mut self, at: &At, fill: &Fill, _: &W) -> Mark {
+        self.now += 1;
+        let Actor::Vcpu(VcpuId(vcpu)) = at.actor else { return Mark::default() };
+        let bytes = match fill.kind {
+            FillKind::Structure(3) => 1 << 30,
+            FillKind::Structure(4) => 1 << 39,
+            FillKind::Structure(5) => 1 << 48,
+            _ => fill.size.bytes(),
+        };
+        let mut copy = Cached {
+            vcpu,
+            tag: fill.tag,
+            global: fill.global,
+            structure: fill.kind != FillKind::Translation,
+            physical: fill.source == Source::Host,
+            address: fill.address & !(bytes - 1),
+            bytes,
+            content: fill.copy,
+            host_read: self.now,
+            struck: false,
+        };
+        match fill.source {
+            Source::Shadow { sp, index } => self.from_shadow(&mut copy, sp.0, index),
+            Source::Guest if self.used_physical => {
+                let read = self.physical_read(&fill.tag, fill.copy.gpa.0);
+                copy.host_read = read.unwrap_or(self.now);
+            }
+            Source::Guest | Source::Host => {}
+        }
+        self.copies.retain(|c| {
+            !(c.tag == copy.tag
+                && c.vcpu == vcpu
+                && (c.global, c.structure, c.physical)
+                    == (copy.global, copy.structure, copy.physical)
+                && (c.address, c.bytes) == (copy.address, copy.bytes))
+        });
+        self.copies.push(copy);
+        Mark::default()
+    }
+
+    fn access<W: World>(&mut self, at: &At, a: &Accessed, world: &W) {
+        self.now += 1;
+        self.verdict = None;
+        let Actor::Vcpu(VcpuId(vcpu)) = at.actor else { return };
+        let gva = a.access.gva.0;
+        let mut struck = self.used_struck(vcpu, gva);
+        let mut used = None;
+        if let Via::Copy { tag, global, copy, .. } = &a.via
+            && let Some(place) = self.find(vcpu, tag, *global, gva, copy)
+        {
+            let found = &self.copies[place];
+            struck |= found.struck || self.host_struck(copy.gpa, found.host_read);
+            used = Some(copy);
+        }
+        if struck {
+            let harmful = self.harmful(world.regs(VcpuId(vcpu)), a, used, world);
+            self.verdict = Some(harmful);
+            self.missed.push((at.event, vcpu, harmful));
+        }
+        self.used.clear();
+        self.used_physical = false;
+    }
+}

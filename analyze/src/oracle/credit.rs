@@ -1,6 +1,6 @@
 //! Credit within an exit window: which hook served which obligation, and what was too much.
 
-use tlbscope_sim::arch::required::{Rule, Scope};
+use tlbscope_sim::arch::required::Scope;
 use tlbscope_trace::act::Hook;
 
 use super::floors::{Target, address, covers};
@@ -24,10 +24,6 @@ pub enum By {
 pub struct Open {
     /// When it arose.
     pub time: u64,
-    /// By which rule.
-    pub rule: &'static Rule,
-    /// Its operation.
-    pub op: &'static str,
     /// Of which copies.
     pub scope: Scope,
     /// Who served it.

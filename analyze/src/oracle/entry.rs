@@ -7,11 +7,11 @@ use tlbscope_trace::addr::VcpuId;
 use tlbscope_trace::observe::World;
 use tlbscope_trace::regs::{Cr4, MmuKind};
 
-use super::credit::{By, Open};
+use super::credit::By;
 use super::floors::{Obligation, Target, address, covers};
 use super::hardware::{Group, GroupKey, Held, one_page};
 use super::{Oracle, Vcpu};
-use crate::finding::{Finding, Kind};
+use crate::finding::{Finding, Findings, Kind};
 
 /// Whether a container may hold a copy that the obligation outlaws.
 fn holds(o: &Obligation, key: &GroupKey, (pcid, global): (u16, bool), held: &Held) -> bool {
@@ -31,6 +31,9 @@ impl Oracle {
     pub(super) fn invalidate<W: World>(&mut self, id: usize, inv: &Inv, world: &W) {
         let vcpu = &mut self.vcpus[id];
         let context = vcpu.context;
+        if matches!(inv, Inv::Guest(_) | Inv::VpidZeroTransition) {
+            vcpu.window.hook = None;
+        }
         self.hardware.invalidate(vcpu.pcpu, &context, inv);
         if let Some((tag, gva)) = one_page(inv, &context) {
             let done = Some((vcpu.pcpu, tag));
@@ -107,27 +110,38 @@ impl Oracle {
     fn expose<W: World>(&mut self, id: usize, world: &W, unchanged: bool) {
         let Self { vcpus, hardware, shadow, findings, now, .. } = self;
         let Vcpu { floors, context, judged, .. } = &mut vcpus[id];
+        if unchanged && floors.latest < *judged {
+            return;
+        }
         let key = GroupKey::of(&context.tag);
-        let Some(group) = hardware.group(&key) else { return };
+        let Some(group) = hardware.group_mut(&key) else { return };
         let shadowed = world.mmu() == MmuKind::Shadow;
-        let reach = |pcid: u16, global: bool| !shadowed || global || pcid == context.tag.pcid.0;
-        let oldest = oldest(group, &reach).min(if unchanged { u64::MAX } else { *now });
-        let from = if unchanged { *judged } else { oldest.min(*judged) };
-        let start = floors.log.partition_point(|o| o.time < from);
-        for o in floors.log.range_mut(start..) {
-            if o.exposed || o.rule.strength != Strength::Must {
+        let current = context.tag.pcid.0;
+        let reach = |tag: &(u16, bool)| !shadowed || tag.1 || tag.0 == current;
+        for (tag, held) in group.iter_mut().filter(|(tag, _)| reach(tag)) {
+            let t = Target { global: tag.1, structure: false, pcid: tag.0, gva: 0, shift: 12 };
+            let seen = held.stamp.max(held.judged);
+            held.judged = *now;
+            if floors.wide(&t) <= seen {
                 continue;
             }
-            let held =
-                group.iter().any(|(tag, held)| reach(tag.0, tag.1) && holds(o, &key, *tag, held));
+            let start = floors.log.partition_point(|o| o.time <= seen);
+            for o in floors.log.range_mut(start..) {
+                if address(&o.scope).is_none() && covers(&o.scope, &t) {
+                    report(o, id, findings);
+                }
+            }
+        }
+        let start = floors.log.partition_point(|o| o.time < *judged);
+        for o in floors.log.range_mut(start..) {
+            let Some(gva) = address(&o.scope) else { continue };
             let below = || {
-                let root = context.shadow_root?;
-                let stamp = shadow.frozen_entry(root, address(&o.scope)?)?;
-                (stamp < o.time && o.scope_in(context.tag.pcid.0)).then_some(())
+                let stamp = shadow.frozen_entry(context.shadow_root?, gva)?;
+                (stamp < o.time && o.scope_in(current)).then_some(())
             };
+            let held = group.iter().any(|(tag, held)| reach(tag) && holds(o, &key, *tag, held));
             if held || below().is_some() {
-                o.exposed = true;
-                findings.add(exposure(o, id));
+                report(o, id, findings);
             }
         }
         *judged = *now;
@@ -136,15 +150,16 @@ impl Oracle {
     /// Reports host obligations past their deadline that something reachable may violate.
     pub(super) fn expose_host(&mut self, id: usize) {
         let Self { vcpus, hardware, host, findings, .. } = self;
-        let vcpu = &vcpus[id];
+        let vcpu = &mut vcpus[id];
         let key = GroupKey::of(&vcpu.context.tag);
         let physical = key.guest_physical();
         let groups = [hardware.group(&key), hardware.group(&physical)];
         let since = groups.into_iter().flatten().flat_map(Group::values).map(|held| held.since);
         let Some(since) = since.min() else { return };
-        if since > host.latest_due {
+        if since > host.latest_due || vcpu.host_judged == (host.latest_dead, key) {
             return;
         }
+        vcpu.host_judged = (host.latest_dead, key);
         let due = host.due(since, id as u16);
         for n in due {
             let change = &mut host.changes[n];
@@ -170,7 +185,7 @@ impl Oracle {
             let place = log.partition_point(|o| o.time < open.time);
             let same = |o: &&Obligation| o.time == open.time && o.scope == open.scope;
             let Some(o) = log.range(place..).take(4).find(same) else { return false };
-            o.exposed || still_held(o, open, hardware, id as u16)
+            o.exposed || still_held(o, hardware, id as u16)
         });
         open.iter_mut().for_each(|open| open.judged = false);
         vcpu.window = super::Window { open, ..super::Window::default() };
@@ -202,14 +217,16 @@ impl Oracle {
 }
 
 /// Whether some container of the vCPU, reachable or not, may still violate an obligation.
-fn still_held(o: &Obligation, _: &Open, hardware: &super::Hardware, id: u16) -> bool {
+fn still_held(o: &Obligation, hardware: &super::Hardware, id: u16) -> bool {
     hardware.owned(id).any(|(key, group)| group.iter().any(|(tag, held)| holds(o, key, *tag, held)))
 }
 
-/// The oldest stamp that is reachable in a group.
-fn oldest(group: &Group, reach: &impl Fn(u16, bool) -> bool) -> u64 {
-    let stamps = group.iter().filter(|(tag, _)| reach(tag.0, tag.1)).map(|(_, held)| held);
-    stamps.map(|held| held.stamp.min(held.since)).min().unwrap_or(u64::MAX)
+/// Reports that a binding obligation may be violated, once.
+fn report(o: &mut Obligation, id: usize, findings: &mut Findings) {
+    if !o.exposed && o.rule.strength == Strength::Must {
+        o.exposed = true;
+        findings.add(exposure(o, id));
+    }
 }
 
 fn exposure(o: &Obligation, id: usize) -> Finding {

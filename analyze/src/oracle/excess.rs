@@ -22,11 +22,11 @@ impl Oracle {
                 vcpu.window.bookkeeping |=
                     matches!(request, Request::HvTlbFlush | Request::StealUpdate);
             }
-            Act::Hook { hook, by: HookBy::Load, effective: true } => {
+            Act::Hook { by: HookBy::Load, effective: true, .. } => {
                 if !vcpu.window.load(shadow) {
                     self.findings.bookkeeping += 1;
                 }
-                let _ = hook;
+                vcpu.window.hook = None;
             }
             Act::Hook { hook, effective: true, .. } => {
                 let name = hook_name(hook);

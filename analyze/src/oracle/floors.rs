@@ -248,6 +248,12 @@ impl Floors {
             .find(|o| (o.rule.strength == Strength::Must) == must && covers(&o.scope, t))
     }
 
+    /// The latest wide binding floor over copies like this.
+    #[must_use]
+    pub fn wide(&self, t: &Target) -> u64 {
+        self.must.floor(t)
+    }
+
     /// The latest binding floor over a PCID as a whole.
     #[must_use]
     pub fn of_pcid(&self, pcid: u16) -> u64 {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tlbscope_trace::act::{Class, Context, GuestInv, Inv, Tag};
 
 /// A tag without its PCID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GroupKey {
     /// The processor.
     pub pcpu: u16,
@@ -40,6 +40,8 @@ pub struct Held {
     pub stamp: u64,
     /// The oldest stamp of a copy that was filled into it; `u64::MAX`: none was.
     pub filled: u64,
+    /// Wide obligations up to here were judged for it.
+    pub judged: u64,
 }
 
 /// Containers of a group, by PCID and whether global.
@@ -62,8 +64,12 @@ impl Hardware {
             since: now,
             stamp,
             filled: u64::MAX,
+            judged: 0,
         });
-        held.stamp = held.stamp.min(stamp);
+        if stamp < held.stamp {
+            held.stamp = stamp;
+            held.judged = 0;
+        }
     }
 
     /// A copy was filled.
@@ -74,8 +80,12 @@ impl Hardware {
             since: now,
             stamp,
             filled: stamp,
+            judged: 0,
         });
-        held.stamp = held.stamp.min(stamp);
+        if stamp < held.stamp {
+            held.stamp = stamp;
+            held.judged = 0;
+        }
         held.filled = held.filled.min(stamp);
     }
 
@@ -83,6 +93,11 @@ impl Hardware {
     #[must_use]
     pub fn group(&self, key: &GroupKey) -> Option<&Group> {
         self.groups.get(key)
+    }
+
+    /// The containers of a group, to note that they were judged.
+    pub fn group_mut(&mut self, key: &GroupKey) -> Option<&mut Group> {
+        self.groups.get_mut(key)
     }
 
     /// All containers whose tag this vCPU owns.

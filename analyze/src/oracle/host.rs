@@ -35,10 +35,12 @@ pub struct Host {
     pub changes: VecDeque<Change>,
     /// The latest change that is past its deadline.
     pub latest_due: u64,
+    /// When a backing was declared dead last.
+    pub latest_dead: u64,
     /// Frames reused: (first byte, end, time, event), oldest first.
     pub releases: VecDeque<(u64, u64, u64, u64)>,
-    /// When each frame (page number at its size, log2 of the size) was filled last.
-    fills: FxHashMap<(u64, u8), u64>,
+    /// When each frame (page number at its size, log2 of the size) was filled last, and before.
+    fills: FxHashMap<(u64, u8), (u64, u64)>,
     sizes: u64,
 }
 
@@ -62,6 +64,7 @@ impl Host {
     /// The old backing of these pages is dead.
     pub fn dead(&mut self, gpa: u64, size: u64, now: u64) {
         let end = gpa.saturating_add(size);
+        self.latest_dead = now;
         for change in self.changes.iter_mut().filter(|c| c.dead == 0) {
             if change.gpa < end && gpa < change.end {
                 change.dead = now;
@@ -81,17 +84,21 @@ impl Host {
     /// A frame was cached.
     pub fn filled(&mut self, gpa: u64, shift: u32, now: u64) {
         self.sizes |= 1 << shift;
-        self.fills.insert((gpa >> shift, shift as u8), now);
+        let times = self.fills.entry((gpa >> shift, shift as u8)).or_default();
+        *times = (now, times.0);
     }
 
-    /// Whether a frame of the range was cached after `since`.
+    /// Whether a frame of the range was cached after `since` and before `until`.
     #[must_use]
-    pub fn cached(&self, gpa: u64, end: u64, since: u64) -> bool {
+    pub fn cached(&self, gpa: u64, end: u64, since: u64, until: u64) -> bool {
+        let within = |(last, before): &(u64, u64)| {
+            (since..until).contains(last) || (since..until).contains(before)
+        };
         let pages = (end - gpa) >> 12;
         if pages > self.fills.len() as u64 {
             return self.fills.iter().any(|((page, shift), time)| {
                 let from = page << shift;
-                *time >= since && from < end && gpa < from + (1 << shift)
+                within(time) && from < end && gpa < from + (1 << shift)
             });
         }
         (gpa >> 12..(end + 0xfff) >> 12).any(|page| {
@@ -100,7 +107,7 @@ impl Host {
                 let shift = sizes.trailing_zeros();
                 sizes &= sizes - 1;
                 let key = (page << 12 >> shift, shift as u8);
-                if self.fills.get(&key).is_some_and(|time| *time >= since) {
+                if self.fills.get(&key).is_some_and(within) {
                     return true;
                 }
             }
@@ -133,7 +140,7 @@ impl Host {
             c.dead != 0
                 && c.obligation.time > since
                 && !c.exposed.contains(&vcpu)
-                && self.cached(c.gpa, c.end, since)
+                && self.cached(c.gpa, c.end, since, c.obligation.time)
         });
         due.map(|(n, _)| n).collect()
     }

@@ -149,6 +149,9 @@ impl Oracle {
             count: 1,
         };
         let missed = Kind::Missed { harmful };
+        if cause != (Cause::Guest { must: false }) {
+            self.verdict = Some(harmful || self.verdict == Some(true));
+        }
         match cause {
             Cause::Guest { must } => {
                 let kind = if must { missed } else { Kind::Advised };

@@ -34,7 +34,7 @@ use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs};
 use crate::finding::{Class as Excess, Findings, Slot};
 use credit::{By, Open, Window};
 use floors::{Floors, Obligation};
-use hardware::Hardware;
+use hardware::{GroupKey, Hardware};
 use host::Host;
 use shadow::Shadow;
 
@@ -64,6 +64,8 @@ struct Vcpu {
     excess_event: u64,
     /// PCIDE went 0 to 1 in this event.
     pcide_set: u64,
+    /// The latest dead backing and the containers for which host exposures were judged.
+    host_judged: (u64, GroupKey),
     /// When an explicit hook ran last.
     hooked: u64,
 }
@@ -83,8 +85,13 @@ pub struct Oracle {
     /// The walk under way.
     used: Used,
     used_count: usize,
-    /// Oldest `h` of the guest-physical copies that it used; 0: none.
-    walk_h: u64,
+    /// `h` of the guest-physical copies that it used.
+    used_h: [u64; 32],
+    used_h_count: usize,
+    /// `h` of the guest-physical copies by (pCPU, EP4TA, page, log2 of its size).
+    physical: FxHashMap<(u16, u64, u64, u8), u64>,
+    /// Verdict on the last access: whether it was a missed flush, and harmful.
+    verdict: Option<bool>,
     /// When each frame was stored to last, and by which event.
     stores: FxHashMap<u64, (u64, u64)>,
     /// Findings without an obligation of a vCPU, by (event, rule, vCPU).
@@ -190,6 +197,12 @@ impl Oracle {
         &self.findings
     }
 
+    /// Whether the last access was a missed flush, and if so whether a harmful one.
+    #[must_use]
+    pub const fn verdict(&self) -> Option<bool> {
+        self.verdict
+    }
+
     /// The vCPU an observation is about; unknown ones are made.
     fn vcpu(&mut self, at: &At) -> Option<usize> {
         let Actor::Vcpu(VcpuId(id)) = at.actor else { return None };
@@ -287,8 +300,8 @@ impl Oracle {
         };
         let mut stamp = Stamp { g: now, h: now, shift, impossible: false, mode: 0 };
         match fill.source {
-            Source::Guest if self.walk_h != 0 => stamp.h = self.walk_h,
-            Source::Guest | Source::Host => {}
+            Source::Guest => stamp.h = self.physical_stamp(&fill.tag, fill.copy.gpa.0),
+            Source::Host => {}
             Source::Shadow { sp, index } => {
                 let (g, h) = self.shadow.entry(sp, index);
                 stamp.g = g.unwrap_or(now);
@@ -299,6 +312,19 @@ impl Oracle {
             }
         }
         stamp
+    }
+
+    /// The `h` stamp of a copy made through the guest-physical mapping of its frame, if the walk
+    /// used a cached one, else now. Mappings of page-table frames do not count for the leaf.
+    fn physical_stamp(&self, tag: &Tag, gpa: u64) -> u64 {
+        let used = &self.used_h[..self.used_h_count];
+        if used.is_empty() {
+            return self.now;
+        }
+        let of = [12, 21, 30].into_iter().filter_map(|shift: u8| {
+            self.physical.get(&(tag.pcpu.0, tag.ep4ta.0, gpa >> shift, shift))
+        });
+        of.copied().filter(|h| used.contains(h)).min().unwrap_or(self.now)
     }
 
     /// Whether no walk gives this copy of a shadow entry: guest memory is read as it was when the
@@ -322,15 +348,7 @@ impl Oracle {
 
 /// An obligation as its window sees it.
 const fn open(o: &Obligation) -> Open {
-    Open {
-        time: o.time,
-        rule: o.rule,
-        op: o.op,
-        scope: o.scope,
-        by: By::Nobody,
-        done: false,
-        judged: false,
-    }
+    Open { time: o.time, scope: o.scope, by: By::Nobody, done: false, judged: false }
 }
 
 impl Observer for Oracle {
@@ -395,7 +413,7 @@ impl Observer for Oracle {
 
     fn walk_begin(&mut self, _: &At) {
         self.used_count = 0;
-        self.walk_h = 0;
+        self.used_h_count = 0;
     }
 
     fn walk_uses(&mut self, _: &At, mark: Mark, guest_physical: bool, tag: &Tag) {
@@ -404,7 +422,10 @@ impl Observer for Oracle {
         }
         let stamp = Stamp::of(mark);
         if guest_physical {
-            self.walk_h = if self.walk_h == 0 { stamp.h } else { self.walk_h.min(stamp.h) };
+            if self.used_h_count < self.used_h.len() {
+                self.used_h[self.used_h_count] = stamp.h;
+                self.used_h_count += 1;
+            }
         } else if self.used_count < self.used.len() {
             self.used[self.used_count] = (stamp.g, tag.pcid.0, stamp.shift);
             self.used_count += 1;
@@ -422,17 +443,24 @@ impl Observer for Oracle {
             let guest_physical = fill.tag.class == Class::GuestPhysical;
             let frame = if guest_physical { fill.address } else { fill.copy.gpa.0 };
             self.host.filled(frame, fill.size.shift(), self.now);
+            if guest_physical {
+                let shift = fill.size.shift();
+                let (pcpu, ep4ta) = (fill.tag.pcpu.0, fill.tag.ep4ta.0);
+                let key = (pcpu, ep4ta, fill.address >> shift, shift as u8);
+                self.physical.insert(key, stamp.h);
+            }
         }
         stamp.mark()
     }
 
     fn access<W: World>(&mut self, at: &At, access: &Accessed, world: &W) {
         self.now += 1;
+        self.verdict = None;
         if let Some(id) = self.vcpu(at) {
             self.judge(at, id, access, world);
         }
         self.used_count = 0;
-        self.walk_h = 0;
+        self.used_h_count = 0;
     }
 }
 
