@@ -78,16 +78,13 @@ pub enum Command {
     /// Run scenario files, and folders of them
     #[command(after_help = "Example:\n  tlbscope scenarios testdata/scenarios")]
     Scenarios(Scenarios),
-    /// Turn any recording into a native trace
-    #[command(after_help = "Example:\n  tlbscope import trace.txt.zst -o trace.tlbt")]
-    Import(Import),
     /// Write the operations of a trace as text or JSON Lines
     #[command(after_help = "Example:\n  tlbscope export trace.tlbt -o trace.txt --to text")]
     Export(Export),
     /// What is inside a trace, and what could not be read
     #[command(after_help = "Example:\n  tlbscope info trace.tlbt")]
     Info(Info),
-    /// Policies: list, show, check, diff
+    /// Policies: list, show, check
     #[command(subcommand)]
     Policy(PolicyCommand),
     /// Machines: list, show
@@ -144,16 +141,6 @@ pub struct Scenarios {
     pub paths: Vec<PathBuf>,
 }
 
-/// Arguments of `import`.
-#[derive(Debug, Arguments)]
-pub struct Import {
-    /// What to read, `-` for standard input
-    pub input: PathBuf,
-    /// Where to write
-    #[arg(short, long, value_name = "FILE")]
-    pub output: PathBuf,
-}
-
 /// Arguments of `export`.
 #[derive(Debug, Arguments)]
 pub struct Export {
@@ -197,13 +184,6 @@ pub enum PolicyCommand {
     Check {
         /// The file
         file: PathBuf,
-    },
-    /// Where two policies differ
-    Diff {
-        /// A built-in's name or a file
-        a: String,
-        /// A built-in's name or a file
-        b: String,
     },
 }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use tlbscope_trace::addr::Time;
 use tlbscope_trace::op::Actor;
 use tlbscope_trace::text;
-use tlbscope_trace::{Body, Meta, Record, Recording, source};
+use tlbscope_trace::{Body, Meta, Record, Recording};
 use xxhash_rust::xxh3::Xxh3;
 
 /// An input as outputs name it.
@@ -55,7 +55,7 @@ impl Input {
 pub fn open(path: &Path) -> Result<(Recording, Input)> {
     let input = Input::of_file(path)?;
     let mut bytes = Vec::new();
-    let stream = source::open(path)?;
+    let stream = stream(path)?;
     stream.take(TEXT_BYTES_MAX + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > TEXT_BYTES_MAX {
         bail!("{}: an event list of more than 256 MiB", path.display());
@@ -65,6 +65,15 @@ pub fn open(path: &Path) -> Result<(Recording, Input)> {
     };
     let recording = event_list(&input.path, &list)?;
     Ok((recording, input))
+}
+
+/// A file's bytes, or those of standard input.
+fn stream(path: &Path) -> Result<Box<dyn Read>> {
+    if path.as_os_str() == "-" {
+        return Ok(Box::new(std::io::stdin()));
+    }
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(Box::new(file))
 }
 
 /// The recording that an event list of scenarios is.

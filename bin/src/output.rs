@@ -4,10 +4,11 @@ use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use indicatif::ProgressBar;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::args::Color;
+use crate::args::{Color, Global};
 use crate::input::Input;
 
 /// Whether an error is a reader that went away: nobody is there to be told.
@@ -55,10 +56,7 @@ pub fn print(text: &str) -> Result<()> {
 }
 
 /// Writes a file so that it appears whole or not at all; `-` is standard output.
-pub fn write_file(
-    path: &Path,
-    write: impl FnOnce(&mut dyn Write) -> Result<()>,
-) -> Result<()> {
+pub fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     if path.as_os_str() == "-" {
         let mut out = io::BufWriter::new(io::stdout().lock());
         write(&mut out)?;
@@ -71,10 +69,8 @@ pub fn write_file(
         _ => Path::new("."),
     };
     // In the same folder, so that the last step is a rename.
-    let mut file = tempfile::Builder::new()
-        .prefix(".tlbscope-")
-        .tempfile_in(folder)
-        .with_context(failed)?;
+    let mut file =
+        tempfile::Builder::new().prefix(".tlbscope-").tempfile_in(folder).with_context(failed)?;
     {
         let mut out = io::BufWriter::new(file.as_file_mut());
         write(&mut out).with_context(failed)?;
@@ -99,4 +95,14 @@ pub fn envelope(
     object.insert("summary".to_owned(), serde_json::to_value(summary)?);
     object.extend(detail);
     Ok(serde_json::to_string_pretty(&Value::Object(object))?)
+}
+
+/// A progress bar on a terminal, nothing elsewhere. Short work shows none.
+pub fn progress(events: u64, global: &Global) -> ProgressBar {
+    /// Events that take no time worth a bar.
+    const SHORT: u64 = 1 << 18;
+    if global.quiet || events < SHORT || !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    ProgressBar::new(events)
 }

@@ -6,6 +6,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use tlbscope_analyze::compare::Row;
 use tlbscope_analyze::finding::{Class, Finding, Findings, Kind};
 use tlbscope_analyze::replay::{Summary, Work};
+use tlbscope_analyze::tally::Counts;
 use tlbscope_sim::arch::required::RULES;
 use tlbscope_trace::text;
 
@@ -87,12 +88,8 @@ pub fn summary(summary: &Summary) -> String {
         "  missed {} (harmful {}), exposed {}, latent {}, advised {}, excessive {}",
         s.missed, s.missed_harmful, s.exposed, s.latent, s.advised, s.excessive
     );
-    let flushes: Vec<String> = s
-        .flushes
-        .iter()
-        .filter(|(_, n)| **n != 0)
-        .map(|(name, n)| format!("{name} {n}"))
-        .collect();
+    let flushes: Vec<String> =
+        s.flushes.iter().filter(|(_, n)| **n != 0).map(|(name, n)| format!("{name} {n}")).collect();
     if !flushes.is_empty() {
         let _ = writeln!(out, "  {}", flushes.join(", "));
     }
@@ -108,7 +105,7 @@ pub fn summary(summary: &Summary) -> String {
 /// The comparison of one trace: policies across, numbers down, differences marked with `*`.
 pub fn comparison(trace: &str, policies: &[&str], rows: &[Row]) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     let mut head = vec![trace.to_owned(), String::new()];
     head.extend(policies.iter().map(|policy| (*policy).to_owned()));
     table.set_header(head);
@@ -123,4 +120,9 @@ pub fn comparison(trace: &str, policies: &[&str], rows: &[Row]) -> String {
     }
     let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
     lines.join("\n") + "\n"
+}
+
+/// Every count that is not 0.
+pub fn counts(counts: &Counts) -> String {
+    counts.iter().filter(|(_, n)| *n != 0).map(|(key, n)| format!("  {key} {n}\n")).collect()
 }

@@ -45,21 +45,7 @@ impl List {
         })?;
         let list =
             Self { name, lines, first_line, text: body.lines().map(str::to_owned).collect() };
-        list.check_labels(source)?;
         Ok(list)
-    }
-
-    /// No label may stand twice: expectations could not tell them apart.
-    fn check_labels(&self, source: Source<'_>) -> Result<(), ScenarioError> {
-        let mut seen = std::collections::BTreeMap::new();
-        for line in &self.lines {
-            let Some(label) = &line.label else { continue };
-            if let Some(before) = seen.insert(label.as_str(), self.file_line(line.number)) {
-                let message = format!("the label `{label}` is used before, in line {before}");
-                return Err(source.error_at(self.file_line(line.number), 1, message));
-            }
-        }
-        Ok(())
     }
 
     /// Every vCPU must exist in the machine, or be created by the list.

@@ -19,6 +19,8 @@ const KEYS: [&str; 7] = ["name", "about", "source", "events", "machine", "policy
 const MAX_BYTES: usize = 4 << 20;
 
 type Value<'a> = Spanned<DeValue<'a>>;
+/// Policies by the names that the file gives them.
+type NamedPolicies = Vec<(String, Policy)>;
 
 impl Scenario {
     /// Reads a scenario. `file` is its name in errors.
@@ -147,7 +149,7 @@ fn expects(
     root: &DeTable<'_>,
     lists: &[List],
     library: &Library,
-) -> Result<(Vec<Expect>, Vec<(String, Policy)>), ScenarioError> {
+) -> Result<(Vec<Expect>, NamedPolicies), ScenarioError> {
     let Some(value) = root.get("expect") else {
         return Err(source
             .error_at(1, 1, "`[expect.POLICY]` is missing")
