@@ -311,13 +311,15 @@ pub(super) fn number(text: &str) -> Option<u64> {
     any.then_some(value)
 }
 
-/// A number with one of the suffixes `k`, `m`, `g`.
+/// A number with one of the suffixes `k`, `m`, `g`, or a decimal one with `b`.
 pub(super) fn size(text: &str) -> Option<u64> {
     let mut chars = text.chars();
     let shift = match chars.next_back()? {
         'k' => 10,
         'm' => 20,
         'g' => 30,
+        // In hex it would be a digit.
+        'b' if !text.starts_with("0x") => 0,
         _ => return None,
     };
     number(chars.as_str())?.checked_mul(1 << shift)

@@ -1,11 +1,11 @@
 //! The nearest known name to a mistyped one.
 
-/// The name of `known` with the fewest single-letter edits to `word`, if they are few: a third of
-/// the word's letters, at least one, at most three. Ties go to the first.
+/// The name of `known` with the fewest single-letter edits to `word`, if they are few: half of the
+/// word's letters, at least one, at most three. Ties go to the first.
 #[must_use]
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let word: Vec<char> = word.chars().take(64).flat_map(char::to_lowercase).collect();
-    let limit = (word.len() / 3).clamp(1, 3);
+    let limit = (word.len() / 2).clamp(1, 3);
     let mut best: Option<(usize, &str)> = None;
     for name in known {
         let distance = edits(&word, name);

@@ -270,5 +270,5 @@ fn bytes(size: u64) -> String {
             return format!("{}{letter}", size >> shift);
         }
     }
-    size.to_string()
+    format!("{size}b")
 }
