@@ -140,6 +140,14 @@ impl Policy {
         &self.rules[register as usize]
     }
 
+    /// The rule of that id, with the register it belongs to.
+    #[must_use]
+    pub fn rule(&self, id: &str) -> Option<(Register, &Rule)> {
+        Register::ALL.into_iter().find_map(|register| {
+            self.rules(register).iter().find(|rule| rule.id == id).map(|rule| (register, rule))
+        })
+    }
+
     /// The rules that apply to a change, in order.
     #[inline]
     pub fn matching<'a>(&'a self, register: Register, change: &'a Change) -> Matching<'a> {

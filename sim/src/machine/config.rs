@@ -192,8 +192,8 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
         }
     }
     let bytes = deserializer.deserialize_any(Size)?;
-    if bytes == 0 || bytes % 4096 != 0 {
-        return Err(D::Error::custom("memory must be a multiple of 4k, and not 0"));
+    if bytes == 0 || bytes % 4096 != 0 || bytes > 1 << 52 {
+        return Err(D::Error::custom("memory must be a multiple of 4k, not 0, at most 4096t"));
     }
     Ok(bytes)
 }
@@ -217,11 +217,14 @@ pub fn parse_size(text: &str) -> Option<u64> {
     number.checked_mul(1 << shift)
 }
 
-/// A count that must not be 0.
-fn positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
+/// The most vCPUs, and pCPUs, of a machine: KVM_MAX_VCPUS of most builds.
+pub const CPUS_MAX: u16 = 1024;
+
+/// A number of CPUs.
+fn cpus<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
     match u16::deserialize(deserializer)? {
-        0 => Err(D::Error::custom("must be at least 1")),
-        n => Ok(n),
+        n @ 1..=CPUS_MAX => Ok(n),
+        n => Err(D::Error::custom(format!("{n} is not between 1 and {CPUS_MAX}"))),
     }
 }
 
@@ -254,10 +257,10 @@ fn width<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct MachineConfig {
     /// vCPUs.
-    #[serde(deserialize_with = "positive")]
+    #[serde(deserialize_with = "cpus")]
     pub vcpus: u16,
     /// Physical CPUs; vCPU n starts on pCPU n mod pcpus.
-    #[serde(deserialize_with = "positive")]
+    #[serde(deserialize_with = "cpus")]
     pub pcpus: u16,
     /// The vendor.
     pub vendor: Vendor,
@@ -344,6 +347,14 @@ impl Default for MachineConfig {
 }
 
 impl MachineConfig {
+    /// The processor that `tlb` names, with its geometry and costs.
+    ///
+    /// # Errors
+    /// The name is unknown, or what is wrong with the file.
+    pub fn processor(&self) -> Result<super::Processor, super::MachineError> {
+        super::load(&self.tlb)
+    }
+
     /// The registers that a vCPU starts with (DESIGN section 6). PCIDE, SMEP, SMAP and PKE are off
     /// until the guest sets them.
     #[must_use]
@@ -441,6 +452,8 @@ mod tests {
             "vcpus = 0",
             "memory = \"0\"",
             "memory = \"1q\"",
+            "pcpus = 1025",
+            "memory = \"4097t\"",
             "maxphyaddr = 53",
             "vpids = 65536",
             "asids = 1",

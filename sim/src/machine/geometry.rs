@@ -3,8 +3,9 @@
 use serde::Deserialize;
 use tlbscope_trace::addr::PageSize;
 
-/// Entries that one array may have, and arrays that one processor may have.
-const ENTRIES_MAX: u32 = 1 << 20;
+/// Entries that one array may have, and arrays that one processor may have: several times what any
+/// processor has, and still no danger to memory.
+const ENTRIES_MAX: u32 = 1 << 14;
 const ARRAYS_MAX: usize = 32;
 
 /// All translation caches of a logical processor.
@@ -85,6 +86,27 @@ pub struct StructureCache {
 }
 
 impl Geometry {
+    /// Entries and ways of the last level as one cache of 4 KiB data pages, for a model of one
+    /// level: arrays that such a page may sit in are joined if they have the same sets (their ways
+    /// add up), otherwise the largest stands for all. (0, 0) only if no array takes such pages,
+    /// which no loaded machine has.
+    #[must_use]
+    pub fn last_level(&self) -> (u32, u32) {
+        let takes = |a: &&Array| {
+            a.sizes.contains(&PageSize::Size4K)
+                && matches!(a.serves, Use::Data | Use::Any | Use::Load)
+        };
+        let level = self.tlb.iter().filter(takes).map(|a| a.level).max();
+        let last: Vec<&Array> =
+            self.tlb.iter().filter(takes).filter(|a| Some(a.level) == level).collect();
+        let Some(largest) = last.iter().max_by_key(|a| a.entries) else { return (0, 0) };
+        if last.iter().any(|a| a.sets() != largest.sets()) {
+            return (largest.entries, largest.ways);
+        }
+        let join = |f: fn(&Array) -> u32| last.iter().map(|a| f(a)).fold(0, u32::saturating_add);
+        (join(|a| a.entries), join(|a| a.ways))
+    }
+
     /// What is wrong with the numbers, if anything.
     pub(super) fn check(&self) -> Result<(), String> {
         if self.tlb.len() > ARRAYS_MAX || self.structure.len() > ARRAYS_MAX {
@@ -105,6 +127,9 @@ impl Geometry {
             if array.sizes.is_empty() {
                 return wrong("sizes is empty");
             }
+        }
+        if self.last_level() == (0, 0) {
+            return Err("no tlb array takes 4k data pages".to_owned());
         }
         for cache in &self.structure {
             if !(2..=5).contains(&cache.level) || !(1..=ENTRIES_MAX).contains(&cache.entries) {

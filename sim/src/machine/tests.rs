@@ -40,6 +40,34 @@ fn second_level_reach() {
 }
 
 #[test]
+fn one_level_stands_for_all() {
+    let expected = [
+        ("skylake-sp", (1536, 12)),
+        ("ice-lake-sp", (2048, 16)),
+        ("sapphire-rapids", (2048, 16)),
+        ("zen2", (2048, 16)),
+        ("zen3", (2048, 16)),
+        ("zen4", (3072, 24)),
+    ];
+    for (name, last_level) in expected {
+        assert_eq!(load(name).unwrap().geometry.unwrap().last_level(), last_level, "{name}");
+    }
+    // Different sets: the largest alone.
+    let array = |entries, ways| {
+        format!(
+            "[[geometry.tlb]]\nlevel = 2\nuse = \"any\"\nsizes = [\"4k\"]\nsource = \"a\"\n\
+             entries = {entries}\nways = {ways}\n"
+        )
+    };
+    let text = format!(
+        "name = \"x\"\nabout = \"y\"\nmhz = 1\n[geometry]\nwalkers = 1\n{}{}",
+        array(64, 4),
+        array(128, 4)
+    );
+    assert_eq!(parse(&text, "x").unwrap().geometry.unwrap().last_level(), (128, 4));
+}
+
+#[test]
 fn totals() {
     let text = "name = \"x\"\nabout = \"y\"\nmhz = 1\n[cost]\n\
                 exit = { cycles = 100, source = \"a\" }\n\
@@ -60,6 +88,8 @@ fn errors_have_a_place() {
     let message = |text: &str| parse(&format!("{head}{text}"), "m.toml").unwrap_err().to_string();
     let error = message("[cost]\nexti = { cycles = 1, source = \"a\" }");
     assert!(error.starts_with("m.toml:5:1: unknown field `exti`"), "{error}");
+    let none = "[geometry]\nwalkers = 1\ntlb = []";
+    assert_eq!(message(none), "m.toml: no tlb array takes 4k data pages");
     let array = "[geometry]\nwalkers = 1\n[[geometry.tlb]]\nlevel = 1\nuse = \"any\"\n\
                  sizes = [\"4k\"]\nsource = \"a\"\n";
     for (numbers, expected) in [

@@ -29,6 +29,7 @@ fn every_rule_says_what_it_is() {
                 assert!(!rule.source.is_empty(), "{name}: {}", rule.id);
                 assert!(rule.id.starts_with(register.key()), "{name}: {}", rule.id);
                 assert!(!rule.actions.is_empty(), "{name}: {}", rule.id);
+                assert_eq!(policy.rule(&rule.id), Some((register, rule)), "{name}: ids are unique");
             }
         }
     }
