@@ -1,8 +1,14 @@
 //! The judge: missed, exposed and excessive TLB flushes.
 //!
 //! [`oracle`] is the fast judge, [`naive`] the slow one that keeps every copy explicitly, and
-//! [`finding`] what both report.
+//! [`finding`] what both report. [`tally`] counts without judging. [`replay`] runs a trace under
+//! policies, [`compare`] sets the runs side by side, and [`scenario`] holds runs to what a file
+//! expects of them.
 
+pub mod compare;
 pub mod finding;
 pub mod naive;
 pub mod oracle;
+pub mod replay;
+pub mod scenario;
+pub mod tally;

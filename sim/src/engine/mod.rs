@@ -16,6 +16,7 @@ use crate::arch::fault::{Gp, Limits};
 use crate::kvm::shadow::ShadowPages;
 use crate::kvm::tdp::Trees;
 use crate::kvm::vcpu::{Vcpu, Vmcb};
+use crate::machine::MachineError;
 use crate::machine::config::MachineConfig;
 use crate::paging::memory::GuestMemory;
 use crate::policy::{Control, Policy};
@@ -57,6 +58,11 @@ impl fmt::Display for Refused {
 }
 
 impl std::error::Error for Refused {}
+
+/// Why a machine cannot be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(transparent)]
+pub struct EngineError(#[from] MachineError);
 
 /// A physical CPU.
 #[derive(Clone, Debug)]
@@ -126,13 +132,15 @@ impl World for Machine {
 
 impl Machine {
     /// A machine in the state of `config`, run by `policy`.
-    #[must_use]
-    pub fn new(config: &MachineConfig, policy: &Policy) -> Self {
+    ///
+    /// # Errors
+    /// The processor named by `tlb` does not exist.
+    pub fn new(config: &MachineConfig, policy: &Policy) -> Result<Self, EngineError> {
         let regs = config.initial_regs();
         let vcpus = (0..config.vcpus).map(|n| Self::vcpu(config, policy, n, regs)).collect();
         let max = config.asids.saturating_sub(1).max(1);
         let pcpu = Pcpu {
-            tlb: Tlb::new(config.tlb_geometry()),
+            tlb: Tlb::new(config.tlb_geometry()?),
             asids: AsidPool { generation: 1, next: max + 1, max },
         };
         let actor = Actor::Host;
@@ -151,7 +159,7 @@ impl Machine {
         for v in 0..machine.vcpus.len() {
             machine.vcpus[v].mmu.role = machine.root_role(v);
         }
-        machine
+        Ok(machine)
     }
 
     fn vcpu(config: &MachineConfig, _policy: &Policy, n: u16, regs: Regs) -> Vcpu {

@@ -2,6 +2,7 @@
 
 use tlbscope_trace::regs::{Cr4, Efer};
 
+use super::MachineError;
 use super::config::{Features, MachineConfig};
 use crate::tlb::Geometry;
 
@@ -35,14 +36,16 @@ impl MachineConfig {
         Efer::all().bits() & !nx
     }
 
-    /// The data TLB that the named processor of `tlb` gives a simulated CPU: its second level,
-    /// which is where a translation ends up. An unknown name has been refused at load.
-    #[must_use]
-    pub fn tlb_geometry(&self) -> Geometry {
-        let geometry = self.processor().ok().and_then(|p| p.geometry);
-        geometry.map_or(Geometry::Unbounded, |geometry| {
+    /// The TLB that the processor named by `tlb` gives a simulated CPU: its last level, which is
+    /// where a translation ends up.
+    ///
+    /// # Errors
+    /// There is no such processor.
+    pub fn tlb_geometry(&self) -> Result<Geometry, MachineError> {
+        let geometry = self.processor()?.geometry;
+        Ok(geometry.map_or(Geometry::Unbounded, |geometry| {
             let (entries, ways) = geometry.last_level();
             Geometry::Sets { entries, ways }
-        })
+        }))
     }
 }

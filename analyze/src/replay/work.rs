@@ -1,0 +1,118 @@
+//! The work of a run: operations in order, and the machine on which they happened.
+
+use std::fmt;
+
+use tlbscope_sim::machine::config::{MachineConfig, Mode};
+use tlbscope_sim::machine::{self, Processor};
+use tlbscope_trace::op::Event;
+use tlbscope_trace::recording::Recording;
+use tlbscope_trace::regs::{Cr0, Cr4, Efer, Regs};
+
+/// Operations in order and their machine, shared by the runs of every policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Work {
+    /// Name of the trace.
+    pub trace: String,
+    /// The machine.
+    pub machine: MachineConfig,
+    /// Its processor: what acts cost.
+    pub processor: Processor,
+    /// What guest and host did.
+    pub events: Vec<Event>,
+    /// Line of each event in its source, 0 where there are none.
+    lines: Vec<u32>,
+}
+
+/// No machine for a recording: it does not show what it ran on and nobody said, or the processor
+/// that was asked for is not known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkError {
+    /// The trace.
+    pub trace: String,
+    /// What is wrong, in words that follow the name of the trace.
+    pub what: String,
+}
+
+impl fmt::Display for WorkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.trace, self.what)
+    }
+}
+
+impl std::error::Error for WorkError {}
+
+impl Work {
+    /// The operations of a recording, on the machine that it shows with this processor (a name
+    /// or a path; `None`: hardware that never evicts).
+    ///
+    /// # Errors
+    ///
+    /// The recording does not show the vendor or the MMU mode, or there is no such processor.
+    pub fn new(
+        recording: &Recording,
+        trace: &str,
+        processor: Option<&str>,
+    ) -> Result<Self, WorkError> {
+        let mut machine = shown(recording, trace)?;
+        if let Some(name) = processor {
+            machine.tlb = name.to_owned();
+        }
+        let processor = machine::load(&machine.tlb)
+            .map_err(|error| WorkError { trace: trace.to_owned(), what: error.to_string() })?;
+        let (mut events, mut lines) = (Vec::new(), Vec::new());
+        for (record, op) in recording.ops() {
+            events.push(Event { time: record.time, actor: record.actor, op: op.clone() });
+            lines.push(record.line);
+        }
+        Ok(Self { trace: trace.to_owned(), machine, processor, events, lines })
+    }
+
+    /// Line of an event in its source; 0 if it has none.
+    #[must_use]
+    pub fn line(&self, index: usize) -> u32 {
+        self.lines.get(index).copied().unwrap_or(0)
+    }
+}
+
+/// The machine that a recording shows.
+fn shown(recording: &Recording, trace: &str) -> Result<MachineConfig, WorkError> {
+    let meta = &recording.meta;
+    // A list of events says nothing of a machine: it runs on the default one, as in a scenario.
+    if meta.form == "text" && meta.vendor.is_none() && meta.mmu.is_none() {
+        let vcpus = meta.vcpus.max(1);
+        return Ok(MachineConfig { vcpus, pcpus: vcpus, ..MachineConfig::default() });
+    }
+    let missing = |what| WorkError {
+        trace: trace.to_owned(),
+        what: format!("the recording does not show {what}"),
+    };
+    let vcpus = meta.vcpus.max(1);
+    let mut machine = MachineConfig {
+        vcpus,
+        pcpus: vcpus,
+        vendor: meta.vendor.ok_or_else(|| missing("the vendor"))?,
+        mmu: meta.mmu.ok_or_else(|| missing("whether it shadows or uses TDP"))?,
+        ..MachineConfig::default()
+    };
+    if let Some(vpid) = meta.vpid {
+        machine.vpid = vpid;
+    }
+    if let Some(regs) = meta.initial_regs.first() {
+        machine.mode = mode(regs);
+    }
+    Ok(machine)
+}
+
+/// The start state that is nearest to these registers.
+const fn mode(regs: &Regs) -> Mode {
+    let (cr0, cr4, efer) = (regs.cr0(), regs.cr4(), regs.efer());
+    if !cr0.contains(Cr0::PG) {
+        Mode::Real
+    } else if efer.contains(Efer::LMA) {
+        if cr4.contains(Cr4::LA57) { Mode::Level5 } else { Mode::Level4 }
+    } else if cr4.contains(Cr4::PAE) {
+        Mode::Pae
+    } else {
+        Mode::Bits32
+    }
+}

@@ -1,0 +1,207 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args as Arguments, Parser, Subcommand, ValueEnum};
+
+const EXAMPLES: &str = "\
+Examples:
+  tlbscope scenarios testdata/scenarios
+  tlbscope simulate trace.txt --policy kvm-5.17
+  tlbscope compare trace.txt --policy kvm-5.17,kvm-patch-v2,kvm-5.19
+  tlbscope policy show kvm-patch-v2
+
+Exit codes: 0 clean; 1 a harmful missed flush, an exposure or a failed expectation; 2 wrong usage \
+or configuration; 3 the input was damaged and the result covers only a part of it.";
+
+/// Which TLB flushes does a hypervisor miss, and which does it waste?
+#[derive(Debug, Parser)]
+#[command(name = "tlbscope", version, about, after_help = EXAMPLES, max_term_width = 100)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Arguments)]
+pub struct Global {
+    /// How to print the result
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Threads to use; 0 = one per processor. The output does not depend on it
+    #[arg(long, global = true, default_value_t = 0, value_name = "N")]
+    pub threads: usize,
+    /// Print less
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Print more
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+    /// Colours in messages and tables
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
+    pub color: Color,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// For programs: one object.
+    Json,
+}
+
+/// When colours are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Replay a trace under one policy: findings, counts and costs
+    #[command(after_help = "Example:\n  tlbscope simulate trace.txt --policy kvm-5.17")]
+    Simulate(Simulate),
+    /// The same guest work under several policies, side by side
+    #[command(after_help = "Example:\n  tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19")]
+    Compare(Compare),
+    /// Run scenario files, and folders of them
+    #[command(after_help = "Example:\n  tlbscope scenarios testdata/scenarios")]
+    Scenarios(Scenarios),
+    /// Write the operations of a trace as text or JSON Lines
+    #[command(after_help = "Example:\n  tlbscope export trace.tlbt -o trace.txt --to text")]
+    Export(Export),
+    /// What is inside a trace, and what could not be read
+    #[command(after_help = "Example:\n  tlbscope info trace.tlbt")]
+    Info(Info),
+    /// Policies: list, show, check
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Machines: list, show
+    #[command(subcommand)]
+    Machine(MachineCommand),
+    /// A rule of the manuals: its sentence and its citation
+    #[command(after_help = "Example:\n  tlbscope explain cr4-pge")]
+    Explain(Explain),
+}
+
+/// The machine of a replay.
+#[derive(Clone, Debug, Arguments)]
+pub struct Machine {
+    /// A processor's name or a file; default: hardware that never evicts
+    #[arg(long, value_name = "NAME|FILE")]
+    pub machine: Option<String>,
+    /// Findings kept of each kind; all are counted
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub max_findings: usize,
+}
+
+/// Arguments of `simulate`.
+#[derive(Debug, Arguments)]
+pub struct Simulate {
+    /// The trace, `-` for standard input
+    pub trace: PathBuf,
+    /// A built-in policy or a file; default: the policy of the recorded kernel
+    #[arg(long, value_name = "NAME|FILE")]
+    pub policy: Option<String>,
+    /// The machine.
+    #[command(flatten)]
+    pub machine: Machine,
+}
+
+/// Arguments of `compare`.
+#[derive(Debug, Arguments)]
+pub struct Compare {
+    /// The traces
+    #[arg(required = true)]
+    pub traces: Vec<PathBuf>,
+    /// Policies, separated by commas
+    #[arg(long, required = true, value_delimiter = ',', value_name = "P,P,...")]
+    pub policy: Vec<String>,
+    /// The machine.
+    #[command(flatten)]
+    pub machine: Machine,
+}
+
+/// Arguments of `scenarios`.
+#[derive(Debug, Arguments)]
+pub struct Scenarios {
+    /// Files and folders
+    #[arg(required = true)]
+    pub paths: Vec<PathBuf>,
+}
+
+/// Arguments of `export`.
+#[derive(Debug, Arguments)]
+pub struct Export {
+    /// What to read, `-` for standard input
+    pub input: PathBuf,
+    /// Where to write, `-` for standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// The form
+    #[arg(long, value_enum)]
+    pub to: Form,
+}
+
+/// The forms of `export`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Form {
+    /// The event lines of scenarios.
+    Text,
+    /// One JSON object a line.
+    Jsonl,
+}
+
+/// Arguments of `info`.
+#[derive(Debug, Arguments)]
+pub struct Info {
+    /// The trace, `-` for standard input
+    pub trace: PathBuf,
+}
+
+/// Subcommands of `policy`.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// The built-in policies
+    List,
+    /// A policy with everything that it inherits
+    Show {
+        /// A built-in's name or a file
+        policy: String,
+    },
+    /// Check a policy file
+    Check {
+        /// The file
+        file: PathBuf,
+    },
+}
+
+/// Subcommands of `machine`.
+#[derive(Debug, Subcommand)]
+pub enum MachineCommand {
+    /// The named processors
+    List,
+    /// Geometry and costs of a processor
+    Show {
+        /// Its name
+        machine: String,
+    },
+}
+
+/// Arguments of `explain`.
+#[derive(Debug, Arguments)]
+pub struct Explain {
+    /// The identifier of a rule, as findings print it
+    pub id: String,
+}

@@ -1,0 +1,172 @@
+//! `policy`, `machine` and `explain`: what the program knows.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use serde_json::{Map, Value, json};
+use tlbscope_sim::arch::required::RULES;
+use tlbscope_sim::machine::{self, Processor};
+use tlbscope_sim::policy::{self, nearest};
+
+use crate::Verdict;
+use crate::args::{Explain, Format, Global, MachineCommand, PolicyCommand};
+use crate::input::Input;
+use crate::output;
+
+/// `policy list|show|check`.
+pub fn policy(command: &PolicyCommand, global: &Global) -> Result<Verdict> {
+    match command {
+        PolicyCommand::List => {
+            let mut entries = Vec::new();
+            for (name, _) in policy::builtins() {
+                entries.push(((*name).to_owned(), policy::load(name)?.about));
+            }
+            list("policy-list", &entries, global)
+        }
+        PolicyCommand::Show { policy: name } => {
+            let toml = policy::load(name)?.to_toml();
+            one("policy-show", &[], ("name", name), ("toml", json!(toml)), &toml, global)
+        }
+        PolicyCommand::Check { file } => {
+            let input = Input::of_file(file)?;
+            let policy = policy::load(&as_path(file))?;
+            let text = format!("{}: {} is a policy", input.path, policy.name);
+            one(
+                "policy-check",
+                &[input],
+                ("name", &policy.name),
+                ("valid", json!(true)),
+                &text,
+                global,
+            )
+        }
+    }
+}
+
+/// A file's path as the loader tells paths from names: with a slash.
+fn as_path(file: &Path) -> String {
+    let text = file.display().to_string();
+    if text.contains('/') { text } else { format!("./{text}") }
+}
+
+/// `machine list|show`.
+pub fn machine(command: &MachineCommand, global: &Global) -> Result<Verdict> {
+    match command {
+        MachineCommand::List => {
+            let mut entries = Vec::new();
+            for (name, _) in machine::builtins() {
+                entries.push(((*name).to_owned(), machine::load(name)?.about));
+            }
+            list("machine-list", &entries, global)
+        }
+        MachineCommand::Show { machine: name } => {
+            let processor = machine::load(name)?;
+            let text = describe(&processor);
+            one("machine-show", &[], ("name", name), ("text", json!(text)), &text, global)
+        }
+    }
+}
+
+fn describe(processor: &Processor) -> String {
+    let mut out = format!("{}: {}\n", processor.name, processor.about);
+    out += &format!("{} MHz\n", processor.mhz);
+    match &processor.geometry {
+        None => out += "TLB: unbounded, never evicts\n",
+        Some(geometry) => {
+            for array in &geometry.tlb {
+                let sizes: Vec<String> = array.sizes.iter().map(ToString::to_string).collect();
+                out += &format!(
+                    "TLB level {} {:?}: {} entries, {} ways, {} ({})\n",
+                    array.level,
+                    array.serves,
+                    array.entries,
+                    array.ways,
+                    sizes.join(" "),
+                    array.source
+                );
+            }
+            for cache in &geometry.structure {
+                out += &format!(
+                    "paging-structure cache, level {}: {} entries ({})\n",
+                    cache.level, cache.entries, cache.source
+                );
+            }
+        }
+    }
+    for name in machine::costs::Costs::NAMES {
+        if let Some(cost) = processor.cost.get(name) {
+            let mark = if cost.unverified { ", unverified" } else { "" };
+            out += &format!("{name}: {} cycles ({}{mark})\n", cost.cycles, cost.source);
+        }
+    }
+    out
+}
+
+/// `explain ID`.
+pub fn explain(command: &Explain, global: &Global) -> Result<Verdict> {
+    let id = command.id.as_str();
+    if let Some(rule) = RULES.iter().find(|rule| rule.id == id) {
+        let vendor = rule.vendor.map_or("both vendors".to_owned(), |v| format!("{v:?}"));
+        let strength = format!("{:?}", rule.strength).to_lowercase();
+        let read = if rule.verified { "" } else { " (the manual's text was not read)" };
+        let text =
+            format!("{id}: {}\n  {}{read}\n  {vendor}, {strength}\n", rule.sentence, rule.citation);
+        let detail = json!({
+            "sentence": rule.sentence,
+            "citation": rule.citation,
+            "strength": strength,
+            "vendor": vendor,
+            "verified": rule.verified,
+        });
+        return one("explain", &[], ("id", id), ("rule", detail), &text, global);
+    }
+    let names = RULES.iter().map(|rule| rule.id);
+    match nearest::nearest(id, names) {
+        Some(near) => bail!("no rule is called `{id}`; did you mean `{near}`?"),
+        None => bail!("no rule is called `{id}`"),
+    }
+}
+
+/// Prints names with a sentence each.
+fn list(command: &str, entries: &[(String, String)], global: &Global) -> Result<Verdict> {
+    let text = match global.format {
+        Format::Json => {
+            let names: Vec<Value> = entries
+                .iter()
+                .map(|(name, about)| json!({ "name": name, "about": about }))
+                .collect();
+            output::envelope(command, &[], json!({ "count": names.len() }), {
+                let mut detail = Map::new();
+                detail.insert("entries".to_owned(), json!(names));
+                detail
+            })?
+        }
+        Format::Text => {
+            let width = entries.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+            entries.iter().map(|(name, about)| format!("{name:width$}  {about}\n")).collect()
+        }
+    };
+    output::print(&text)?;
+    Ok(Verdict::Clean)
+}
+
+/// Prints one thing.
+fn one(
+    command: &str,
+    inputs: &[Input],
+    (key, name): (&str, &str),
+    (what, value): (&str, Value),
+    text: &str,
+    global: &Global,
+) -> Result<Verdict> {
+    let text = match global.format {
+        Format::Json => {
+            let mut detail = Map::new();
+            detail.insert(what.to_owned(), value);
+            output::envelope(command, inputs, json!({ key: name }), detail)?
+        }
+        Format::Text => text.to_owned(),
+    };
+    output::print(&text)?;
+    Ok(Verdict::Clean)
+}

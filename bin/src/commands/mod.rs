@@ -1,0 +1,33 @@
+//! One module per command.
+
+mod catalog;
+mod compare;
+mod export;
+mod info;
+mod scenarios;
+mod simulate;
+
+use anyhow::{Context, Result};
+use rayon::ThreadPoolBuilder;
+
+use crate::Verdict;
+use crate::args::{Args, Command};
+
+/// Carries out what was typed.
+pub fn run(args: &Args) -> Result<Verdict> {
+    let global = &args.global;
+    ThreadPoolBuilder::new()
+        .num_threads(global.threads)
+        .build_global()
+        .context("cannot start the threads")?;
+    match &args.command {
+        Command::Simulate(command) => simulate::run(command, global),
+        Command::Compare(command) => compare::run(command, global),
+        Command::Scenarios(command) => scenarios::run(command, global),
+        Command::Export(command) => export::run(command),
+        Command::Info(command) => info::run(command, global),
+        Command::Policy(command) => catalog::policy(command, global),
+        Command::Machine(command) => catalog::machine(command, global),
+        Command::Explain(command) => catalog::explain(command, global),
+    }
+}

@@ -1,0 +1,98 @@
+//! `scenarios`: runs scenario files and folders of them.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use rayon::prelude::*;
+use serde_json::{Map, json};
+use tlbscope_analyze::scenario::{CaseReport, Scenario};
+
+use crate::Verdict;
+use crate::args::{Format, Global, Scenarios};
+use crate::input::Input;
+use crate::output;
+
+/// Bytes of a scenario file; the reader of scenarios refuses fewer.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+/// Folders inside folders.
+const DEPTH_MAX: usize = 32;
+
+/// Runs the command.
+pub fn run(command: &Scenarios, global: &Global) -> Result<Verdict> {
+    let mut files = Vec::new();
+    for path in &command.paths {
+        let before = files.len();
+        collect(path, DEPTH_MAX, &mut files)?;
+        if files.len() == before {
+            bail!("{}: no scenario file (*.toml) in it", path.display());
+        }
+    }
+    // Every file is read before the first runs, so that a typing error is not found at the end.
+    let (mut scenarios, mut inputs) = (Vec::new(), Vec::new());
+    for file in &files {
+        let name = file.display().to_string();
+        let text = read(file)?;
+        inputs.push(Input::of_bytes(file, text.as_bytes()));
+        scenarios.push(Scenario::parse(&name, &text)?);
+    }
+    let reports: Vec<CaseReport> =
+        scenarios.par_iter().map(Scenario::run).collect::<Vec<_>>().concat();
+    let passed = reports.iter().filter(|report| report.passed()).count();
+    let failed = reports.len() - passed;
+    let text = match global.format {
+        Format::Json => {
+            let mut detail = Map::new();
+            detail.insert("cases".to_owned(), json!(reports));
+            let summary = json!({ "passed": passed, "failed": failed, "skipped": 0 });
+            output::envelope("scenarios", &inputs, summary, detail)?
+        }
+        Format::Text => report(&reports, global, passed, failed),
+    };
+    output::print(&text)?;
+    Ok(if failed > 0 { Verdict::Found } else { Verdict::Clean })
+}
+
+fn report(reports: &[CaseReport], global: &Global, passed: usize, failed: usize) -> String {
+    let shown = reports.iter().filter(
+        |report| {
+            if report.passed() { global.verbose } else { !global.quiet }
+        },
+    );
+    let mut out: String = shown.map(|report| format!("{report}\n")).collect();
+    out += &format!("{passed} passed, {failed} failed\n");
+    out
+}
+
+/// The scenario files at a path, in the order of their names.
+fn collect(path: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<()> {
+    let failed = || format!("cannot read {}", path.display());
+    if !fs::metadata(path).with_context(failed)?.is_dir() {
+        files.push(path.to_owned());
+        return Ok(());
+    }
+    if depth == 0 {
+        bail!("{}: more than {DEPTH_MAX} folders deep", path.display());
+    }
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(path).with_context(failed)? {
+        entries.push(entry.with_context(failed)?.path());
+    }
+    entries.sort();
+    for entry in entries {
+        let is_dir = fs::metadata(&entry).is_ok_and(|meta| meta.is_dir());
+        if is_dir || entry.extension().is_some_and(|ext| ext == "toml") {
+            collect(&entry, depth - 1, files)?;
+        }
+    }
+    Ok(())
+}
+
+fn read(file: &Path) -> Result<String> {
+    let failed = || format!("cannot read {}", file.display());
+    let mut text = String::new();
+    let opened = File::open(file).with_context(failed)?;
+    opened.take(FILE_BYTES_MAX).read_to_string(&mut text).with_context(failed)?;
+    Ok(text)
+}

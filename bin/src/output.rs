@@ -1,0 +1,108 @@
+//! Where results go: standard output or a file, whole or not at all.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use indicatif::ProgressBar;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::args::{Color, Global};
+use crate::input::Input;
+
+/// Whether an error is a reader that went away: nobody is there to be told.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Prints an error with its causes to standard error.
+pub fn report(error: &anyhow::Error, color: Color) {
+    let coloured = colours(color, io::stderr().is_terminal());
+    let word = if coloured { "\x1b[1;31merror\x1b[0m" } else { "error" };
+    // There is nowhere to report a failure to write to standard error.
+    let _ = writeln!(io::stderr(), "{word}: {error}");
+    for cause in error.chain().skip(1) {
+        let _ = writeln!(io::stderr(), "  because: {cause}");
+    }
+}
+
+/// Prints a warning to standard error.
+pub fn warn(message: &str) {
+    let _ = writeln!(io::stderr(), "warning: {message}");
+}
+
+/// Whether to use colours.
+pub fn colours(color: Color, terminal: bool) -> bool {
+    match color {
+        Color::Auto => terminal,
+        Color::Always => true,
+        Color::Never => false,
+    }
+}
+
+/// Writes text to standard output.
+pub fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    if !text.is_empty() && !text.ends_with('\n') {
+        out.write_all(b"\n")?;
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// Writes a file so that it appears whole or not at all; `-` is standard output.
+pub fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    if path.as_os_str() == "-" {
+        let mut out = io::BufWriter::new(io::stdout().lock());
+        write(&mut out)?;
+        out.flush()?;
+        return Ok(());
+    }
+    let failed = || format!("cannot write {}", path.display());
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    // In the same folder, so that the last step is a rename.
+    let mut file =
+        tempfile::Builder::new().prefix(".tlbscope-").tempfile_in(folder).with_context(failed)?;
+    {
+        let mut out = io::BufWriter::new(file.as_file_mut());
+        write(&mut out).with_context(failed)?;
+        out.flush().with_context(failed)?;
+    }
+    file.persist(path).map_err(|error| error.error).with_context(failed)?;
+    Ok(())
+}
+
+/// The object that `--format json` prints: `schema`, `tool`, `inputs`, `summary` and the detail.
+pub fn envelope(
+    command: &str,
+    inputs: &[Input],
+    summary: impl Serialize,
+    detail: Map<String, Value>,
+) -> Result<String> {
+    let mut object = Map::new();
+    object.insert("schema".to_owned(), json!(format!("tlbscope/{command}/1")));
+    let tool = json!({ "name": "tlbscope", "version": env!("CARGO_PKG_VERSION") });
+    object.insert("tool".to_owned(), tool);
+    object.insert("inputs".to_owned(), serde_json::to_value(inputs)?);
+    object.insert("summary".to_owned(), serde_json::to_value(summary)?);
+    object.extend(detail);
+    Ok(serde_json::to_string_pretty(&Value::Object(object))?)
+}
+
+/// A progress bar on a terminal, nothing elsewhere. Short work shows none.
+pub fn progress(events: u64, global: &Global) -> ProgressBar {
+    /// Events that take no time worth a bar.
+    const SHORT: u64 = 1 << 18;
+    if global.quiet || events < SHORT || !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    ProgressBar::new(events)
+}

@@ -1,0 +1,128 @@
+//! Findings and tables for people.
+
+use std::fmt::Write;
+
+use comfy_table::{CellAlignment, Table, presets};
+use tlbscope_analyze::compare::Row;
+use tlbscope_analyze::finding::{Class, Finding, Findings, Kind};
+use tlbscope_analyze::replay::{Summary, Work};
+use tlbscope_analyze::tally::Counts;
+use tlbscope_sim::arch::required::RULES;
+use tlbscope_trace::text;
+
+/// One finding, as a compiler would put it: what happened, where, why, by which rule.
+pub fn finding(work: &Work, finding: &Finding) -> String {
+    let mut out = String::new();
+    let head = match finding.kind {
+        Kind::Missed { harmful: true } => "missed flush, harmful",
+        Kind::Missed { harmful: false } => "missed flush, benign",
+        Kind::Exposed => "exposed",
+        Kind::Latent => "latent",
+        Kind::Advised => "advised",
+        Kind::Excessive(Class::Unrequired) => "excessive, unrequired",
+        Kind::Excessive(Class::Redundant) => "excessive, redundant",
+        Kind::Excessive(Class::OverBroad) => "excessive, over-broad",
+        Kind::Excessive(Class::Bookkeeping) => "bookkeeping",
+    };
+    let _ = write!(out, "{head} [{}]: {} on v{}", finding.rule, finding.op, finding.vcpu);
+    let _ = write!(out, "\n  --> {}", place(work, finding.cause));
+    let _ = write!(out, "\n  cause: {}", event(work, finding.cause));
+    if let Some(used) = finding.use_ {
+        let _ = write!(out, "\n  used:  {}", event(work, used));
+        let _ = write!(out, "\n         {}, through: {}", place(work, used), finding.mechanism);
+    } else {
+        let _ = write!(out, "\n  by:    {}", finding.mechanism);
+    }
+    if let Some(address) = finding.address {
+        let _ = write!(out, ", address {address:#x}");
+    }
+    if finding.count > 1 {
+        let _ = write!(out, ", {} times", finding.count);
+    }
+    if let Some(rule) = RULES.iter().find(|rule| rule.id == finding.rule) {
+        let _ = write!(out, "\n  rule:  {} ({})", rule.sentence, rule.citation);
+    }
+    out
+}
+
+/// Where an event stands.
+fn place(work: &Work, event: u64) -> String {
+    let index = usize::try_from(event).unwrap_or(usize::MAX);
+    let time = work.events.get(index).map_or(String::new(), |e| format!(", {}", e.time));
+    match work.line(index) {
+        0 => format!("{}: event {event}{time}", work.trace),
+        line => format!("{}:{line}: event {event}{time}", work.trace),
+    }
+}
+
+/// An event as text.
+fn event(work: &Work, event: u64) -> String {
+    usize::try_from(event)
+        .ok()
+        .and_then(|index| work.events.get(index))
+        .map_or_else(|| "before the first event".to_owned(), text::write_event)
+}
+
+/// Every kept finding, and a line for the rest.
+pub fn findings(work: &Work, all: &Findings) -> String {
+    let mut out = String::new();
+    let kept = all.sorted();
+    for one in &kept {
+        let _ = writeln!(out, "{}\n", finding(work, one));
+    }
+    let total: u64 = all.groups().map(|(_, count)| count).sum();
+    let more = total.saturating_sub(kept.len() as u64);
+    if more > 0 {
+        let _ = writeln!(out, "... and {more} more; --max-findings keeps more of each kind\n");
+    }
+    out
+}
+
+/// The numbers of one run.
+pub fn summary(summary: &Summary) -> String {
+    let mut out = String::new();
+    let s = summary;
+    let _ = writeln!(out, "{} under {} on {}: {} events", s.trace, s.policy, s.machine, s.events);
+    let _ = writeln!(
+        out,
+        "  missed {} (harmful {}), exposed {}, latent {}, advised {}, excessive {}",
+        s.missed, s.missed_harmful, s.exposed, s.latent, s.advised, s.excessive
+    );
+    let flushes: Vec<String> =
+        s.flushes.iter().filter(|(_, n)| **n != 0).map(|(name, n)| format!("{name} {n}")).collect();
+    if !flushes.is_empty() {
+        let _ = writeln!(out, "  {}", flushes.join(", "));
+    }
+    let _ = writeln!(
+        out,
+        "  resets {}, root loads {}, exits {}, refills {}, cycles {}",
+        s.resets, s.root_loads, s.exits, s.refills, s.cycles
+    );
+    let _ = writeln!(out, "  digest {}", s.digest);
+    out
+}
+
+/// The comparison of one trace: policies across, numbers down, differences marked with `*`.
+pub fn comparison(trace: &str, policies: &[&str], rows: &[Row]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    let mut head = vec![trace.to_owned(), String::new()];
+    head.extend(policies.iter().map(|policy| (*policy).to_owned()));
+    table.set_header(head);
+    for row in rows {
+        let mark = if row.differs { "*" } else { "" };
+        let mut cells = vec![row.name.to_owned(), mark.to_owned()];
+        cells.extend(row.values.iter().map(u64::to_string));
+        table.add_row(cells);
+    }
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    lines.join("\n") + "\n"
+}
+
+/// Every count that is not 0.
+pub fn counts(counts: &Counts) -> String {
+    counts.iter().filter(|(_, n)| *n != 0).map(|(key, n)| format!("  {key} {n}\n")).collect()
+}
