@@ -5,11 +5,13 @@
 //! judge. Nothing here knows a policy or a cache.
 //!
 //! [`text`] is the event list of scenarios, [`source`] opens anything that can be read,
-//! [`import`] turns other programs' recordings into a [`Recording`].
+//! [`import`] turns other programs' recordings into a [`Recording`], [`native`] keeps one in a file.
 
 pub mod act;
 pub mod addr;
+pub mod codec;
 pub mod import;
+pub mod native;
 pub mod observe;
 pub mod op;
 pub mod recording;
@@ -33,6 +35,9 @@ pub enum Error {
     /// The input is no recording that is known here.
     #[error(transparent)]
     Import(#[from] import::ImportError),
+    /// A native file that cannot be read.
+    #[error(transparent)]
+    Native(#[from] native::NativeError),
     /// Event text with a mistake.
     #[error("{name}: {error}")]
     Text {
@@ -64,6 +69,9 @@ pub fn open(path: &Path) -> Result<Recording, Error> {
     let head = stream.fill_buf().map_err(io)?;
     if head.is_empty() {
         return Err(source::SourceError::Empty(name).into());
+    }
+    if head.starts_with(&native::MAGIC) {
+        return Ok(native::decode(stream, &name)?);
     }
     // A recording says what it is within its first lines.
     let known = head.split(|&c| c == b'\n').take(64).any(import::ftrace::looks_like);

@@ -1,0 +1,47 @@
+//! The only module that knows bincode: values to bytes and back, within hard limits of size.
+
+use bincode::config::{self, Configuration, Limit, LittleEndian, Varint};
+use bincode::{Decode, Encode};
+use thiserror::Error;
+
+/// Most bytes of one encoded value: a header or a block of records.
+pub const BYTES_MAX: usize = 64 << 20;
+
+/// A value that cannot be encoded or decoded.
+#[derive(Debug, Error)]
+pub enum CodecError {
+    /// It is too large, or writing failed.
+    #[error("cannot encode: {0}")]
+    Encode(#[from] bincode::error::EncodeError),
+    /// The bytes are no such value.
+    #[error("cannot decode: {0}")]
+    Decode(#[from] bincode::error::DecodeError),
+    /// Bytes are left over behind the value.
+    #[error("{0} bytes are left over behind the value")]
+    Trailing(usize),
+}
+
+type Config = Configuration<LittleEndian, Varint, Limit<BYTES_MAX>>;
+
+const CONFIG: Config = config::standard().with_limit::<BYTES_MAX>();
+
+/// Encodes a value behind what `out` holds.
+///
+/// # Errors
+/// The value is too large.
+pub fn encode(value: &impl Encode, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    bincode::encode_into_std_write(value, out, CONFIG)?;
+    Ok(())
+}
+
+/// Decodes a value that takes up all the bytes.
+///
+/// # Errors
+/// The bytes are no such value, claim more than [`BYTES_MAX`], or hold more than it.
+pub fn decode<T: Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
+    let (value, used) = bincode::decode_from_slice(bytes, CONFIG)?;
+    match bytes.len() - used {
+        0 => Ok(value),
+        more => Err(CodecError::Trailing(more)),
+    }
+}
