@@ -59,8 +59,11 @@ impl Work {
         }
         let processor = machine::load(&machine.tlb)
             .map_err(|error| WorkError { trace: trace.to_owned(), what: error.to_string() })?;
+        // The engine's order: (time, actor, place in the source).
+        let mut ops: Vec<_> = recording.ops().collect();
+        ops.sort_by_key(|(record, _)| (record.time, record.actor));
         let (mut events, mut lines) = (Vec::new(), Vec::new());
-        for (record, op) in recording.ops() {
+        for (record, op) in ops {
             events.push(Event { time: record.time, actor: record.actor, op: op.clone() });
             lines.push(record.line);
         }

@@ -43,9 +43,7 @@ impl List {
             placed.hint = error.suggestion.map(|name| format!("did you mean `{name}`?"));
             placed
         })?;
-        let list =
-            Self { name, lines, first_line, text: body.lines().map(str::to_owned).collect() };
-        Ok(list)
+        Ok(Self { name, lines, first_line, text: body.lines().map(str::to_owned).collect() })
     }
 
     /// Every vCPU must exist in the machine, or be created by the list.

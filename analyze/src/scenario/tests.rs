@@ -143,7 +143,7 @@ fn values_of_the_wrong_kind_are_refused() {
         ("missed = []", "missed = [{ use = \"use\" }]", "has a use and a cause"),
         ("root-free = 0", "root-free = -1", "a whole number from 0 on"),
         ("excessive = []", "excessive = \"off\"", "expected a list of labels"),
-        ("vcpus = 1", "vcpus = 0", "at least 1"),
+        ("vcpus = 1", "vcpus = 0", "is not between 1 and"),
         ("name = \"pge", "nam = \"pge", "unknown key `nam`"),
     ];
     for (from, to, wanted) in cases {
