@@ -94,6 +94,8 @@ pub struct Machine {
     pub(crate) trees: Trees,
     pub(crate) at: At,
     booted: bool,
+    /// The operation under way is carried out by the hypervisor's emulator (`emul`).
+    pub(crate) emulated: bool,
 }
 
 impl World for Machine {
@@ -155,6 +157,7 @@ impl Machine {
             trees: Trees::default(),
             at: At { event: BOOT, time: Time(0), actor },
             booted: false,
+            emulated: false,
         };
         for v in 0..machine.vcpus.len() {
             machine.vcpus[v].mmu.role = machine.root_role(v);

@@ -79,11 +79,11 @@ impl Machine {
                 | Op::Reset
                 | Op::Release { .. }
         );
-        if guest && !self.vcpus[v].in_guest && self.vcpus[v].held {
+        if guest && !self.vcpus[v].in_guest && self.vcpus[v].held && !self.emulated {
             let why = "the vCPU is `out`: let it `in` first".into();
             return Err(Refused { op: name(op), why });
         }
-        if guest {
+        if guest && !self.emulated {
             self.enter(v, false, o);
         }
         let regs = self.vcpus[v].regs;
@@ -97,12 +97,39 @@ impl Machine {
             Op::Efer(w) => Self::step(self.write_efer(v, w.apply(regs.efer), o)),
             Op::Invpcid(operands) => Self::step(self.invpcid(v, operands, o)),
             Op::Access(access) => Step { outcome: Some(self.access(v, access, o)), fault: None },
+            Op::Emul(inner) => self.emulate(v, inner, o)?,
             other => {
                 self.run_other(v, other, o)?;
                 Step::default()
             }
         };
         Ok(step)
+    }
+
+    /// The operation exits whatever the interception matrix says, and the emulator carries it out
+    /// through the same handlers.
+    fn emulate<O: Observer>(&mut self, v: usize, op: &Op, o: &mut O) -> Result<Step, Refused> {
+        let known = matches!(
+            op,
+            Op::Cr0(_)
+                | Op::Clts
+                | Op::Lmsw(_)
+                | Op::Cr3(_)
+                | Op::Cr4(_)
+                | Op::Efer(_)
+                | Op::TaskSwitch(_)
+                | Op::Invlpg(_)
+                | Op::Invpcid(_)
+        );
+        if !known {
+            let why = format!("the emulator of this machine does not know `{}` yet", name(op));
+            return Err(Refused { op: "emul", why });
+        }
+        self.exit(v, None, o);
+        self.emulated = true;
+        let step = self.run_vcpu(v, op, o);
+        self.emulated = false;
+        step
     }
 
     fn run_other<O: Observer>(&mut self, v: usize, op: &Op, o: &mut O) -> Result<(), Refused> {
@@ -118,7 +145,7 @@ impl Machine {
             }
             Op::Store { gpa, value } => self.store(v, *gpa, *value, o),
             Op::Prefetch(gva) => self.prefetch(v, *gva, o),
-            Op::Invlpg(gva) => self.invlpg(v, *gva, false, o),
+            Op::Invlpg(gva) => self.invlpg(v, *gva, o),
             Op::Init => self.init(v, true, o),
             Op::Reset => self.init(v, false, o),
             Op::MsrMtrr(_) => self.msr(v, &ArchOp::Mtrr, o),
@@ -138,10 +165,6 @@ impl Machine {
                 let op = ArchOp::Release { gpa: *gpa, size: *size };
                 self.arch(o, Some(v), &op, false);
             }
-            Op::Emul(inner) => match &**inner {
-                Op::Invlpg(gva) => self.invlpg(v, *gva, true, o),
-                _ => return Err(not_yet(op)),
-            },
             _ => return Err(not_yet(op)),
         }
         Ok(())

@@ -47,6 +47,7 @@ impl Machine {
             // value differs from the guest's, so every write exits.
             Vendor::Amd => !self.tdp() || (old ^ new) & !(Cr0::TS | Cr0::MP).bits() != 0,
         };
+        let exits = exits || self.emulated;
         if let Err(gp) = fault::cr0(&regs, new, &self.limits()) {
             self.refuse(v, exits, o);
             return Err(gp);
@@ -67,7 +68,7 @@ impl Machine {
         let old = regs.cr4;
         let shadow_only = (Cr4::PGE | Cr4::PCIDE | Cr4::PAE | Cr4::SMEP | Cr4::PSE).bits();
         let owned = self.policy.mechanics.own_cr4 & if self.tdp() { !0 } else { !shadow_only };
-        let exits = self.config.vendor == Vendor::Amd || (old ^ new) & !owned != 0;
+        let exits = self.config.vendor == Vendor::Amd || (old ^ new) & !owned != 0 || self.emulated;
         if let Err(gp) = fault::cr4(&regs, new, &self.limits()) {
             self.refuse(v, exits, o);
             return Err(gp);
@@ -89,7 +90,7 @@ impl Machine {
         // Without unrestricted guest KVM needs to see CR3 while guest paging is off.
         let identity_map =
             self.config.vendor == Vendor::Intel && !self.config.unrestricted && !regs.paging();
-        let exits = !self.tdp() || identity_map || task_switch;
+        let exits = !self.tdp() || identity_map || task_switch || self.emulated;
         let new = match fault::cr3(&regs, operand, &self.limits()) {
             Ok(new) => new,
             Err(gp) => {
@@ -295,10 +296,10 @@ impl Machine {
     }
 
     /// INVLPG. Non-canonical addresses are a no-op (facts B.4).
-    pub(crate) fn invlpg<O: Observer>(&mut self, v: usize, gva: Gva, emulated: bool, o: &mut O) {
+    pub(crate) fn invlpg<O: Observer>(&mut self, v: usize, gva: Gva, o: &mut O) {
         let regs = self.vcpus[v].regs;
         let canonical = Mode::of(&regs).canonical(gva);
-        let exits = !self.tdp() || emulated;
+        let exits = !self.tdp() || self.emulated;
         if exits {
             self.exit(v, None, o);
         }
@@ -352,7 +353,7 @@ impl Machine {
         o: &mut O,
     ) -> Result<(), Gp> {
         let regs = self.vcpus[v].regs;
-        let exits = !self.tdp();
+        let exits = !self.tdp() || self.emulated;
         if let Err(gp) = fault::invpcid(&regs, operands) {
             self.refuse(v, exits, o);
             return Err(gp);

@@ -53,6 +53,8 @@ pub struct Walk {
     pub steps: [Step; 5],
     /// How many.
     pub count: u8,
+    /// The first step is a PAE PDPTE, which has no accessed bit (facts A.2).
+    pub pdpte: bool,
     /// What was found, or the #PF error code. Rights are checked.
     pub result: Result<Leaf, u32>,
 }
@@ -74,7 +76,7 @@ pub fn walk<W: World>(world: &W, regs: &Regs, access: &Access) -> Walk {
 #[must_use]
 pub fn translate<W: World>(world: &W, regs: &Regs, access: &Access) -> Walk {
     let mode = Mode::of(regs);
-    let mut walk = Walk { steps: [Step::default(); 5], count: 0, result: Err(0) };
+    let mut walk = Walk { steps: [Step::default(); 5], count: 0, pdpte: false, result: Err(0) };
     if mode == Mode::Off {
         let gpa = Gpa(access.gva.0 & !0xfff);
         let rights = Rights { write: true, user: true, xd: false, key: 0 };
@@ -140,6 +142,7 @@ fn read<W: World>(
         4 => word & 0xffff_ffff,
         _ => word,
     };
+    walk.pdpte |= mode == Mode::Pae && level == 3;
     walk.steps[usize::from(walk.count)] = Step { gpa, value, level };
     walk.count += 1;
     value
@@ -176,7 +179,8 @@ fn reserved<W: World>(world: &W, regs: &Regs, mode: Mode, level: u8, value: u64)
 /// The entries whose accessed or dirty bits the walk sets, with their new values.
 pub fn entries_to_mark(walk: &Walk, write: bool) -> impl Iterator<Item = (Gpa, u64)> + '_ {
     let count = usize::from(walk.count);
-    walk.steps[..count].iter().enumerate().filter_map(move |(n, step)| {
+    let skip = usize::from(walk.pdpte);
+    walk.steps[..count].iter().enumerate().skip(skip).filter_map(move |(n, step)| {
         let leaf = n + 1 == count;
         let value = step.value | A | if leaf && write { D } else { 0 };
         (value != step.value).then_some((step.gpa, value))
