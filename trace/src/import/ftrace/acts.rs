@@ -49,6 +49,14 @@ impl Importer {
                 Act::FreeRoots { mask: (mask & 0xf) as u8 }
             }
             Shows::FreeObsolete => Act::FreeObsoleteRoots,
+            Shows::FreeObsoleteHalf => {
+                let state = self.state(vcpu);
+                state.obsolete_half = !state.obsolete_half;
+                if !state.obsolete_half {
+                    return;
+                }
+                Act::FreeObsoleteRoots
+            }
             Shows::NewPgd => Act::NewPgd(new_pgd(event.args)),
             Shows::Load => {
                 self.state(vcpu).in_load = true;
