@@ -35,6 +35,9 @@ fn intel_recording_has_the_counts_of_its_list() {
     assert_eq!(r.meta.vpid, Some(true));
     assert_eq!(r.meta.kernel.as_deref(), Some("kvm-6.1-lts"));
     assert_eq!(r.meta.vcpus, 1);
+    for feature in ["invpcid", "pcid"] {
+        assert!(r.meta.features.iter().any(|f| f == feature), "{:?}", r.meta.features);
+    }
     assert!(!r.damaged());
     // kvm_exit=351, kvm_entry=351, kvm_page_fault=33, kvm_inj_exception=5
     assert_eq!(acts(&r, |act| matches!(act, Act::Exit(_))), 351);

@@ -94,12 +94,9 @@ impl Importer {
             Shows::FlushAll | Shows::FlushCurrent | Shows::FlushGuest | Shows::FlushGva => {
                 self.hook(vcpu, shows, event);
             }
-            Shows::FlushAsid => {
-                // The tail of flush_all or flush_current; alone it is flush_guest.
-                if !std::mem::take(&mut self.state(vcpu).tail_follows) {
-                    self.hook(vcpu, Shows::FlushGuest, event);
-                }
-            }
+            // The tail of flush_all or flush_current; alone it is flush_guest.
+            Shows::FlushAsid if std::mem::take(&mut self.state(vcpu).tail_follows) => {}
+            Shows::FlushAsid => self.hook(vcpu, Shows::FlushGuest, event),
             Shows::ServiceFlushes => {
                 let req = arg(event.args, b"req=").unwrap_or(0);
                 self.state(vcpu).current_requested = Some(req >> 34 & 1 == 1);
