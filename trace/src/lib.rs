@@ -11,6 +11,7 @@ pub mod act;
 pub mod addr;
 pub mod codec;
 pub mod import;
+pub mod jsonl;
 pub mod native;
 pub mod observe;
 pub mod op;

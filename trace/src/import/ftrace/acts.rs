@@ -49,6 +49,14 @@ impl Importer {
                 Act::FreeRoots { mask: (mask & 0xf) as u8 }
             }
             Shows::FreeObsolete => Act::FreeObsoleteRoots,
+            Shows::FreeObsoleteHalf => {
+                let state = self.state(vcpu);
+                state.obsolete_half = !state.obsolete_half;
+                if !state.obsolete_half {
+                    return;
+                }
+                Act::FreeObsoleteRoots
+            }
             Shows::NewPgd => Act::NewPgd(new_pgd(event.args)),
             Shows::Load => {
                 self.state(vcpu).in_load = true;
@@ -86,12 +94,9 @@ impl Importer {
             Shows::FlushAll | Shows::FlushCurrent | Shows::FlushGuest | Shows::FlushGva => {
                 self.hook(vcpu, shows, event);
             }
-            Shows::FlushAsid => {
-                // The tail of flush_all or flush_current; alone it is flush_guest.
-                if !std::mem::take(&mut self.state(vcpu).tail_follows) {
-                    self.hook(vcpu, Shows::FlushGuest, event);
-                }
-            }
+            // The tail of flush_all or flush_current; alone it is flush_guest.
+            Shows::FlushAsid if std::mem::take(&mut self.state(vcpu).tail_follows) => {}
+            Shows::FlushAsid => self.hook(vcpu, Shows::FlushGuest, event),
             Shows::ServiceFlushes => {
                 let req = arg(event.args, b"req=").unwrap_or(0);
                 self.state(vcpu).current_requested = Some(req >> 34 & 1 == 1);

@@ -1,12 +1,12 @@
 //! What machine a recording shows, with the evidence for each answer.
 
-use super::line::{Event, text_arg};
+use super::line::{Event, arg, text_arg};
 use super::names::Shows;
 use super::vcpu::First;
 use super::{Importer, exits};
 use crate::act::{Act, Hook};
 use crate::recording::{Body, Meta, Recording};
-use crate::regs::{MmuKind, Regs, Vendor};
+use crate::regs::{Cr4, Efer, MmuKind, Regs, Vendor};
 
 /// What was seen on the way.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +25,9 @@ pub(super) struct Clues {
     since_6_4: Option<&'static str>,
     /// kvm_mmu_invalidate_gva or a free mask of all ones: before 6.4.
     before_6_4: Option<&'static str>,
+    /// Bits of CR4 and EFER in values that KVM accepted.
+    cr4: u64,
+    efer: u64,
     /// kvm_exit prints `requests`.
     exit_requests: bool,
 }
@@ -51,6 +54,14 @@ impl Clues {
         }
         match shows {
             Shows::TraceExit => self.exit(event),
+            Shows::PostSetCr if event.name == b"kvm_post_set_cr4" => {
+                self.cr4 |= arg(event.args, b"new=").unwrap_or(0);
+            }
+            Shows::VendorCr4 => self.cr4 |= arg(event.args, b"val=").unwrap_or(0),
+            Shows::VendorEfer => {
+                let value = arg(event.args, b"efer=").or_else(|| arg(event.args, b"new="));
+                self.efer |= value.unwrap_or(0);
+            }
             Shows::NewPgd if text_arg(event.args, b"skip_tlb_flush=").is_some() => {
                 self.skip_flush = true;
             }
@@ -110,6 +121,7 @@ pub(super) fn finish(importer: Importer, name: &str) -> Recording {
     vpid(&importer, &mut meta);
     kernel(&importer, &mut meta);
     registers(&importer, &mut meta);
+    features(&importer, &mut meta);
     threads(&importer, &mut meta);
     let mut census = importer.names.census();
     if importer.junk > 0 {
@@ -218,6 +230,33 @@ fn registers(importer: &Importer, meta: &mut Meta) {
             meta.evidence.push(format!("v{number}: first value of {names} not seen, taken as 0"));
         }
     }
+}
+
+/// Features that accepted register values or operations prove, by their names in scenarios.
+fn features(importer: &Importer, meta: &mut Meta) {
+    let (cr4, efer) = (importer.clues.cr4, importer.clues.efer);
+    let bits = [
+        ("la57", Cr4::LA57),
+        ("pcid", Cr4::PCIDE),
+        ("pge", Cr4::PGE),
+        ("pku", Cr4::PKE),
+        ("smap", Cr4::SMAP),
+        ("smep", Cr4::SMEP),
+    ];
+    let mut found: Vec<&str> =
+        bits.iter().filter(|(_, bit)| cr4 & bit.bits() != 0).map(|(name, _)| *name).collect();
+    if efer & Efer::NXE.bits() != 0 {
+        found.push("nx");
+    }
+    if importer.names.seen("kvm_handle_invpcid") > 0 {
+        found.push("invpcid");
+    }
+    found.sort_unstable();
+    if !found.is_empty() {
+        let names = found.join(", ");
+        meta.evidence.push(format!("features at least {names}: the guest uses them"));
+    }
+    meta.features = found.into_iter().map(str::to_owned).collect();
 }
 
 fn threads(importer: &Importer, meta: &mut Meta) {

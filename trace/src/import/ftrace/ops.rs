@@ -112,9 +112,7 @@ impl Importer {
         };
         let Some(value) = word_after(rest, b"=").and_then(number) else { return };
         let index = self.op(vcpu, write(reg, value));
-        let state = self.state(vcpu);
-        state.writes(reg);
-        state.told = Some((reg, index));
+        self.state(vcpu).told = Some((reg, index));
     }
 
     /// The vendor's hook: a step of kvm_set_crN, of a reset, of WRMSR EFER, or userspace's write.

@@ -58,6 +58,8 @@ pub(super) struct Vcpu {
     pub wrmsr: bool,
     /// A vendor hook whose tail call svm_flush_tlb_asid follows.
     pub tail_follows: bool,
+    /// The first of the two calls of __kvm_mmu_free_obsolete_roots was seen.
+    pub obsolete_half: bool,
     /// The VPID of the last entry that printed one.
     pub vpid: Option<u64>,
     /// The physical CPU it ran on last.
@@ -88,13 +90,17 @@ impl Vcpu {
         self.place = place;
         self.in_load = false;
         self.setting = None;
-        self.told = None;
+        // Nothing told the old value of the register that kvm_cr spoke of.
+        if let Some((reg, _)) = self.told.take() {
+            self.writes(reg);
+        }
         self.invlpg = None;
         self.invpcid = None;
         self.efer = None;
         self.sregs = None;
         self.wrmsr = false;
         self.tail_follows = false;
+        self.obsolete_half = false;
         self.reset_hooks = [false; 4];
     }
 
