@@ -464,3 +464,55 @@ fn the_earliest_unserved_obligation_is_the_cause() {
     assert_eq!(s.read(&held), Some(false));
     assert_eq!(found(&s), [(Kind::Missed { harmful: false }, "cr3-pcid", first, 1)]);
 }
+
+#[test]
+fn root_frees_are_judged_by_their_reason() {
+    let free =
+        |why| Act::FreeRoot { slot: RootSlot::Prev(0), root: Hpa(0x9000), sp: Some(Sp(1)), why };
+    let mut s = shadowed();
+    s.event();
+    s.act(free(FreeWhy::InvalidatePcid));
+    assert_eq!(excessive(&s), [], "with PCIDE = 1 the PCID's root must go");
+    s.cr4(Cr4::PCIDE);
+    s.act(free(FreeWhy::InvalidatePcid));
+    assert_eq!(excessive(&s), [(Excess::Unrequired, "root-free")]);
+
+    let mut s = shadowed();
+    s.event();
+    s.act(Act::SpUnsync { sp: Sp(4) });
+    s.act(free(FreeWhy::SyncPrev));
+    assert_eq!(excessive(&s), [], "an unsync root");
+    s.act(Act::SpSync { sp: Sp(4), changed: false });
+    s.act(free(FreeWhy::SyncPrev));
+    assert_eq!(excessive(&s), [(Excess::Unrequired, "root-free")]);
+}
+
+#[test]
+fn unloads_are_judged_by_what_asked_for_them() {
+    let mut s = shadowed();
+    s.cr4(Cr4::PGE);
+    s.act(Act::Serve(Request::TlbFlushGuest));
+    s.act(Act::Unload);
+    assert_eq!(excessive(&s), [(Excess::Unrequired, "mmu-unload")], "a sync would have served");
+    for (mmu, expected) in
+        [(MmuKind::Shadow, vec![]), (MmuKind::Tdp, vec![(Excess::Unrequired, "mmu-unload")])]
+    {
+        let mut s = intel(mmu);
+        s.w.regs[0].cr4 &= !Cr4::PCIDE.bits();
+        s.w.regs[0].cr3 = 0x1000;
+        s.cr4(Cr4::PCIDE);
+        s.act(Act::Unload);
+        assert_eq!(excessive(&s), expected);
+    }
+}
+
+#[test]
+fn findings_beyond_the_limit_are_counted_but_not_kept() {
+    let mut s = intel(MmuKind::Tdp);
+    s.o = tlbscope_analyze::oracle::Oracle::with_max_findings(2, 3);
+    for _ in 0..5 {
+        s.event();
+        s.hook(Hook::Current, HookBy::Request);
+    }
+    assert_eq!((s.o.findings().kept().len(), s.o.findings().excessive()), (3, 5));
+}

@@ -150,7 +150,7 @@ impl Naive {
     }
 
     /// A copy read from a frozen shadow entry is struck out if anything since was owed for it.
-    fn from_shadow(&self, copy: &mut Cached, sp: u32, index: u16) {
+    fn strike_frozen(&self, copy: &mut Cached, sp: u32, index: u16) {
         let made = self.sptes.iter().find(|s| s.sp == sp && s.index == index).map(|s| s.made);
         copy.host_read = made.unwrap_or(self.now);
         let Some((_, frozen)) = self.unsync.iter().find(|u| u.0 == sp) else { return };
@@ -187,9 +187,7 @@ impl Naive {
                 && !c.structure
                 && !c.physical
                 && c.global == global
-                && (c.tag.pcpu, c.tag.class, c.tag.id) == (tag.pcpu, tag.class, tag.id)
-                && c.tag.ep4ta == tag.ep4ta
-                && (global || c.tag.pcid == tag.pcid)
+                && c.tag == *tag
                 && gva >= c.address
                 && gva - c.address < c.bytes
                 && (c.content.gpa, c.content.hpa) == (content.gpa, content.hpa)
@@ -301,7 +299,7 @@ impl Observer for Naive {
             struck: false,
         };
         match fill.source {
-            Source::Shadow { sp, index } => self.from_shadow(&mut copy, sp.0, index),
+            Source::Shadow { sp, index } => self.strike_frozen(&mut copy, sp.0, index),
             Source::Guest if self.used_physical => {
                 let read = self.physical_read(&fill.tag, fill.copy.gpa.0);
                 copy.host_read = read.unwrap_or(self.now);

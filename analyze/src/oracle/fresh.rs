@@ -4,7 +4,7 @@ use tlbscope_trace::act::{Copied, Outcome};
 use tlbscope_trace::addr::{Gpa, Gva, Hpa};
 use tlbscope_trace::observe::World;
 use tlbscope_trace::op::{Access, AccessKind};
-use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs, Vendor};
+use tlbscope_trace::regs::{Cr0, Cr4, Efer, Regs, Vendor};
 
 const PRESENT: u64 = 1;
 const WRITE: u64 = 1 << 1;
@@ -254,9 +254,4 @@ pub fn fresh<W: World>(world: &W, regs: &Regs, access: &Access) -> Fresh {
             }
         }
     }
-}
-
-/// Whether the guest's tables are walked by the hardware itself.
-pub fn two_dimensional<W: World>(world: &W) -> bool {
-    matches!(world.mmu(), MmuKind::Tdp)
 }

@@ -98,7 +98,7 @@ impl Host {
         if pages > self.fills.len() as u64 {
             return self.fills.iter().any(|((page, shift), time)| {
                 let from = page << shift;
-                within(time) && from < end && gpa < from + (1 << shift)
+                within(time) && from < end && gpa < from.saturating_add(1 << shift)
             });
         }
         (gpa >> 12..(end + 0xfff) >> 12).any(|page| {

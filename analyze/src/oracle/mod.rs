@@ -9,6 +9,9 @@
 //!
 //! Limits. Address-sized obligations are judged as exposed for the current root only. A recycled
 //! EP4TA raises no floor of its own: what the host changed outlaws its copies by their `h` stamp.
+//! Obligations are a vCPU's, whatever VPID or ASID was current: those of L1 and L2 are not kept
+//! apart. A walk through a released frame as a page table is not judged. Birth floors are judged
+//! at uses, not as exposures. An SVM flush is expected as [`Act::Inv`] before [`Act::Entry`].
 //! A guest-physical mapping of a page-table frame is tested through the leaf's frame only.
 
 mod credit;
