@@ -2,5 +2,8 @@
 
 pub mod arch;
 pub mod engine;
+pub mod kvm;
 pub mod machine;
+pub mod paging;
 pub mod policy;
+pub mod tlb;

@@ -4,6 +4,7 @@
 pub mod config;
 pub mod costs;
 pub mod geometry;
+mod limits;
 
 use std::fs::File;
 use std::io::Read;

@@ -101,6 +101,10 @@ pub struct Oracle {
 /// Codes of the bytes that a copy covers, within a mark.
 const SHIFTS: [u32; 8] = [12, 21, 22, 30, 39, 48, 57, 63];
 
+/// Stands for the mode of a copy that grants other rights than the guest's entries: never equal to a
+/// mode, so that every use is compared.
+const GENEROUS: u8 = 0xff;
+
 /// A mark taken apart: `g` = stamp << 4 | impossible << 3 | size, `h` = stamp << 8 | mode.
 #[derive(Clone, Copy, Debug)]
 struct Stamp {
@@ -307,8 +311,13 @@ impl Oracle {
                 stamp.g = g.unwrap_or(now);
                 stamp.h = h.unwrap_or(now);
                 stamp.mode = mode(world.regs(VcpuId(id as u16)));
-                stamp.impossible =
-                    fill.kind == FillKind::Translation && self.impossible(id, sp, fill, world);
+                if fill.kind == FillKind::Translation {
+                    let (impossible, generous) = self.impossible(id, sp, fill, world);
+                    stamp.impossible = impossible;
+                    if generous {
+                        stamp.mode = GENEROUS;
+                    }
+                }
             }
         }
         stamp
@@ -327,22 +336,28 @@ impl Oracle {
         of.copied().filter(|h| used.contains(h)).min().unwrap_or(self.now)
     }
 
-    /// Whether no walk gives this copy of a shadow entry: guest memory is read as it was when the
-    /// leaf's page turned unsync.
-    fn impossible<W: World>(&self, id: usize, sp: Sp, fill: &Fill, world: &W) -> bool {
+    /// Whether no walk gives this copy of a shadow entry, and whether it grants more than the
+    /// guest's own entries do, so that each use of it has to be compared. Guest memory is read as it
+    /// was when the leaf's page turned unsync.
+    fn impossible<W: World>(&self, id: usize, sp: Sp, fill: &Fill, world: &W) -> (bool, bool) {
         let regs = world.regs(VcpuId(id as u16));
         let pae = regs.cr4().contains(Cr4::PAE);
         if !pae && regs.paging() && self.shadow.snapshot(sp).is_some() {
-            return false;
+            return (false, false);
         }
         let frozen = self.shadow.snapshot(sp);
         let walked = fresh::walk(world, regs, Gva(fill.address), |at| match frozen {
             Some((gfn, table)) if at.0 >> 12 == gfn => table[(at.0 >> 3 & 511) as usize],
             _ => world.read(at),
         });
-        let Ok(walked) = walked else { return true };
+        let Ok(walked) = walked else { return (true, false) };
         let page = walked.gpa.0 & !0xfff;
-        page != fill.copy.gpa.0 && walked.gpa.0 & !(fill.size.bytes() - 1) != fill.copy.gpa.0
+        let elsewhere =
+            page != fill.copy.gpa.0 && walked.gpa.0 & !(fill.size.bytes() - 1) != fill.copy.gpa.0;
+        let copy = &fill.copy;
+        let generous =
+            copy.write && !walked.write || copy.user != walked.user || !copy.xd && walked.xd;
+        (elsewhere, generous)
     }
 }
 

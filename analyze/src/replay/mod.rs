@@ -104,7 +104,6 @@ pub fn run(
         }
         progress(events.len() as u64);
     }
-    machine.finish(&mut watching);
     watching.0.finish(&machine);
     let (oracle, tally) = watching;
     let findings = oracle.findings().clone();

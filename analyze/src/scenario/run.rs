@@ -139,7 +139,6 @@ impl Case<'_> {
                 }
             }
         }
-        machine.finish(&mut watching);
         watching.0.finish(&machine);
         let (oracle, tally) = &watching;
         failures.extend(self.findings(oracle.findings(), &order));

@@ -1,12 +1,36 @@
 //! The engine: carries events out on a machine and reports to an observer.
-
-mod stub;
+//!
+//! One machine is a value: cloned, compared, hashed. An event runs to its end, re-entry included,
+//! before the next begins; interleavings inside an operation are placed by hand (`out`, `in`).
 
 use std::fmt;
+use std::sync::Arc;
 
-use tlbscope_trace::act::Outcome;
+use tlbscope_trace::act::{Act, ArchOp, At, Outcome};
+use tlbscope_trace::addr::{Gpa, Hpa, PAGE_BYTES, PcpuId, Time, VcpuId, Vpid};
+use tlbscope_trace::observe::{Observer, World};
+use tlbscope_trace::op::{Actor, Event};
+use tlbscope_trace::regs::{Cr0, Efer, MmuKind, Regs, Vendor};
 
-pub use stub::{EngineError, Machine};
+use crate::arch::fault::{Gp, Limits};
+use crate::kvm::shadow::ShadowPages;
+use crate::kvm::tdp::Trees;
+use crate::kvm::vcpu::{Vcpu, Vmcb};
+use crate::machine::MachineError;
+use crate::machine::config::MachineConfig;
+use crate::paging::memory::GuestMemory;
+use crate::policy::{Control, Policy};
+use crate::tlb::Tlb;
+
+mod access;
+mod host;
+mod run;
+mod tables;
+
+use host::HostMemory;
+
+/// Event index of what happens before the first event: every vCPU's first root and entry.
+pub const BOOT: u64 = u64::MAX;
 
 /// What one event came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,3 +58,242 @@ impl fmt::Display for Refused {
 }
 
 impl std::error::Error for Refused {}
+
+/// Why a machine cannot be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(transparent)]
+pub struct EngineError(#[from] MachineError);
+
+/// A physical CPU.
+#[derive(Clone, Debug)]
+pub(crate) struct Pcpu {
+    /// Its caches.
+    pub tlb: Tlb,
+    /// AMD: the pool its ASIDs come from (facts/kvm.md 6.3).
+    pub asids: AsidPool,
+}
+
+/// The ASID allocator of one pCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AsidPool {
+    pub generation: u64,
+    pub next: u32,
+    pub max: u32,
+}
+
+/// The machine under one policy.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    pub(crate) config: MachineConfig,
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) memory: GuestMemory,
+    pub(crate) host: HostMemory,
+    pub(crate) vcpus: Vec<Vcpu>,
+    pub(crate) pcpus: Vec<Pcpu>,
+    pub(crate) shadow: ShadowPages,
+    pub(crate) trees: Trees,
+    pub(crate) at: At,
+    booted: bool,
+    /// The operation under way is carried out by the hypervisor's emulator (`emul`).
+    pub(crate) emulated: bool,
+}
+
+impl World for Machine {
+    fn vendor(&self) -> Vendor {
+        self.config.vendor
+    }
+
+    fn mmu(&self) -> MmuKind {
+        self.config.mmu
+    }
+
+    fn maxphyaddr(&self) -> u32 {
+        self.config.maxphyaddr
+    }
+
+    fn gbpages(&self) -> bool {
+        self.config.features.contains(crate::machine::config::Features::GBPAGES)
+    }
+
+    fn regs(&self, vcpu: VcpuId) -> &Regs {
+        &self.vcpus[vcpu.0 as usize].regs
+    }
+
+    fn read(&self, gpa: Gpa) -> u64 {
+        self.memory.read(gpa)
+    }
+
+    fn backing(&self, gpa: Gpa) -> Option<Hpa> {
+        (gpa.0 < self.config.memory).then(|| self.host.backing(gpa.0 / PAGE_BYTES)).flatten()
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.config.memory
+    }
+}
+
+impl Machine {
+    /// A machine in the state of `config`, run by `policy`.
+    ///
+    /// # Errors
+    /// The processor named by `tlb` does not exist.
+    pub fn new(config: &MachineConfig, policy: &Policy) -> Result<Self, EngineError> {
+        let regs = config.initial_regs();
+        let vcpus = (0..config.vcpus).map(|n| Self::vcpu(config, policy, n, regs)).collect();
+        let max = config.asids.saturating_sub(1).max(1);
+        let pcpu = Pcpu {
+            tlb: Tlb::new(config.tlb_geometry()?),
+            asids: AsidPool { generation: 1, next: max + 1, max },
+        };
+        let actor = Actor::Host;
+        let mut machine = Self {
+            config: config.clone(),
+            policy: Arc::new(policy.clone()),
+            memory: GuestMemory::new(config.memory),
+            host: HostMemory::default(),
+            vcpus,
+            pcpus: vec![pcpu; config.pcpus as usize],
+            shadow: ShadowPages::default(),
+            trees: Trees::default(),
+            at: At { event: BOOT, time: Time(0), actor },
+            booted: false,
+            emulated: false,
+        };
+        for v in 0..machine.vcpus.len() {
+            machine.vcpus[v].mmu.role = machine.root_role(v);
+        }
+        Ok(machine)
+    }
+
+    fn vcpu(config: &MachineConfig, _policy: &Policy, n: u16, regs: Regs) -> Vcpu {
+        let has_vpid = config.vpid && config.vendor == Vendor::Intel && u32::from(n) < config.vpids;
+        Vcpu {
+            regs,
+            requests: Default::default(),
+            mmu: Default::default(),
+            pcpu: PcpuId(n % config.pcpus),
+            vpid: Vpid(if has_vpid { n + 1 } else { 0 }),
+            vmcs_pcpu: Some(PcpuId(n % config.pcpus)),
+            vmcb: Vmcb::default(),
+            in_guest: false,
+            held: false,
+            smm: false,
+            context: Default::default(),
+        }
+    }
+
+    /// The policy's registers and limits, as the fault rules need them.
+    pub(crate) fn limits(&self) -> Limits {
+        use crate::policy::mechanics::PgClearIn64Bit;
+        Limits {
+            maxphyaddr: self.config.maxphyaddr,
+            vendor: self.config.vendor,
+            cr4_allowed: self.config.cr4_allowed(),
+            efer_allowed: self.config.efer_allowed(),
+            pg_clear_in_64_bit: self.policy.mechanics.pg_clear_in_64_bit == PgClearIn64Bit::Accept,
+        }
+    }
+
+    /// The control policy that does everything but flush, sync and drop roots for invalidation.
+    pub(crate) fn never(&self) -> bool {
+        self.policy.control == Control::Never
+    }
+
+    pub(crate) fn at_vcpu(&self, v: usize) -> At {
+        At { actor: Actor::Vcpu(VcpuId(v as u16)), ..self.at }
+    }
+
+    /// Reports an act of the actor whose event this is.
+    pub(crate) fn act<O: Observer>(&self, o: &mut O, act: Act) {
+        o.act(&self.at, &act, self);
+    }
+
+    /// Reports an operation of the host.
+    pub(crate) fn arch<O: Observer>(&self, o: &mut O, v: Option<usize>, op: &ArchOp, native: bool) {
+        let at = v.map_or(self.at, |v| self.at_vcpu(v));
+        let before = self.vcpus[v.unwrap_or(0)].regs;
+        o.arch(&at, op, &before, native, self);
+    }
+
+    /// Carries one event out. `index` is its number in the trace, the cause named in findings.
+    ///
+    /// # Errors
+    /// [`Refused`] if the event names a vCPU that does not exist or an operation that the machine
+    /// cannot carry out; nothing has changed then.
+    pub fn run<O: Observer>(
+        &mut self,
+        event: &Event,
+        index: u64,
+        o: &mut O,
+    ) -> Result<Step, Refused> {
+        if !self.booted {
+            self.boot(o);
+        }
+        self.at = At { event: index, time: event.time, actor: event.actor };
+        let step = match event.actor {
+            Actor::Vcpu(id) => {
+                let v = usize::from(id.0);
+                if v >= self.vcpus.len() {
+                    let why = format!("{id} does not exist: `vcpus = {}`", self.vcpus.len());
+                    return Err(Refused { op: run::name(&event.op), why });
+                }
+                self.run_vcpu(v, &event.op, o)?
+            }
+            Actor::Host => self.run_host(&event.op, o)?,
+        };
+        self.settle(o);
+        Ok(step)
+    }
+
+    /// Every vCPU that is neither held nor in the guest enters it.
+    fn settle<O: Observer>(&mut self, o: &mut O) {
+        for v in 0..self.vcpus.len() {
+            if !self.vcpus[v].held && !self.vcpus[v].in_guest {
+                self.at.actor = Actor::Vcpu(VcpuId(v as u16));
+                self.enter(v, false, o);
+            }
+        }
+    }
+
+    fn boot<O: Observer>(&mut self, o: &mut O) {
+        self.booted = true;
+        for v in 0..self.vcpus.len() {
+            self.at = At { event: BOOT, time: Time(0), actor: Actor::Vcpu(VcpuId(v as u16)) };
+            self.enter(v, false, o);
+        }
+    }
+
+    /// A stable digest of the final state: equal machines after equal runs have equal digests.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        use std::hash::{Hash, Hasher};
+        let mut hasher = rustc_hash::FxHasher::default();
+        self.vcpus.hash(&mut hasher);
+        self.memory.digest().hash(&mut hasher);
+        for pcpu in &self.pcpus {
+            pcpu.tlb.digest().hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
+    /// The vendor's `#GP` as a step.
+    fn step(result: Result<(), Gp>) -> Step {
+        Step { outcome: None, fault: result.err().map(|gp| gp.0) }
+    }
+
+    fn clts(&self, v: usize) -> u64 {
+        self.vcpus[v].regs.cr0 & !Cr0::TS.bits()
+    }
+
+    /// LMSW loads PE, MP, EM and TS, and cannot clear PE.
+    fn lmsw(&self, v: usize, value: u16) -> u64 {
+        let cr0 = self.vcpus[v].regs.cr0;
+        let low = (Cr0::PE | Cr0::MP | Cr0::EM | Cr0::TS).bits();
+        cr0 & !(low & !Cr0::PE.bits()) | u64::from(value) & low
+    }
+
+    fn long_mode_active(cr0: u64, efer: u64) -> u64 {
+        let active = cr0 & Cr0::PG.bits() != 0 && efer & Efer::LME.bits() != 0;
+        efer & !Efer::LMA.bits() | if active { Efer::LMA.bits() } else { 0 }
+    }
+}

@@ -1,0 +1,386 @@
+//! One access: look it up, walk, fault, fill, again (facts A.4 to A.7).
+
+use tlbscope_trace::act::{
+    Accessed, Act, ArchOp, Class, Copied, Fill, FillKind, GuestInv, Inv, Outcome, Source, Tag, Via,
+};
+use tlbscope_trace::addr::{Gpa, Gva, Hpa, PAGE_BYTES, PageSize};
+use tlbscope_trace::observe::Observer;
+use tlbscope_trace::op::{Access, AccessKind};
+use tlbscope_trace::regs::{Cr0, MmuKind, Regs, Vendor};
+
+use super::Machine;
+use crate::arch::access::{self, Rights};
+use crate::kvm::fault::Fixed;
+use crate::paging::walk;
+use crate::tlb::Entry;
+
+/// Tries before an access that never settles is given up as a fault without a code.
+const TRIES: u32 = 32;
+
+/// The frame of one page-table walk.
+enum Walked {
+    /// A translation to cache.
+    Filled(Entry),
+    /// The guest's own fault.
+    Fault(u32),
+    /// The hypervisor repaired something: walk again.
+    Again,
+    /// MMIO: nothing is cached.
+    Mmio(Gpa),
+}
+
+impl Machine {
+    /// Carries an access out, with every fault and refill on its way.
+    pub(super) fn access<O: Observer>(&mut self, v: usize, access: &Access, o: &mut O) -> Outcome {
+        let mut spurious = false;
+        for _ in 0..TRIES {
+            self.enter(v, false, o);
+            let tag = self.vcpus[v].context.tag;
+            let pcpu = self.vcpus[v].pcpu.0 as usize;
+            let hit = self.pcpus[pcpu].tlb.lookup(&tag, access.gva).copied();
+            let Some(entry) = hit else {
+                match self.walk(v, access, o) {
+                    Walked::Filled(entry) => {
+                        if let Some(outcome) =
+                            self.use_copy(v, access, &entry, true, &mut spurious, o)
+                        {
+                            return outcome;
+                        }
+                    }
+                    Walked::Fault(code) => return self.guest_fault(v, access, code, o),
+                    Walked::Mmio(gpa) => return self.finish_walk(v, access, Outcome::Gpa(gpa), o),
+                    Walked::Again => {}
+                }
+                continue;
+            };
+            if let Some(outcome) = self.use_copy(v, access, &entry, false, &mut spurious, o) {
+                return outcome;
+            }
+        }
+        self.guest_fault(v, access, 0, o)
+    }
+
+    /// Uses a cached translation; `None`: it faulted or lacked the dirty bit, and the access goes on.
+    fn use_copy<O: Observer>(
+        &mut self,
+        v: usize,
+        access: &Access,
+        entry: &Entry,
+        fresh: bool,
+        spurious: &mut bool,
+        o: &mut O,
+    ) -> Option<Outcome> {
+        let regs = self.hardware_regs(v);
+        let copy = entry.copy;
+        let rights = Rights { write: copy.write, user: copy.user, xd: copy.xd, key: copy.key };
+        let offset = access.gva.0 & (entry.size.bytes() - 1);
+        match access::check(rights, access, &regs) {
+            Ok(()) if access.kind == AccessKind::Write && !copy.dirty => {
+                self.drop_copy(v, access.gva);
+                None
+            }
+            Ok(()) => {
+                let outcome = Outcome::Gpa(Gpa(copy.gpa.0 + offset));
+                let hpa = Hpa(copy.hpa.0 + offset);
+                self.report(v, access, self.via(v, entry, fresh), outcome, hpa, o);
+                Some(outcome)
+            }
+            Err(code) => self.copy_fault(v, access, entry, code, fresh, spurious, o),
+        }
+    }
+
+    fn via(&self, v: usize, entry: &Entry, fresh: bool) -> Via {
+        let tag = Tag { pcid: entry.pcid, ..self.vcpus[v].context.tag };
+        Via::Copy { mark: entry.mark, tag, global: entry.global, copy: entry.copy, fresh }
+    }
+
+    /// The rights of a copy forbid the access.
+    #[expect(clippy::too_many_arguments, reason = "the state of one access, used in one place")]
+    fn copy_fault<O: Observer>(
+        &mut self,
+        v: usize,
+        access: &Access,
+        entry: &Entry,
+        code: u32,
+        fresh: bool,
+        spurious: &mut bool,
+        o: &mut O,
+    ) -> Option<Outcome> {
+        self.drop_copy(v, access.gva);
+        if self.config.mmu == MmuKind::Shadow {
+            return self.shadow_exit(v, access, o);
+        }
+        let regs = self.vcpus[v].regs;
+        let permitted = walk::walk(self, &regs, access).result.is_ok();
+        // AMD confirms a fault by another walk before it raises it (facts C.1); Intel raises it,
+        // the guest finds nothing wrong and tries again.
+        if permitted && !fresh && (self.config.vendor == Vendor::Amd || !*spurious) {
+            if self.config.vendor == Vendor::Intel {
+                *spurious = true;
+                self.page_fault_effects(v, access.gva, o);
+                let at = self.at_vcpu(v);
+                o.act(&at, &Act::SpuriousFault, self);
+            }
+            return None;
+        }
+        let outcome = Outcome::Fault(code);
+        self.report(v, access, self.via(v, entry, fresh), outcome, Hpa(0), o);
+        self.page_fault_effects(v, access.gva, o);
+        Some(outcome)
+    }
+
+    fn drop_copy(&mut self, v: usize, gva: Gva) {
+        let tag = self.vcpus[v].context.tag;
+        let pcpu = self.vcpus[v].pcpu.0 as usize;
+        self.pcpus[pcpu].tlb.drop_entry(&tag, gva);
+    }
+
+    /// A page fault drops the page and the path to it (facts B.1).
+    fn page_fault_effects<O: Observer>(&mut self, v: usize, gva: Gva, o: &mut O) {
+        let regs = self.vcpus[v].regs;
+        let at = self.at_vcpu(v);
+        o.arch(&at, &ArchOp::PageFault(gva), &regs, true, self);
+        self.invalidate(v, Inv::Guest(GuestInv::Fault { pcid: regs.pcid(), gva }), o);
+    }
+
+    /// A #PF in shadow mode is the hypervisor's; the hardware drops its copies all the same.
+    fn shadow_exit<O: Observer>(
+        &mut self,
+        v: usize,
+        access: &Access,
+        o: &mut O,
+    ) -> Option<Outcome> {
+        let pcid = self.vcpus[v].context.tag.pcid;
+        self.invalidate(v, Inv::Guest(GuestInv::Fault { pcid, gva: access.gva }), o);
+        self.exit(v, None, o);
+        let fixed = self.shadow_fault(v, access, o);
+        self.enter(v, false, o);
+        match fixed {
+            Fixed::Retry => None,
+            Fixed::Guest(code) => Some(self.finish_walk(v, access, Outcome::Fault(code), o)),
+            Fixed::Mmio(gpa) => Some(self.finish_walk(v, access, Outcome::Gpa(gpa), o)),
+        }
+    }
+
+    fn guest_fault<O: Observer>(
+        &mut self,
+        v: usize,
+        access: &Access,
+        code: u32,
+        o: &mut O,
+    ) -> Outcome {
+        let outcome = self.finish_walk(v, access, Outcome::Fault(code), o);
+        if self.config.mmu == MmuKind::Tdp {
+            self.page_fault_effects(v, access.gva, o);
+        }
+        outcome
+    }
+
+    fn finish_walk<O: Observer>(
+        &mut self,
+        v: usize,
+        access: &Access,
+        outcome: Outcome,
+        o: &mut O,
+    ) -> Outcome {
+        self.report(v, access, Via::Walk, outcome, Hpa(0), o);
+        outcome
+    }
+
+    fn report<O: Observer>(
+        &mut self,
+        v: usize,
+        access: &Access,
+        via: Via,
+        outcome: Outcome,
+        hpa: Hpa,
+        o: &mut O,
+    ) {
+        let at = self.at_vcpu(v);
+        o.access(&at, &Accessed { access: *access, via, outcome, hpa }, self);
+    }
+
+    /// The registers the hardware runs with: in shadow mode WP is forced on (facts/kvm.md 1.2).
+    fn hardware_regs(&self, v: usize) -> Regs {
+        let regs = self.vcpus[v].regs;
+        match self.config.mmu {
+            MmuKind::Shadow => Regs { cr0: regs.cr0 | Cr0::WP.bits(), ..regs },
+            MmuKind::Tdp => regs,
+        }
+    }
+
+    /// The hardware walks.
+    fn walk<O: Observer>(&mut self, v: usize, access: &Access, o: &mut O) -> Walked {
+        let at = self.at_vcpu(v);
+        o.walk_begin(&at);
+        match self.config.mmu {
+            MmuKind::Shadow => self.walk_shadow(v, access, o),
+            MmuKind::Tdp => self.walk_nested(v, access, o),
+        }
+    }
+
+    fn walk_shadow<O: Observer>(&mut self, v: usize, access: &Access, o: &mut O) -> Walked {
+        let root = self.vcpus[v].context.shadow_root;
+        let found = root.and_then(|root| self.shadow.walk(root, access.gva.0));
+        let regs = self.hardware_regs(v);
+        let allowed = found.filter(|(_, _, leaf)| {
+            let rights = Rights { write: leaf.write, user: leaf.user, xd: leaf.xd, key: 0 };
+            access::check(rights, access, &regs).is_ok()
+        });
+        let Some((sp, index, leaf)) = allowed else {
+            self.exit(v, None, o);
+            let fixed = self.shadow_fault(v, access, o);
+            self.enter(v, false, o);
+            return match fixed {
+                Fixed::Retry => Walked::Again,
+                Fixed::Guest(code) => Walked::Fault(code),
+                Fixed::Mmio(gpa) => Walked::Mmio(gpa),
+            };
+        };
+        let copy = Copied {
+            gpa: leaf.gpa,
+            hpa: leaf.hpa,
+            write: leaf.write,
+            user: leaf.user,
+            xd: leaf.xd,
+            dirty: leaf.write,
+            key: 0,
+        };
+        let levels = self.vcpus[v].mmu.role.level();
+        let source = Source::Shadow { sp, index };
+        Walked::Filled(self.fill(v, access.gva, copy, PageSize::Size4K, false, source, levels, o))
+    }
+
+    fn walk_nested<O: Observer>(&mut self, v: usize, access: &Access, o: &mut O) -> Walked {
+        let regs = self.vcpus[v].regs;
+        let walk = walk::walk(self, &regs, access);
+        for step in &walk.steps[..walk.count as usize] {
+            if !self.nested(v, step.gpa, o) {
+                return Walked::Again;
+            }
+        }
+        let leaf = match walk.result {
+            Ok(leaf) => leaf,
+            Err(code) => return Walked::Fault(code),
+        };
+        self.set_accessed(&walk, &regs, access.kind == AccessKind::Write);
+        let page = access.gva.0 & (leaf.size.bytes() - 1) & !(PAGE_BYTES - 1);
+        let gpa = Gpa(leaf.gpa.0 + page);
+        if gpa.0 >= self.config.memory {
+            return Walked::Mmio(Gpa(gpa.0 | access.gva.0 & (PAGE_BYTES - 1)));
+        }
+        if !self.nested(v, gpa, o) {
+            return Walked::Again;
+        }
+        let hpa = self.nested_frame(v, gpa);
+        let copy = Copied {
+            gpa,
+            hpa,
+            write: leaf.rights.write,
+            user: leaf.rights.user,
+            xd: leaf.rights.xd,
+            dirty: leaf.dirty || access.kind == AccessKind::Write,
+            key: leaf.rights.key,
+        };
+        let refs = (walk.count + 1) * 5 - 1;
+        Walked::Filled(self.fill(
+            v,
+            access.gva,
+            copy,
+            PageSize::Size4K,
+            leaf.global,
+            Source::Guest,
+            refs,
+            o,
+        ))
+    }
+
+    fn nested_frame(&self, v: usize, gpa: Gpa) -> Hpa {
+        let tree = self.trees.get(self.root_hpa(v));
+        tree.and_then(|t| t.map.get(&(gpa.0 / PAGE_BYTES)).copied()).unwrap_or_default()
+    }
+
+    /// Translates a guest-physical address of a walk; false if the hypervisor had to map it first.
+    fn nested<O: Observer>(&mut self, v: usize, gpa: Gpa, o: &mut O) -> bool {
+        let pcpu = self.vcpus[v].pcpu.0 as usize;
+        let tag = Tag { class: Class::GuestPhysical, ..self.vcpus[v].context.tag };
+        let at = self.at_vcpu(v);
+        let intel = self.config.vendor == Vendor::Intel;
+        if intel && let Some(entry) = self.pcpus[pcpu].tlb.lookup_gpa(&tag, gpa).copied() {
+            o.walk_uses(&at, entry.mark, true, &tag);
+            return true;
+        }
+        let frame = self.trees.get(self.root_hpa(v)).and_then(|t| t.map.get(&(gpa.0 / PAGE_BYTES)));
+        let Some(hpa) = frame.copied() else {
+            self.exit(v, None, o);
+            self.tdp_fault(v, gpa, o);
+            self.enter(v, false, o);
+            return false;
+        };
+        if intel {
+            let page = Gpa(gpa.0 & !(PAGE_BYTES - 1));
+            let copy = Copied {
+                gpa: page,
+                hpa,
+                write: true,
+                user: true,
+                dirty: true,
+                ..Copied::default()
+            };
+            let fill = Fill {
+                tag,
+                kind: FillKind::Translation,
+                address: page.0,
+                size: PageSize::Size4K,
+                global: false,
+                source: Source::Host,
+                copy,
+            };
+            let mark = o.fill(&at, &fill, self);
+            let entry = Entry::new(copy, mark, PageSize::Size4K, false, tag.pcid);
+            self.pcpus[pcpu].tlb.insert_gpa(&tag, page, entry);
+        }
+        true
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one call for both kinds of walk")]
+    fn fill<O: Observer>(
+        &mut self,
+        v: usize,
+        gva: Gva,
+        copy: Copied,
+        size: PageSize,
+        global: bool,
+        source: Source,
+        refs: u8,
+        o: &mut O,
+    ) -> Entry {
+        let tag = self.vcpus[v].context.tag;
+        let at = self.at_vcpu(v);
+        let page = gva.0 & !(size.bytes() - 1);
+        let kind = FillKind::Translation;
+        let fill = Fill { tag, kind, address: page, size, global, source, copy };
+        let mark = o.fill(&at, &fill, self);
+        let entry = Entry::new(copy, mark, size, global, tag.pcid);
+        let pcpu = self.vcpus[v].pcpu.0 as usize;
+        let ghost = self.pcpus[pcpu].tlb.insert(&tag, Gva(page), entry);
+        o.act(&at, &Act::Refill { refs, ghost }, self);
+        entry
+    }
+
+    /// The hardware fills for an address if a walk succeeds, and faults for nobody.
+    pub(super) fn prefetch<O: Observer>(&mut self, v: usize, gva: Gva, o: &mut O) {
+        let access = Access { gva, kind: AccessKind::Read, user: false, ac: true };
+        let regs = self.vcpus[v].regs;
+        if self.vcpus[v].in_guest && walk::walk(self, &regs, &access).result.is_ok() {
+            let present = match (self.config.mmu, self.vcpus[v].context.shadow_root) {
+                (MmuKind::Shadow, Some(root)) => self.shadow.walk(root, gva.0).is_some(),
+                (MmuKind::Shadow, None) => false,
+                (MmuKind::Tdp, _) => true,
+            };
+            if present {
+                self.walk(v, &access, o);
+            }
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Which operation does what: from the event to the machine's parts.
+
+use tlbscope_trace::act::{ArchOp, Request};
+use tlbscope_trace::addr::{Gpa, PAGE_BYTES, PcpuId};
+use tlbscope_trace::observe::Observer;
+use tlbscope_trace::op::{HostOp, Op, Sregs};
+use tlbscope_trace::regs::{MmuKind, Regs, Vendor};
+
+use super::{Machine, Refused, Step};
+use crate::policy::mechanics::{MigrateVmx, Sregs as SregsRule};
+
+/// The name of an operation in the text form.
+pub(super) fn name(op: &Op) -> &'static str {
+    match op {
+        Op::Cr0(_) => "cr0",
+        Op::Clts => "clts",
+        Op::Lmsw(_) => "lmsw",
+        Op::Cr3(_) => "cr3",
+        Op::Cr4(_) => "cr4",
+        Op::Efer(_) => "efer",
+        Op::Map { .. } => "map",
+        Op::Unmap { .. } => "unmap",
+        Op::Protect { .. } => "protect",
+        Op::Table { .. } => "table",
+        Op::Link { .. } => "link",
+        Op::Store { .. } => "store",
+        Op::Access(_) => "read, write or exec",
+        Op::Prefetch(_) => "prefetch",
+        Op::Invlpg(_) => "invlpg",
+        Op::Invpcid(_) => "invpcid",
+        Op::Invlpga { .. } => "invlpga",
+        Op::Invlpgb(_) => "invlpgb",
+        Op::Tlbsync => "tlbsync",
+        Op::Init => "init",
+        Op::Reset => "reset",
+        Op::Smi => "smi",
+        Op::Rsm => "rsm",
+        Op::TaskSwitch(_) => "taskswitch",
+        Op::MsrMtrr(_) => "msr mtrr",
+        Op::MsrPat(_) => "msr pat",
+        Op::Pkru(_) => "pkru",
+        Op::Cpuid => "cpuid",
+        Op::Sregs(_) => "sregs",
+        Op::Emul(_) => "emul",
+        Op::PvFlush(_) => "pvflush",
+        Op::HvFlush(_) => "hvflush",
+        Op::L2Enter(_) => "l2enter",
+        Op::L2Exit(_) => "l2exit",
+        Op::L1(_) => "l1",
+        Op::Out => "out",
+        Op::In => "in",
+        Op::InFail => "in fail",
+        Op::Exit(_) => "exit",
+        Op::Release { .. } => "release",
+        Op::Host(_) => "host",
+        Op::HostBegin(_) => "host begin",
+        Op::HostEnd(_) => "host end",
+    }
+}
+
+fn not_yet(op: &Op) -> Refused {
+    Refused { op: name(op), why: "this machine does not model it yet".into() }
+}
+
+impl Machine {
+    pub(super) fn run_vcpu<O: Observer>(
+        &mut self,
+        v: usize,
+        op: &Op,
+        o: &mut O,
+    ) -> Result<Step, Refused> {
+        let guest = !matches!(
+            op,
+            Op::In
+                | Op::InFail
+                | Op::Out
+                | Op::Sregs(_)
+                | Op::Init
+                | Op::Reset
+                | Op::Release { .. }
+        );
+        if guest && !self.vcpus[v].in_guest && self.vcpus[v].held && !self.emulated {
+            let why = "the vCPU is `out`: let it `in` first".into();
+            return Err(Refused { op: name(op), why });
+        }
+        if guest && !self.emulated {
+            self.enter(v, false, o);
+        }
+        let regs = self.vcpus[v].regs;
+        let step = match op {
+            Op::Cr0(w) => Self::step(self.write_cr0(v, w.apply(regs.cr0), o)),
+            Op::Clts => Self::step(self.write_cr0(v, self.clts(v), o)),
+            Op::Lmsw(value) => Self::step(self.write_cr0(v, self.lmsw(v, *value), o)),
+            Op::Cr3(operand) => Self::step(self.write_cr3(v, *operand, false, o)),
+            Op::TaskSwitch(cr3) => Self::step(self.write_cr3(v, *cr3, true, o)),
+            Op::Cr4(w) => Self::step(self.write_cr4(v, w.apply(regs.cr4), o)),
+            Op::Efer(w) => Self::step(self.write_efer(v, w.apply(regs.efer), o)),
+            Op::Invpcid(operands) => Self::step(self.invpcid(v, operands, o)),
+            Op::Access(access) => Step { outcome: Some(self.access(v, access, o)), fault: None },
+            Op::Emul(inner) => self.emulate(v, inner, o)?,
+            other => {
+                self.run_other(v, other, o)?;
+                Step::default()
+            }
+        };
+        Ok(step)
+    }
+
+    /// The operation exits whatever the interception matrix says, and the emulator carries it out
+    /// through the same handlers.
+    fn emulate<O: Observer>(&mut self, v: usize, op: &Op, o: &mut O) -> Result<Step, Refused> {
+        let known = matches!(
+            op,
+            Op::Cr0(_)
+                | Op::Clts
+                | Op::Lmsw(_)
+                | Op::Cr3(_)
+                | Op::Cr4(_)
+                | Op::Efer(_)
+                | Op::TaskSwitch(_)
+                | Op::Invlpg(_)
+                | Op::Invpcid(_)
+        );
+        if !known {
+            let why = format!("the emulator of this machine does not know `{}` yet", name(op));
+            return Err(Refused { op: "emul", why });
+        }
+        self.exit(v, None, o);
+        self.emulated = true;
+        let step = self.run_vcpu(v, op, o);
+        self.emulated = false;
+        step
+    }
+
+    fn run_other<O: Observer>(&mut self, v: usize, op: &Op, o: &mut O) -> Result<(), Refused> {
+        match op {
+            Op::Map { gva, gpa, size, perms, root } => {
+                self.map(v, *gva, *gpa, *size, *perms, *root, o)?;
+            }
+            Op::Unmap { gva, root } => self.protect(v, *gva, None, *root, o)?,
+            Op::Protect { gva, perms, root } => self.protect(v, *gva, Some(*perms), *root, o)?,
+            Op::Table { gpa, level } => self.memory.declare_table(*gpa, *level),
+            Op::Link { gva, level, table, perms, root } => {
+                self.link(v, *gva, *level, *table, *perms, *root, o)?;
+            }
+            Op::Store { gpa, value } => self.store(v, *gpa, *value, o),
+            Op::Prefetch(gva) => self.prefetch(v, *gva, o),
+            Op::Invlpg(gva) => self.invlpg(v, *gva, o),
+            Op::Init => self.init(v, true, o),
+            Op::Reset => self.init(v, false, o),
+            Op::MsrMtrr(_) => self.msr(v, &ArchOp::Mtrr, o),
+            Op::MsrPat(_) => self.msr(v, &ArchOp::Pat, o),
+            Op::Pkru(value) => {
+                self.vcpus[v].regs.pkru = *value;
+                self.arch(o, Some(v), &ArchOp::Pkru, true);
+            }
+            Op::Sregs(sregs) => self.sregs(v, sregs, o),
+            Op::Out => self.vcpus[v].held = true,
+            Op::In | Op::InFail => {
+                let entered = self.enter(v, matches!(op, Op::InFail), o);
+                self.vcpus[v].held = !entered;
+            }
+            Op::Exit(reason) => self.exit(v, reason.map(|r| r as u16), o),
+            Op::Release { gpa, size } => {
+                let op = ArchOp::Release { gpa: *gpa, size: *size };
+                self.arch(o, Some(v), &op, false);
+            }
+            _ => return Err(not_yet(op)),
+        }
+        Ok(())
+    }
+
+    /// A write of a memory-type register exits; KVM flushes nothing for it (facts C.1, C.4).
+    fn msr<O: Observer>(&mut self, v: usize, op: &ArchOp, o: &mut O) {
+        self.exit(v, None, o);
+        self.arch(o, Some(v), op, false);
+    }
+
+    /// KVM_SET_SREGS (facts/kvm.md 3.4).
+    fn sregs<O: Observer>(&mut self, v: usize, new: &Sregs, o: &mut O) {
+        self.exit(v, None, o);
+        let old = self.vcpus[v].regs;
+        let cr0 = new.cr0.unwrap_or(old.cr0);
+        let regs = Regs {
+            cr0,
+            cr3: new.cr3.unwrap_or(old.cr3),
+            cr4: new.cr4.unwrap_or(old.cr4),
+            efer: Self::long_mode_active(cr0, new.efer.unwrap_or(old.efer)),
+            ..old
+        };
+        self.vcpus[v].regs = regs;
+        let at = self.at_vcpu(v);
+        o.arch(&at, &ArchOp::Sregs, &old, false, self);
+        if regs != old {
+            self.mmu_reset(v, o);
+            if self.policy.mechanics.sregs == SregsRule::ResetAndGuest {
+                self.post(v, Request::TlbFlushGuest, o);
+            }
+        }
+    }
+
+    pub(super) fn run_host<O: Observer>(&mut self, op: &Op, o: &mut O) -> Result<Step, Refused> {
+        match op {
+            Op::Host(host) => match **host {
+                HostOp::Unmap { gpa, size } => self.host_unmap(gpa, size, o),
+                HostOp::ZapAll | HostOp::Memslot { .. } => self.zap_all(o),
+                HostOp::Migrate { vcpu, pcpu } => self.migrate(usize::from(vcpu.0), pcpu, o)?,
+                _ => return Err(not_yet(op)),
+            },
+            Op::Release { gpa, size } => {
+                let op = ArchOp::Release { gpa: *gpa, size: *size };
+                self.arch(o, None, &op, false);
+            }
+            _ => return Err(not_yet(op)),
+        }
+        Ok(Step::default())
+    }
+
+    /// An mmu_notifier invalidation: zap, flush if something was mapped, declare the old backing dead.
+    fn host_unmap<O: Observer>(&mut self, gpa: Gpa, size: u64, o: &mut O) {
+        self.arch(o, None, &ArchOp::HostChange { gpa, size, rights: false }, false);
+        let (first, frames) = (gpa.0 / PAGE_BYTES, size.div_ceil(PAGE_BYTES).max(1));
+        let mut zapped = self.trees.zap(first, frames);
+        for gfn in first..first + frames.min(self.config.memory / PAGE_BYTES) {
+            self.host.unmap(gfn);
+            for (sp, at) in self.shadow.mapping(gfn) {
+                zapped |= self.clear_spte(sp, at, o);
+            }
+        }
+        if zapped && self.policy.mechanics.remote_flush.zap {
+            self.remote_flush(o);
+        }
+        self.arch(o, None, &ArchOp::HostDead { gpa, size }, false);
+    }
+
+    /// The vCPU is loaded on another pCPU (facts/kvm.md 5.10).
+    fn migrate<O: Observer>(&mut self, v: usize, pcpu: PcpuId, o: &mut O) -> Result<(), Refused> {
+        if v >= self.vcpus.len() || usize::from(pcpu.0) >= self.pcpus.len() {
+            let why = "the vCPU or the pCPU does not exist in this machine".into();
+            return Err(Refused { op: "host migrate", why });
+        }
+        self.exit(v, None, o);
+        self.vcpus[v].pcpu = pcpu;
+        self.vcpus[v].context.tag.pcpu = pcpu;
+        let at = self.at_vcpu(v);
+        o.act(&at, &tlbscope_trace::act::Act::VcpuLoad(pcpu), self);
+        let moved = self.vcpus[v].vmcs_pcpu != Some(pcpu);
+        self.vcpus[v].vmcs_pcpu = Some(pcpu);
+        let vmx = self.config.vendor == Vendor::Intel;
+        if vmx && moved && self.policy.mechanics.migrate_vmx == MigrateVmx::All {
+            self.post(v, Request::TlbFlush, o);
+        }
+        Ok(())
+    }
+
+    /// Whether two-dimensional paging is in use.
+    #[must_use]
+    pub fn is_tdp(&self) -> bool {
+        self.config.mmu == MmuKind::Tdp
+    }
+}

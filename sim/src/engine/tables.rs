@@ -1,0 +1,225 @@
+//! The guest edits its page tables: `map`, `unmap`, `protect`, `table`, `link`, `store` are plain
+//! stores, which exit only where the hypervisor write-protects the frame.
+
+use tlbscope_trace::addr::{Gpa, Gva, PAGE_BYTES, PageSize};
+use tlbscope_trace::observe::Observer;
+use tlbscope_trace::op::Perms;
+use tlbscope_trace::regs::{Efer, MmuKind, Regs};
+
+use super::{Machine, Refused};
+use crate::arch::mode::Mode;
+
+const PRESENT: u64 = 1;
+const WRITE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
+const LARGE: u64 = 1 << 7;
+const GLOBAL: u64 = 1 << 8;
+const XD: u64 = 1 << 63;
+const FRAME: u64 = 0x000f_ffff_ffff_f000;
+
+impl Machine {
+    /// A store of the guest to one page-table entry.
+    pub(super) fn store<O: Observer>(&mut self, v: usize, gpa: Gpa, value: u64, o: &mut O) {
+        let bytes = Mode::of(&self.vcpus[v].regs).entry_bytes().max(4);
+        let bytes = if Mode::of(&self.vcpus[v].regs) == Mode::Off { 8 } else { bytes };
+        self.store_entry(v, gpa, bytes, value, o);
+    }
+
+    fn store_entry<O: Observer>(&mut self, v: usize, gpa: Gpa, bytes: u8, value: u64, o: &mut O) {
+        let old = self.memory.read_entry(gpa, bytes);
+        let at = self.at_vcpu(v);
+        let protected = self.config.mmu == MmuKind::Shadow && self.is_protected(gpa);
+        if !protected {
+            o.store(&at, gpa, bytes, old, value, self);
+            self.memory.write_entry(gpa, bytes, value);
+            return;
+        }
+        self.exit(v, None, o);
+        let guest_stores = self.table_write_fault(gpa, o);
+        o.store(&at, gpa, bytes, old, value, self);
+        self.memory.write_entry(gpa, bytes, value);
+        if !guest_stores {
+            self.pte_write(gpa, o);
+        }
+    }
+
+    fn mode(&self, v: usize, op: &'static str) -> Result<Mode, Refused> {
+        match Mode::of(&self.vcpus[v].regs) {
+            Mode::Off => Err(Refused { op, why: "paging is off, there are no tables".into() }),
+            mode => Ok(mode),
+        }
+    }
+
+    fn leaf_bits(regs: &Regs, mode: Mode, perms: Perms) -> u64 {
+        let bit = |on: bool, bit: u64| if on { bit } else { 0 };
+        let nx = regs.efer().contains(Efer::NXE) && mode != Mode::Bits32;
+        bit(perms.read, PRESENT)
+            | bit(perms.write, WRITE)
+            | bit(perms.user, USER)
+            | bit(perms.global, GLOBAL)
+            | bit(!perms.exec && nx, XD)
+    }
+
+    /// Address of the entry of `level` on the path to `gva`; tables above it are allocated if
+    /// `make`, else a missing one ends the search.
+    fn entry_of<O: Observer>(
+        &mut self,
+        v: usize,
+        mode: Mode,
+        gva: Gva,
+        level: u8,
+        root: Option<Gpa>,
+        make: bool,
+        o: &mut O,
+    ) -> Option<Gpa> {
+        let bytes = mode.entry_bytes();
+        let mut table = root.unwrap_or_else(|| self.vcpus[v].regs.root());
+        for at in (level..=mode.levels()).rev() {
+            let entry = Gpa(table.0 + u64::from(mode.index(gva, at)) * u64::from(bytes));
+            if at == level {
+                return Some(entry);
+            }
+            let value = self.memory.read_entry(entry, bytes);
+            let is_table = value & PRESENT != 0 && !(at <= 3 && at > 1 && value & LARGE != 0);
+            if is_table {
+                table = Gpa(value & FRAME);
+                continue;
+            }
+            if !make {
+                return None;
+            }
+            table = self.memory.allocate_table(at - 1);
+            let pdpte = mode == Mode::Pae && at == 3;
+            let rights = if pdpte { PRESENT } else { PRESENT | WRITE | USER };
+            self.store_entry(v, entry, bytes, table.0 | rights, o);
+            if pdpte {
+                self.pdpte_made(v, root);
+            }
+        }
+        None
+    }
+
+    /// A scenario's `map` may need a PDPTE that the registers do not have: as the operating system
+    /// would, it is reloaded at once where nothing was present before.
+    fn pdpte_made(&mut self, v: usize, root: Option<Gpa>) {
+        let regs = &mut self.vcpus[v].regs;
+        if root.is_none_or(|r| r == regs.root()) {
+            let table = regs.root().0;
+            for n in 0..4 {
+                let value = self.memory.read(Gpa(table + 8 * n));
+                let register = &mut self.vcpus[v].regs.pdpte[n as usize];
+                if *register & PRESENT == 0 {
+                    *register = value;
+                }
+            }
+        }
+    }
+
+    /// `map`.
+    #[expect(clippy::too_many_arguments, reason = "the operands of one scenario line")]
+    pub(super) fn map<O: Observer>(
+        &mut self,
+        v: usize,
+        gva: Gva,
+        gpa: Gpa,
+        size: PageSize,
+        perms: Perms,
+        root: Option<Gpa>,
+        o: &mut O,
+    ) -> Result<(), Refused> {
+        let mode = self.mode(v, "map")?;
+        let fits = |level: u8| mode.page_size(level) == Some(size);
+        let Some(level) = (1..=3).find(|level| fits(*level)) else {
+            let why = format!("there are no {size} pages in this paging mode");
+            return Err(Refused { op: "map", why });
+        };
+        if !gpa.0.is_multiple_of(size.bytes()) || !gva.0.is_multiple_of(size.bytes()) {
+            let why = format!("{gva} and {gpa} must be multiples of {size}");
+            return Err(Refused { op: "map", why });
+        }
+        let bits = Self::leaf_bits(&self.vcpus[v].regs, mode, perms);
+        let large = if level > 1 { LARGE } else { 0 };
+        if let Some(entry) = self.entry_of(v, mode, gva, level, root, true, o) {
+            self.store_entry(v, entry, mode.entry_bytes(), gpa.0 | bits | large, o);
+        }
+        Ok(())
+    }
+
+    /// The present leaf that maps `gva`: its address, value and level.
+    fn leaf_entry(
+        &self,
+        v: usize,
+        mode: Mode,
+        gva: Gva,
+        root: Option<Gpa>,
+    ) -> Option<(Gpa, u64, u8)> {
+        let bytes = mode.entry_bytes();
+        let mut table = root.unwrap_or_else(|| self.vcpus[v].regs.root());
+        for level in (1..=mode.levels()).rev() {
+            let entry = Gpa(table.0 + u64::from(mode.index(gva, level)) * u64::from(bytes));
+            let value = self.memory.read_entry(entry, bytes);
+            let leaf = level == 1 || (level <= 3 && value & PRESENT != 0 && value & LARGE != 0);
+            if leaf {
+                return Some((entry, value, level));
+            }
+            if value & PRESENT == 0 {
+                return None;
+            }
+            table = Gpa(value & FRAME);
+        }
+        None
+    }
+
+    /// `unmap` (no rights) and `protect`.
+    pub(super) fn protect<O: Observer>(
+        &mut self,
+        v: usize,
+        gva: Gva,
+        perms: Option<Perms>,
+        root: Option<Gpa>,
+        o: &mut O,
+    ) -> Result<(), Refused> {
+        let op = if perms.is_some() { "protect" } else { "unmap" };
+        let mode = self.mode(v, op)?;
+        let Some((entry, value, level)) = self.leaf_entry(v, mode, gva, root) else {
+            return Err(Refused { op, why: format!("nothing maps {gva}") });
+        };
+        let large = if level > 1 { LARGE } else { 0 };
+        let new = match perms {
+            None => 0,
+            // Accessed and dirty stay as they are: rights are rewritten, not the history.
+            Some(p) => {
+                let kept = value & (FRAME | 1 << 5 | 1 << 6) | large;
+                kept | Self::leaf_bits(&self.vcpus[v].regs, mode, p)
+            }
+        };
+        self.store_entry(v, entry, mode.entry_bytes(), new, o);
+        Ok(())
+    }
+
+    /// `link`.
+    #[expect(clippy::too_many_arguments, reason = "the operands of one scenario line")]
+    pub(super) fn link<O: Observer>(
+        &mut self,
+        v: usize,
+        gva: Gva,
+        level: u8,
+        table: Gpa,
+        perms: Perms,
+        root: Option<Gpa>,
+        o: &mut O,
+    ) -> Result<(), Refused> {
+        let mode = self.mode(v, "link")?;
+        if !(2..=mode.levels()).contains(&level) || !table.0.is_multiple_of(PAGE_BYTES) {
+            let why = format!("level is 2 to {} and a table is 4 KiB aligned", mode.levels());
+            return Err(Refused { op: "link", why });
+        }
+        let pdpte = mode == Mode::Pae && level == 3;
+        let bits = Self::leaf_bits(&self.vcpus[v].regs, mode, perms) & !GLOBAL;
+        let bits = if pdpte { bits & PRESENT } else { bits };
+        if let Some(entry) = self.entry_of(v, mode, gva, level, root, true, o) {
+            self.store_entry(v, entry, mode.entry_bytes(), table.0 | bits, o);
+        }
+        Ok(())
+    }
+}

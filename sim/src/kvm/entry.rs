@@ -1,0 +1,156 @@
+//! vcpu_enter_guest: requests in their order, LOAD, the last check, the hardware entry
+//! (facts/kvm.md 5.4, 10.3).
+
+use tlbscope_trace::act::{Act, Class, Context, Hook, HookBy, Inv, Request, Tag};
+use tlbscope_trace::addr::{Ep4ta, Vpid};
+use tlbscope_trace::observe::Observer;
+use tlbscope_trace::regs::{MmuKind, Vendor};
+
+use crate::engine::Machine;
+use crate::policy::Control;
+
+/// Attempts before the machine calls an entry that never succeeds a defect of the policy.
+const ATTEMPTS: u32 = 64;
+
+impl Machine {
+    /// A VM exit, unless the vCPU is out already.
+    pub(crate) fn exit<O: Observer>(&mut self, v: usize, reason: Option<u16>, o: &mut O) {
+        if !self.vcpus[v].in_guest {
+            return;
+        }
+        self.vcpus[v].in_guest = false;
+        let at = self.at_vcpu(v);
+        o.act(&at, &Act::Exit(reason), self);
+        self.vpid_zero_transition(v, o);
+        if self.policy.control == Control::FlushAll {
+            for request in [Request::MmuReload, Request::TlbFlush, Request::TlbFlushGuest] {
+                self.post(v, request, o);
+            }
+        }
+    }
+
+    /// An IPI makes a vCPU exit; it re-enters when the operation under way is over.
+    pub(crate) fn kick<O: Observer>(&mut self, v: usize, o: &mut O) {
+        self.exit(v, None, o);
+    }
+
+    fn vpid_zero_transition<O: Observer>(&mut self, v: usize, o: &mut O) {
+        if self.config.vendor == Vendor::Intel && self.vcpus[v].vpid == Vpid(0) {
+            self.invalidate(v, Inv::VpidZeroTransition, o);
+        }
+    }
+
+    /// Runs entry attempts until one succeeds. False if the hardware refused it (`fail`), or if
+    /// requests never came to rest.
+    pub(crate) fn enter<O: Observer>(&mut self, v: usize, fail: bool, o: &mut O) -> bool {
+        if self.vcpus[v].in_guest {
+            return true;
+        }
+        for _ in 0..ATTEMPTS {
+            self.serve_requests(v, o);
+            if self.vcpus[v].mmu.root.is_none() {
+                self.mmu_load(v, o);
+            }
+            if self.vcpus[v].requests.is_empty() {
+                return self.hardware_entry(v, fail, o);
+            }
+            let at = self.at_vcpu(v);
+            o.act(&at, &Act::EntryAborted { failed: false }, self);
+        }
+        false
+    }
+
+    fn serve<O: Observer>(&mut self, v: usize, request: Request, o: &mut O) -> bool {
+        let pending = self.vcpus[v].requests.take(request);
+        if pending {
+            let at = self.at_vcpu(v);
+            o.act(&at, &Act::Serve(request), self);
+        }
+        pending
+    }
+
+    /// Steps 5 to 14 of facts 5.4. Only the order is KVM's; a request raised by a later step waits
+    /// for the next attempt.
+    fn serve_requests<O: Observer>(&mut self, v: usize, o: &mut O) {
+        if self.serve(v, Request::MmuReload, o) {
+            self.mmu_unload(v, o);
+        }
+        if self.serve(v, Request::MmuFreeObsoleteRoots, o) {
+            self.free_obsolete_roots(v, o);
+        }
+        // Patch 18 of the seed's series, never merged: after RELOAD (facts 9.4).
+        if self.serve(v, Request::MmuUpdateRoot, o) {
+            let pgd = self.vcpus[v].regs.cr3;
+            self.new_pgd(v, pgd, o);
+        }
+        if self.serve(v, Request::MmuSync, o) {
+            self.sync_roots(v, o);
+        }
+        if self.serve(v, Request::LoadMmuPgd, o) {
+            let root = self.root_hpa(v);
+            if self.vcpus[v].mmu.root.is_some() {
+                self.act(o, Act::LoadPgd { root });
+            }
+        }
+        if self.serve(v, Request::TlbFlush, o) {
+            self.vcpus[v].requests.take(Request::TlbFlushCurrent);
+            self.flush_hook(v, Hook::All, HookBy::Request, o);
+        }
+        if self.serve(v, Request::TlbFlushCurrent, o) {
+            self.flush_hook(v, Hook::Current, HookBy::Request, o);
+        }
+        if self.serve(v, Request::TlbFlushGuest, o) {
+            self.guest_flush(v, o);
+        }
+        if self.serve(v, Request::HvTlbFlush, o) {
+            self.guest_flush(v, o);
+        }
+        self.serve(v, Request::StealUpdate, o);
+    }
+
+    fn hardware_entry<O: Observer>(&mut self, v: usize, fail: bool, o: &mut O) -> bool {
+        let amd = self.config.vendor == Vendor::Amd;
+        if amd {
+            self.pre_svm_run(v, o);
+        }
+        let context = self.context(v);
+        self.vcpus[v].context = context;
+        if fail {
+            self.failed_entry(v, o);
+            return false;
+        }
+        if amd {
+            self.vmrun_flush(v, o);
+        }
+        self.vpid_zero_transition(v, o);
+        self.vcpus[v].in_guest = true;
+        let at = self.at_vcpu(v);
+        o.act(&at, &Act::Entry(context), self);
+        true
+    }
+
+    /// VMLAUNCH or VMRUN fails: TLB_CONTROL has had no effect; whether KVM clears it is a mechanic.
+    fn failed_entry<O: Observer>(&mut self, v: usize, o: &mut O) {
+        use crate::policy::mechanics::TlbControlClear;
+        if self.policy.mechanics.svm_tlb_control_clear == TlbControlClear::Always {
+            self.vcpus[v].vmcb.tlb_control = 0;
+        }
+        let at = self.at_vcpu(v);
+        o.act(&at, &Act::EntryAborted { failed: true }, self);
+    }
+
+    /// The context that the hardware enters.
+    fn context(&self, v: usize) -> Context {
+        let vcpu = &self.vcpus[v];
+        let root = self.root_hpa(v);
+        let tdp = self.config.mmu == MmuKind::Tdp;
+        let (class, id) = match self.config.vendor {
+            Vendor::Amd => (Class::Asid, vcpu.vmcb.asid.0),
+            Vendor::Intel if tdp => (Class::Combined, u32::from(vcpu.vpid.0)),
+            Vendor::Intel => (Class::Linear, u32::from(vcpu.vpid.0)),
+        };
+        let ep4ta = if class == Class::Combined { Ep4ta(root.0) } else { Ep4ta(0) };
+        let tag = Tag { pcpu: vcpu.pcpu, class, id, ep4ta, pcid: vcpu.regs.pcid() };
+        Context { tag, root, shadow_root: vcpu.mmu.root.and_then(|r| r.sp) }
+    }
+}

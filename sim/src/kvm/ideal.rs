@@ -1,0 +1,117 @@
+//! The two ideal policies: they read the manuals' table and do what it owes, no more.
+//!
+//! `hw-min` uses the instructions that exist, so a flush may be wider than what is owed; `arch-min`
+//! invalidates the owed scope exactly. Neither is a test of the judge, which reads the same table.
+
+use tlbscope_trace::act::{ArchOp, FreeWhy, GuestInv, Hook, HookBy, Inv, RootSlot};
+use tlbscope_trace::addr::{Gva, Pcid};
+use tlbscope_trace::observe::Observer;
+use tlbscope_trace::regs::{CR3_PCID_MASK, Cr4, MmuKind, Regs};
+
+use super::root::PREV_ROOTS_MAX;
+use crate::arch::required::{Scope, Strength, required};
+use crate::engine::Machine;
+use crate::policy::Ideal;
+
+impl Machine {
+    /// Whether the policy is an ideal one.
+    pub(crate) fn ideal(&self) -> bool {
+        self.policy.ideal != Ideal::No
+    }
+
+    /// Serves what `op` owes, if the policy is an ideal one; its rules have chosen the root before.
+    /// `before` are the registers the operation found; the machine's are those after.
+    pub(crate) fn serve_ideal<O: Observer>(
+        &mut self,
+        v: usize,
+        op: &ArchOp,
+        before: &Regs,
+        o: &mut O,
+    ) {
+        if !self.ideal() {
+            return;
+        }
+        let after = self.vcpus[v].regs;
+        let owed = required(self.config.vendor, op, before, &after);
+        for owed in owed.filter(|owed| owed.strength == Strength::Must) {
+            self.serve_scope(v, owed.scope, o);
+        }
+    }
+
+    fn serve_scope<O: Observer>(&mut self, v: usize, scope: Scope, o: &mut O) {
+        match scope {
+            Scope::Everything | Scope::EveryAsid => self.serve_wide(v, None, GuestInv::All, o),
+            Scope::NonGlobal => self.serve_wide(v, None, GuestInv::Nonglobal, o),
+            Scope::Pcid(pcid) => self.serve_wide(v, Some(pcid), GuestInv::Pcid(pcid), o),
+            Scope::PcidNonGlobal(pcid) => {
+                self.serve_wide(v, Some(pcid), GuestInv::PcidNonglobal(pcid), o);
+            }
+            Scope::Address { pcid, gva, .. } => {
+                self.serve_address(v, None, gva, GuestInv::Address { pcid, gva }, o);
+            }
+            Scope::AddressNonGlobal { pcid, gva } => {
+                let inv = GuestInv::AddressNonglobal { pcid, gva };
+                self.serve_address(v, Some(pcid), gva, inv, o);
+            }
+            // Faults are the hardware's own; frames are served by the host's remote flush.
+            _ => {}
+        }
+    }
+
+    /// Whether a root of this CR3 value belongs to `pcid` (`None`: any).
+    fn root_has(&self, v: usize, pgd: u64, pcid: Option<Pcid>) -> bool {
+        let pcide = self.vcpus[v].regs.cr4().contains(Cr4::PCIDE);
+        let of = if pcide { Pcid((pgd & CR3_PCID_MASK) as u16) } else { Pcid(0) };
+        pcid.is_none_or(|p| p == of)
+    }
+
+    /// A scope wider than a page: frozen entries of the roots it covers go, then the copies made
+    /// from them. With an invalid root LOAD syncs and flushes in the same entry.
+    fn serve_wide<O: Observer>(
+        &mut self,
+        v: usize,
+        pcid: Option<Pcid>,
+        exact: GuestInv,
+        o: &mut O,
+    ) {
+        for slot in 0..PREV_ROOTS_MAX {
+            let Some(root) = self.vcpus[v].mmu.prev[slot] else { continue };
+            let frozen = root.sp.is_some_and(|sp| !self.shadow.unsync_below(sp).is_empty());
+            if frozen && self.root_has(v, root.pgd, pcid) {
+                self.free_root(v, RootSlot::Prev(slot as u8), FreeWhy::SyncPrev, o);
+            }
+        }
+        let current = self.vcpus[v].mmu.root;
+        if current.is_some_and(|r| self.root_has(v, r.pgd, pcid)) {
+            self.sync_roots(v, o);
+        }
+        match (self.policy.ideal, current) {
+            (Ideal::ArchMin, _) => self.invalidate(v, Inv::Guest(exact), o),
+            // LOAD's flush is the guest flush of shadow paging, but not of EPT (facts/kvm.md 0.3).
+            (_, None) if self.config.mmu == MmuKind::Shadow => {}
+            _ => self.flush_hook(v, Hook::Guest, HookBy::Direct, o),
+        }
+    }
+
+    fn serve_address<O: Observer>(
+        &mut self,
+        v: usize,
+        pcid: Option<Pcid>,
+        gva: Gva,
+        exact: GuestInv,
+        o: &mut O,
+    ) {
+        let mmu = self.vcpus[v].mmu;
+        for root in mmu.root.iter().chain(mmu.prev.iter().flatten()) {
+            if let Some(sp) = root.sp
+                && self.root_has(v, root.pgd, pcid)
+            {
+                self.sync_address(sp, gva, o);
+            }
+        }
+        match self.policy.ideal {
+            Ideal::ArchMin => self.invalidate(v, Inv::Guest(exact), o),
+            _ => self.flush_hook(v, Hook::Gva(gva), HookBy::Direct, o),
+        }
+    }
+}

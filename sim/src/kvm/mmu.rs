@@ -1,0 +1,377 @@
+//! Resets, unloads, root switches and LOAD (facts/kvm.md 0.3, 2.1 to 2.5, 5.5).
+
+use tlbscope_trace::act::{Act, FreeWhy, Hook, HookBy, Request, RootLookup, RootSlot};
+use tlbscope_trace::addr::{Gpa, Hpa, PAGE_BYTES, Pcid, Sp};
+use tlbscope_trace::observe::Observer;
+use tlbscope_trace::regs::{CR3_PCID_MASK, Cr4, MmuKind, Regs};
+
+use super::role::{self, Role};
+use super::root::{PREV_ROOTS_MAX, Root};
+use super::shadow::{ShadowPages, Spte};
+use crate::arch::mode::Mode;
+use crate::engine::Machine;
+use crate::policy::mechanics::{
+    GuestFlushShadow, InvalidatePcid, PrevRootRole, ResetKind, SyncWhen, TdpRootLifetime,
+    WithoutPcide, ZapAllRequest,
+};
+
+impl Machine {
+    /// The role that a root for the present registers has.
+    pub(crate) fn root_role(&self, v: usize) -> Role {
+        let vcpu = &self.vcpus[v];
+        match self.config.mmu {
+            MmuKind::Tdp => role::tdp_root(&self.policy.mechanics, &vcpu.regs, vcpu.smm),
+            MmuKind::Shadow => role::shadow_root(&self.policy.mechanics, &vcpu.regs, vcpu.smm),
+        }
+    }
+
+    /// kvm_mmu_reset_context.
+    pub(crate) fn mmu_reset<O: Observer>(&mut self, v: usize, o: &mut O) {
+        let role_changed = self.root_role(v) != self.vcpus[v].mmu.role;
+        self.act(o, Act::Reset { role_changed: Some(role_changed) });
+        match self.policy.mechanics.reset {
+            ResetKind::Unload => {
+                self.free_all(v, FreeWhy::Reset, o);
+                self.mmu_init(v, o);
+            }
+            ResetKind::UpdateRoot => {
+                self.mmu_init(v, o);
+                self.post(v, Request::MmuUpdateRoot, o);
+            }
+        }
+    }
+
+    /// kvm_init_mmu: roles only, roots untouched.
+    pub(crate) fn mmu_init<O: Observer>(&mut self, v: usize, o: &mut O) {
+        self.act(o, Act::Init);
+        let role = self.root_role(v);
+        if role != self.vcpus[v].mmu.role {
+            self.vcpus[v].mmu.role = role;
+            self.act(o, Act::RoleChange);
+        }
+    }
+
+    /// kvm_mmu_unload.
+    pub(crate) fn mmu_unload<O: Observer>(&mut self, v: usize, o: &mut O) {
+        self.act(o, Act::Unload);
+        self.free_all(v, FreeWhy::Unload, o);
+    }
+
+    fn free_all<O: Observer>(&mut self, v: usize, why: FreeWhy, o: &mut O) {
+        self.free_root(v, RootSlot::Current, why, o);
+        for slot in 0..PREV_ROOTS_MAX {
+            self.free_root(v, RootSlot::Prev(slot as u8), why, o);
+        }
+    }
+
+    /// Drops one root reference, if the slot holds one.
+    pub(crate) fn free_root<O: Observer>(
+        &mut self,
+        v: usize,
+        slot: RootSlot,
+        why: FreeWhy,
+        o: &mut O,
+    ) {
+        let mmu = &mut self.vcpus[v].mmu;
+        let root = match slot {
+            RootSlot::Current => mmu.root.take(),
+            RootSlot::Prev(n) => mmu.prev[n as usize].take(),
+        };
+        if let Some(root) = root {
+            self.drop_root(root, slot, why, o);
+        }
+    }
+
+    fn drop_root<O: Observer>(&mut self, root: Root, slot: RootSlot, why: FreeWhy, o: &mut O) {
+        self.act(o, Act::FreeRoot { slot, root: root.hpa, sp: root.sp, why });
+        match root.sp {
+            Some(sp) if root.special => self.zap_page(sp, o),
+            Some(_) => {}
+            None => {
+                let vm = self.policy.mechanics.tdp_root_lifetime == TdpRootLifetime::Vm;
+                self.trees.put(root.hpa, vm);
+            }
+        }
+    }
+
+    /// Takes a shadow page out of the tables: its entries, its links and itself.
+    pub(crate) fn zap_page<O: Observer>(&mut self, sp: Sp, o: &mut O) {
+        for at in 0..512 {
+            self.clear_spte(sp, at, o);
+        }
+        for (parent, at) in self.shadow.page(sp).parents.clone() {
+            self.clear_spte(parent, at, o);
+        }
+        self.shadow.kill(sp);
+        self.act(o, Act::SpZap { sp });
+    }
+
+    /// Clears an entry and says so. True if something stood there.
+    pub(crate) fn clear_spte<O: Observer>(&mut self, sp: Sp, at: u16, o: &mut O) -> bool {
+        match self.shadow.set(sp, at, Spte::None) {
+            Spte::None => return false,
+            Spte::Link(child) => {
+                self.act(o, Act::SpUnlink { parent: sp, index: at, child });
+            }
+            Spte::Leaf(_) => self.act(o, Act::SpteClear { sp, index: at }),
+        }
+        true
+    }
+
+    /// kvm_mmu_new_pgd for a CR3 that is already in `regs`, or for the unmerged UPDATE_ROOT.
+    pub(crate) fn new_pgd<O: Observer>(&mut self, v: usize, pgd: u64, o: &mut O) -> RootLookup {
+        let mechanics = &self.policy.mechanics;
+        let (slots, min_level) = (mechanics.prev_roots as usize, mechanics.prev_root_min_level);
+        let guest_level = Mode::of(&self.vcpus[v].regs).levels();
+        let role = self.vcpus[v].mmu.role;
+        // V510 looks the cache up by a role without the and-not-WP bits (facts 15.9).
+        let lookup_role = match mechanics.prev_root_role {
+            PrevRootRole::Full => role,
+            PrevRootRole::WithoutAndNotWp => role.without_and_not_wp(),
+        };
+        let level_rule = min_level > 0 && (role.level() < min_level || guest_level < min_level);
+        if level_rule || self.vcpus[v].mmu.root.is_some_and(|r| r.special) {
+            self.free_root(v, RootSlot::Current, FreeWhy::NotCacheable, o);
+        }
+        let found = if level_rule {
+            RootLookup::Miss
+        } else {
+            let (found, out) = self.vcpus[v].mmu.lookup(pgd, lookup_role, slots);
+            if let Some(root) = out {
+                self.drop_root(root, RootSlot::Prev(slots.max(1) as u8 - 1), FreeWhy::Evict, o);
+            }
+            found
+        };
+        self.act(o, Act::NewPgd(Some(found)));
+        if found != RootLookup::Miss {
+            self.post(v, Request::LoadMmuPgd, o);
+        }
+        found
+    }
+
+    /// kvm_mmu_load: find or make the root, sync it, install it, flush the current context.
+    pub(crate) fn mmu_load<O: Observer>(&mut self, v: usize, o: &mut O) {
+        self.act(o, Act::Load);
+        let role = self.vcpus[v].mmu.role;
+        let regs = self.vcpus[v].regs;
+        let root = match self.config.mmu {
+            MmuKind::Tdp => {
+                let hpa = self.trees.take(role);
+                Root { pgd: regs.cr3, hpa, role, sp: None, special: false, obsolete: false }
+            }
+            MmuKind::Shadow => self.shadow_root(v, &regs, role, o),
+        };
+        self.vcpus[v].mmu.root = Some(root);
+        self.sync_roots(v, o);
+        self.act(o, Act::LoadPgd { root: root.hpa });
+        if self.policy.mechanics.load_flush {
+            self.flush_hook(v, Hook::Current, HookBy::Load, o);
+        }
+    }
+
+    fn shadow_root<O: Observer>(&mut self, v: usize, regs: &Regs, role: Role, o: &mut O) -> Root {
+        let gfn = regs.root().0 / PAGE_BYTES;
+        let special = role.level() < 4;
+        let sp =
+            if special { self.pae_root(v, regs, role, o) } else { self.get_page(v, gfn, role, o) };
+        let hpa = ShadowPages::hpa(sp);
+        Root { pgd: regs.cr3, hpa, role, sp: Some(sp), special, obsolete: false }
+    }
+
+    /// A PAE root: four page directories under a page that stands in no hash.
+    fn pae_root<O: Observer>(&mut self, v: usize, regs: &Regs, role: Role, o: &mut O) -> Sp {
+        let root = self.shadow.create(regs.root().0 / PAGE_BYTES, role, true);
+        self.act(
+            o,
+            Act::SpNew { sp: root, gfn: regs.root().0 / PAGE_BYTES, level: 3, role: role.0 },
+        );
+        let all = (true, true, true);
+        for quadrant in 0..4u16 {
+            let gfn = match Mode::of(regs) {
+                Mode::Off => Some(u64::from(quadrant) << 18),
+                Mode::Bits32 => Some(regs.root().0 / PAGE_BYTES),
+                _ => {
+                    let pdpte = self.pdpte(regs, quadrant);
+                    (pdpte & 1 != 0).then_some((pdpte & 0x000f_ffff_ffff_f000) / PAGE_BYTES)
+                }
+            };
+            let Some(gfn) = gfn else { continue };
+            let part = if role.0 & Role::GPTE4 != 0 { quadrant } else { 0 };
+            let child = self.get_page(v, gfn, role.child(2, part, all), o);
+            self.link_page(root, quadrant, child, o);
+        }
+        root
+    }
+
+    /// The PDPTE that PAE paging uses: the register on Intel, memory on AMD (facts A.3).
+    pub(crate) fn pdpte(&self, regs: &Regs, n: u16) -> u64 {
+        match self.config.vendor {
+            tlbscope_trace::regs::Vendor::Intel => regs.pdpte[n as usize & 3],
+            tlbscope_trace::regs::Vendor::Amd => {
+                self.memory.read(Gpa(regs.root().0 + u64::from(n & 3) * 8))
+            }
+        }
+    }
+
+    /// kvm_mmu_get_page: an existing page with this role, or a new one.
+    pub(crate) fn get_page<O: Observer>(
+        &mut self,
+        v: usize,
+        gfn: u64,
+        role: Role,
+        o: &mut O,
+    ) -> Sp {
+        use crate::policy::mechanics::LinkUnsync;
+        if let Some(sp) = self.shadow.find(gfn, role) {
+            self.act(o, Act::SpFound { sp });
+            if self.policy.mechanics.refind_requests_sync
+                && !self.shadow.unsync_below(sp).is_empty()
+            {
+                self.post(v, Request::MmuSync, o);
+            }
+            let sync = self.policy.mechanics.link_unsync == LinkUnsync::Sync && !self.never();
+            if self.shadow.page(sp).unsync && sync && self.sync_page(sp, o) {
+                self.remote_flush(o);
+            }
+            return sp;
+        }
+        let sp = self.shadow.create(gfn, role, false);
+        self.act(o, Act::SpNew { sp, gfn, level: role.level(), role: role.0 });
+        if !role.direct() && self.write_protect(gfn, o) && !self.never() {
+            self.remote_flush(o);
+        }
+        sp
+    }
+
+    /// Points an entry at a page.
+    pub(crate) fn link_page<O: Observer>(&mut self, parent: Sp, at: u16, child: Sp, o: &mut O) {
+        self.clear_spte(parent, at, o);
+        self.shadow.set(parent, at, Spte::Link(child));
+        self.act(o, Act::SpLink { parent, index: at, child });
+    }
+
+    /// kvm_invalidate_pcid (facts 2.3).
+    pub(crate) fn invalidate_pcid<O: Observer>(&mut self, v: usize, pcid: Pcid, o: &mut O) {
+        self.act(o, Act::InvalidatePcid(pcid));
+        if self.config.mmu == MmuKind::Tdp {
+            self.post(v, Request::TlbFlushGuest, o);
+            return;
+        }
+        let regs = self.vcpus[v].regs;
+        if pcid == regs.pcid() {
+            match self.policy.mechanics.invalidate_pcid_sync {
+                SyncWhen::Request => self.post(v, Request::MmuSync, o),
+                SyncWhen::Now => self.sync_roots(v, o),
+            }
+            self.post(v, Request::TlbFlushCurrent, o);
+        }
+        let pcide = regs.cr4().contains(Cr4::PCIDE);
+        let mechanics = &self.policy.mechanics;
+        let scan = if pcide {
+            mechanics.invalidate_pcid == InvalidatePcid::CurrentAndCached
+        } else {
+            mechanics.invalidate_pcid_without_pcide == WithoutPcide::Cached
+        };
+        if scan {
+            self.free_cached_of(v, pcid, pcide, o);
+        }
+    }
+
+    /// Frees every cached root of this PCID.
+    pub(crate) fn free_cached_of<O: Observer>(
+        &mut self,
+        v: usize,
+        pcid: Pcid,
+        pcide: bool,
+        o: &mut O,
+    ) {
+        for slot in 0..PREV_ROOTS_MAX {
+            let tag = |pgd: u64| if pcide { Pcid((pgd & CR3_PCID_MASK) as u16) } else { Pcid(0) };
+            if self.vcpus[v].mmu.prev[slot].is_some_and(|r| tag(r.pgd) == pcid) {
+                self.free_root(v, RootSlot::Prev(slot as u8), FreeWhy::InvalidatePcid, o);
+            }
+        }
+    }
+
+    /// load_pdptrs: the four registers are read again (facts 2.2).
+    pub(crate) fn load_pdptrs<O: Observer>(&mut self, v: usize, o: &mut O) {
+        let root = self.vcpus[v].regs.root();
+        let new: [u64; 4] = std::array::from_fn(|n| self.memory.read(Gpa(root.0 + 8 * n as u64)));
+        let changed = new != self.vcpus[v].regs.pdpte;
+        self.act(o, Act::LoadPdptrs { changed: Some(changed) });
+        let mechanics = &self.policy.mechanics.load_pdptrs;
+        let (free, request) = (mechanics.free_root, mechanics.request_pgd);
+        if free && changed && self.config.mmu == MmuKind::Shadow {
+            self.free_root(v, RootSlot::Current, FreeWhy::Pdptrs, o);
+        }
+        self.vcpus[v].regs.pdpte = new;
+        if request {
+            self.post(v, Request::LoadMmuPgd, o);
+        }
+    }
+
+    /// The guest flush handler in shadow mode and under TDP (facts 5.4, 5.6).
+    pub(crate) fn guest_flush<O: Observer>(&mut self, v: usize, o: &mut O) {
+        if self.config.mmu == MmuKind::Shadow {
+            match self.policy.mechanics.guest_flush_shadow {
+                GuestFlushShadow::HwOnly => {}
+                GuestFlushShadow::Unload => return self.mmu_unload(v, o),
+                GuestFlushShadow::Sync => {
+                    self.sync_roots(v, o);
+                    self.sync_prev_roots(v, o);
+                }
+            }
+        }
+        self.flush_hook(v, Hook::Guest, HookBy::Request, o);
+    }
+
+    /// kvm_mmu_zap_all_fast: every root obsolete, every vCPU told.
+    pub(crate) fn zap_all<O: Observer>(&mut self, o: &mut O) {
+        self.act(o, Act::ZapAll);
+        self.trees.invalidate_all();
+        for v in 0..self.vcpus.len() {
+            let mmu = &mut self.vcpus[v].mmu;
+            for root in mmu.root.iter_mut().chain(mmu.prev.iter_mut().flatten()) {
+                root.obsolete = true;
+            }
+        }
+        let request = match self.policy.mechanics.zap_all_request {
+            ZapAllRequest::Reload => Request::MmuReload,
+            ZapAllRequest::Obsolete => Request::MmuFreeObsoleteRoots,
+        };
+        self.request_all(request, o);
+        let live: Vec<Sp> = self.shadow.live().collect();
+        for sp in live {
+            if !self.shadow.page(sp).special {
+                self.zap_page(sp, o);
+            }
+        }
+        self.remote_flush(o);
+    }
+
+    /// kvm_mmu_free_obsolete_roots.
+    pub(crate) fn free_obsolete_roots<O: Observer>(&mut self, v: usize, o: &mut O) {
+        self.act(o, Act::FreeObsoleteRoots);
+        let old = |r: Option<Root>| r.is_some_and(|r| r.obsolete || r.special);
+        if old(self.vcpus[v].mmu.root) {
+            self.free_root(v, RootSlot::Current, FreeWhy::Obsolete, o);
+        }
+        for slot in 0..PREV_ROOTS_MAX {
+            if old(self.vcpus[v].mmu.prev[slot]) {
+                self.free_root(v, RootSlot::Prev(slot as u8), FreeWhy::Obsolete, o);
+            }
+        }
+    }
+
+    /// The leaf of the active root's tables for this address: for INVLPG.
+    pub(crate) fn roots_of(&self, v: usize, cached: bool) -> Vec<Sp> {
+        let mmu = &self.vcpus[v].mmu;
+        let prev = mmu.prev.iter().flatten().filter(|_| cached);
+        mmu.root.iter().chain(prev).filter_map(|r| r.sp).collect()
+    }
+
+    /// The host address of the active root, or 0.
+    pub(crate) fn root_hpa(&self, v: usize) -> Hpa {
+        self.vcpus[v].mmu.root.map_or(Hpa(0), |r| r.hpa)
+    }
+}

@@ -1,0 +1,17 @@
+//! KVM: requests, roots, shadow pages and the vendor's flush hooks, by policy.
+//!
+//! Each file is named for what a reader of KVM looks for. All are written from facts about the
+//! kernel's behaviour (recorded or documented), none from its source.
+
+pub mod entry;
+pub mod fault;
+pub mod flush;
+pub mod ideal;
+pub mod mmu;
+pub mod role;
+pub mod root;
+pub mod shadow;
+pub mod sync;
+pub mod tdp;
+pub mod vcpu;
+pub mod write;

@@ -1,0 +1,228 @@
+//! Shadow pages: the arena, the hash by guest frame, reverse maps and parent links. No policy here.
+
+use rustc_hash::FxHashMap;
+use tlbscope_trace::addr::{Gpa, Hpa, PAGE_BYTES, Sp};
+
+use super::role::Role;
+
+/// Entries of a shadow page.
+pub const ENTRIES: usize = 512;
+
+/// A shadow page-table entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Spte {
+    /// Not present.
+    #[default]
+    None,
+    /// Points at another shadow page.
+    Link(Sp),
+    /// Maps a 4 KiB frame.
+    Leaf(Leaf),
+}
+
+/// A leaf SPTE: rights as the hardware will use them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Leaf {
+    /// Guest frame.
+    pub gpa: Gpa,
+    /// Host frame.
+    pub hpa: Hpa,
+    /// Writable: R/W of the guest's path and its dirty bit, or the WP=0 trick.
+    pub write: bool,
+    /// User.
+    pub user: bool,
+    /// No execute.
+    pub xd: bool,
+}
+
+/// A page of the shadow tables.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Page {
+    /// The guest table behind it, or for direct pages the first frame it maps.
+    pub gfn: u64,
+    /// Its role.
+    pub role: Role,
+    /// Its entries.
+    pub sptes: Box<[Spte; ENTRIES]>,
+    /// The guest may write its table without an exit.
+    pub unsync: bool,
+    /// The guest wrote it while it was not write-protected.
+    pub unprotected: bool,
+    /// Who points at it.
+    pub parents: Vec<(Sp, u16)>,
+    /// Zapped: never found again.
+    pub dead: bool,
+    /// Stands for a PAE root: in no hash, not cacheable.
+    pub special: bool,
+}
+
+/// All shadow pages of a VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ShadowPages {
+    pages: Vec<Page>,
+    by_gfn: FxHashMap<u64, Vec<Sp>>,
+    /// Leaf SPTEs by guest frame.
+    rmap: FxHashMap<u64, Vec<(Sp, u16)>>,
+    unsync_pages: u32,
+}
+
+/// First byte of the simulated host memory that shadow pages and EPT roots live in.
+pub const TABLES_BASE: u64 = 1 << 44;
+
+impl ShadowPages {
+    /// The page.
+    #[must_use]
+    pub fn page(&self, sp: Sp) -> &Page {
+        &self.pages[sp.0 as usize]
+    }
+
+    /// The entry.
+    #[must_use]
+    pub fn spte(&self, sp: Sp, index: u16) -> Spte {
+        self.pages[sp.0 as usize].sptes[index as usize]
+    }
+
+    /// The page's own address.
+    #[must_use]
+    pub fn hpa(sp: Sp) -> Hpa {
+        Hpa(TABLES_BASE + u64::from(sp.0) * PAGE_BYTES)
+    }
+
+    /// How many pages are unsync.
+    #[must_use]
+    pub fn unsync_count(&self) -> u32 {
+        self.unsync_pages
+    }
+
+    /// Live pages that shadow the guest table at `gfn`.
+    pub fn shadowing(&self, gfn: u64) -> impl Iterator<Item = Sp> + '_ {
+        let pages = self.by_gfn.get(&gfn).map_or(&[][..], Vec::as_slice);
+        pages.iter().copied().filter(|sp| !self.page(*sp).role.direct())
+    }
+
+    /// A live page for this frame with this very role.
+    #[must_use]
+    pub fn find(&self, gfn: u64, role: Role) -> Option<Sp> {
+        self.by_gfn.get(&gfn)?.iter().copied().find(|sp| self.page(*sp).role == role)
+    }
+
+    /// A new page.
+    pub fn create(&mut self, gfn: u64, role: Role, special: bool) -> Sp {
+        let sp = Sp(self.pages.len() as u32);
+        let sptes = Box::new([Spte::None; ENTRIES]);
+        let (parents, unsync, unprotected, dead) = (Vec::new(), false, false, false);
+        self.pages.push(Page { gfn, role, sptes, unsync, unprotected, parents, dead, special });
+        if !special {
+            self.by_gfn.entry(gfn).or_default().push(sp);
+        }
+        sp
+    }
+
+    /// Writes an entry and keeps parents and reverse maps in step. Returns what stood there.
+    pub fn set(&mut self, sp: Sp, index: u16, new: Spte) -> Spte {
+        let old = std::mem::replace(&mut self.pages[sp.0 as usize].sptes[index as usize], new);
+        match old {
+            Spte::Link(child) => {
+                self.pages[child.0 as usize].parents.retain(|p| *p != (sp, index));
+            }
+            Spte::Leaf(leaf) => {
+                if let Some(list) = self.rmap.get_mut(&(leaf.gpa.0 / PAGE_BYTES)) {
+                    list.retain(|p| *p != (sp, index));
+                }
+            }
+            Spte::None => {}
+        }
+        match new {
+            Spte::Link(child) => self.pages[child.0 as usize].parents.push((sp, index)),
+            Spte::Leaf(leaf) => {
+                self.rmap.entry(leaf.gpa.0 / PAGE_BYTES).or_default().push((sp, index));
+            }
+            Spte::None => {}
+        }
+        old
+    }
+
+    /// Leaf SPTEs that map this guest frame.
+    #[must_use]
+    pub fn mapping(&self, gfn: u64) -> Vec<(Sp, u16)> {
+        self.rmap.get(&gfn).cloned().unwrap_or_default()
+    }
+
+    /// Marks a page unsync or synced.
+    pub fn set_unsync(&mut self, sp: Sp, unsync: bool) {
+        let page = &mut self.pages[sp.0 as usize];
+        if page.unsync != unsync {
+            page.unsync = unsync;
+            page.unprotected = unsync;
+            self.unsync_pages = self.unsync_pages + u32::from(unsync) - u32::from(!unsync);
+        }
+    }
+
+    /// Takes a page out of the hash; its entries and links are the caller's to clear.
+    pub fn kill(&mut self, sp: Sp) {
+        self.set_unsync(sp, false);
+        let page = &mut self.pages[sp.0 as usize];
+        page.dead = true;
+        let gfn = page.gfn;
+        if let Some(list) = self.by_gfn.get_mut(&gfn) {
+            list.retain(|s| *s != sp);
+        }
+    }
+
+    /// Unsync pages below (and with) `root`, in the order of their numbers.
+    #[must_use]
+    pub fn unsync_below(&self, root: Sp) -> Vec<Sp> {
+        if self.unsync_pages == 0 {
+            return Vec::new();
+        }
+        let mut found: Vec<Sp> = (0..self.pages.len() as u32)
+            .map(Sp)
+            .filter(|sp| self.page(*sp).unsync && self.reaches(root, *sp))
+            .collect();
+        found.sort_unstable();
+        found
+    }
+
+    /// Whether `page` is `root` or hangs below it.
+    fn reaches(&self, root: Sp, page: Sp) -> bool {
+        let mut seen = Vec::new();
+        let mut open = vec![page];
+        while let Some(sp) = open.pop() {
+            if sp == root {
+                return true;
+            }
+            for (parent, _) in &self.page(sp).parents {
+                if !seen.contains(parent) {
+                    seen.push(*parent);
+                    open.push(*parent);
+                }
+            }
+        }
+        false
+    }
+
+    /// The leaf SPTE that the hardware's walk of `gva` finds below `root`, if the path is present.
+    #[must_use]
+    pub fn walk(&self, root: Sp, gva: u64) -> Option<(Sp, u16, Leaf)> {
+        let mut sp = root;
+        loop {
+            let index = index(gva, self.page(sp).role.level());
+            match self.spte(sp, index) {
+                Spte::None => return None,
+                Spte::Leaf(leaf) => return Some((sp, index, leaf)),
+                Spte::Link(child) => sp = child,
+            }
+        }
+    }
+
+    /// Numbers of all pages that live.
+    pub fn live(&self) -> impl Iterator<Item = Sp> + '_ {
+        (0..self.pages.len() as u32).map(Sp).filter(|sp| !self.page(*sp).dead)
+    }
+}
+
+/// Index of `gva` in a shadow page of this level: 9 bits a level, whatever the guest's format.
+#[must_use]
+pub const fn index(gva: u64, level: u8) -> u16 {
+    ((gva >> (12 + 9 * (level as u32 - 1))) & 511) as u16
+}

@@ -1,0 +1,78 @@
+//! One vCPU as KVM sees it.
+
+use tlbscope_trace::act::{Context, Request};
+use tlbscope_trace::addr::{Asid, PcpuId, Vpid};
+use tlbscope_trace::regs::Regs;
+
+use super::root::Mmu;
+
+/// Pending requests: a bit for each [`Request`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Requests(u32);
+
+impl Requests {
+    /// Sets the bit.
+    pub fn post(&mut self, request: Request) {
+        self.0 |= 1 << request as u8;
+    }
+
+    /// Clears the bit; true if it was set (kvm_check_request).
+    pub fn take(&mut self, request: Request) -> bool {
+        let bit = 1 << request as u8;
+        let was = self.0 & bit != 0;
+        self.0 &= !bit;
+        was
+    }
+
+    /// Whether the bit is set.
+    #[must_use]
+    pub fn has(self, request: Request) -> bool {
+        self.0 & (1 << request as u8) != 0
+    }
+
+    /// Whether none is pending.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// AMD: what the VMCB says of the TLB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Vmcb {
+    /// The ASID of the next VMRUN.
+    pub asid: Asid,
+    /// Generation of that ASID; another than the pCPU's means a new ASID.
+    pub generation: u64,
+    /// TLB_CONTROL: 0, 1, 3 or 7.
+    pub tlb_control: u8,
+    /// Where it ran last.
+    pub pcpu: Option<PcpuId>,
+}
+
+/// One vCPU.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Vcpu {
+    /// The guest's registers.
+    pub regs: Regs,
+    /// Pending requests.
+    pub requests: Requests,
+    /// Roots.
+    pub mmu: Mmu,
+    /// Where it is loaded.
+    pub pcpu: PcpuId,
+    /// Intel: its tag; 0 if VPIDs are off or exhausted.
+    pub vpid: Vpid,
+    /// Intel: where its VMCS was last active.
+    pub vmcs_pcpu: Option<PcpuId>,
+    /// AMD.
+    pub vmcb: Vmcb,
+    /// Guest instructions run.
+    pub in_guest: bool,
+    /// `out`: stays in the host after its next exit.
+    pub held: bool,
+    /// In system management mode.
+    pub smm: bool,
+    /// What the hardware runs with since the last entry.
+    pub context: Context,
+}
