@@ -78,6 +78,9 @@ pub enum Command {
     /// Run scenario files, and folders of them
     #[command(after_help = "Example:\n  tlbscope scenarios testdata/scenarios")]
     Scenarios(Scenarios),
+    /// Turn any recording into a native trace
+    #[command(after_help = "Example:\n  tlbscope import trace.txt.zst -o trace.tlbt")]
+    Import(Import),
     /// Write the operations of a trace as text or JSON Lines
     #[command(after_help = "Example:\n  tlbscope export trace.tlbt -o trace.txt --to text")]
     Export(Export),
@@ -139,6 +142,16 @@ pub struct Scenarios {
     /// Files and folders
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
+}
+
+/// Arguments of `import`.
+#[derive(Debug, Arguments)]
+pub struct Import {
+    /// What to read, `-` for standard input
+    pub input: PathBuf,
+    /// Where to write
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
 }
 
 /// Arguments of `export`.

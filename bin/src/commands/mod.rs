@@ -3,6 +3,7 @@
 mod catalog;
 mod compare;
 mod export;
+mod import;
 mod info;
 mod scenarios;
 mod simulate;
@@ -24,6 +25,7 @@ pub fn run(args: &Args) -> Result<Verdict> {
         Command::Simulate(command) => simulate::run(command, global),
         Command::Compare(command) => compare::run(command, global),
         Command::Scenarios(command) => scenarios::run(command, global),
+        Command::Import(command) => import::run(command, global),
         Command::Export(command) => export::run(command),
         Command::Info(command) => info::run(command, global),
         Command::Policy(command) => catalog::policy(command, global),

@@ -1,0 +1,44 @@
+//! `import`: any recording as a native trace.
+
+use anyhow::{Context, Result};
+use serde_json::{Map, json};
+use tlbscope_trace::native;
+
+use super::simulate::{verdict, warn_of_losses};
+use crate::Verdict;
+use crate::args::{Format, Global, Import};
+use crate::{input, output};
+
+/// Runs the command.
+pub fn run(command: &Import, global: &Global) -> Result<Verdict> {
+    let (recording, read) = input::open(&command.input)?;
+    warn_of_losses(&recording);
+    let name = command.output.display().to_string();
+    output::write_file(&command.output, |mut out| {
+        native::encode(&recording, &name, &mut out).context("cannot encode the recording")
+    })?;
+    let (operations, acts) = (recording.ops().count(), recording.acts().count());
+    let unknown: u64 = recording.census.unknown.values().sum();
+    let to_stdout = command.output.as_os_str() == "-";
+    if to_stdout || (global.quiet && global.format == Format::Text) {
+        return Ok(verdict(&[recording], false));
+    }
+    let text = match global.format {
+        Format::Json => {
+            let summary = json!({
+                "operations": operations,
+                "acts": acts,
+                "not_understood": unknown,
+                "output": name,
+            });
+            let mut detail = Map::new();
+            detail.insert("meta".to_owned(), json!(recording.meta));
+            output::envelope("import", &[read], summary, detail)?
+        }
+        Format::Text => format!(
+            "{name}: {operations} operations and {acts} acts; {unknown} lines not understood\n"
+        ),
+    };
+    output::print(&text)?;
+    Ok(verdict(&[recording], false))
+}
