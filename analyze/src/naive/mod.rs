@@ -5,7 +5,7 @@
 
 mod walk;
 
-use tlbscope_sim::arch::required::{Scope, Strength, required};
+use tlbscope_sim::arch::required::{Scope, Strength, of_guest};
 use tlbscope_trace::act::{
     Accessed, Act, ArchOp, At, Copied, Fill, FillKind, Mark, Outcome, Source, Tag, Via,
 };
@@ -224,14 +224,14 @@ impl Naive {
 }
 
 impl Observer for Naive {
-    fn arch<W: World>(&mut self, at: &At, op: &ArchOp, before: &Regs, _: bool, world: &W) {
+    fn arch<W: World>(&mut self, at: &At, op: &ArchOp, before: &Regs, native: bool, world: &W) {
         self.now += 1;
         if self.host(op) {
             return;
         }
         let Actor::Vcpu(VcpuId(vcpu)) = at.actor else { return };
         let after = world.regs(VcpuId(vcpu));
-        for owed in required(world.vendor(), op, before, after) {
+        for owed in of_guest(world.vendor(), op, before, after, native) {
             if owed.strength == Strength::Must {
                 self.strike(vcpu, owed.scope);
             }

@@ -370,7 +370,7 @@ const fn open(o: &Obligation) -> Open {
 }
 
 impl Observer for Oracle {
-    fn arch<W: World>(&mut self, at: &At, op: &ArchOp, before: &Regs, _native: bool, world: &W) {
+    fn arch<W: World>(&mut self, at: &At, op: &ArchOp, before: &Regs, native: bool, world: &W) {
         self.now += 1;
         if matches!(
             op,
@@ -388,7 +388,7 @@ impl Observer for Oracle {
         if !before.cr4().contains(Cr4::PCIDE) && after.cr4().contains(Cr4::PCIDE) {
             vcpu.pcide_set = at.event + 1;
         }
-        for owed in required::required(world.vendor(), op, before, &after) {
+        for owed in required::of_guest(world.vendor(), op, before, &after, native) {
             self.raise(at, id, op_name(op), owed);
         }
         self.residence(at, id, op, before, world);

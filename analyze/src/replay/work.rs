@@ -4,8 +4,9 @@ use std::fmt;
 
 use tlbscope_sim::machine::config::{MachineConfig, Mode};
 use tlbscope_sim::machine::{self, Processor};
-use tlbscope_trace::op::Event;
-use tlbscope_trace::recording::Recording;
+use tlbscope_trace::act::Act;
+use tlbscope_trace::op::{Event, HostOp, Op};
+use tlbscope_trace::recording::{Body, Recording};
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, Regs};
 
 /// Operations in order and their machine, shared by the runs of every policy.
@@ -97,6 +98,7 @@ fn shown(recording: &Recording, trace: &str) -> Result<MachineConfig, WorkError>
         mmu: meta.mmu.ok_or_else(|| missing("whether it shadows or uses TDP"))?,
         ..MachineConfig::default()
     };
+    machine.pcpus = machine.pcpus.max(pcpus(recording));
     if let Some(vpid) = meta.vpid {
         machine.vpid = vpid;
     }
@@ -104,6 +106,19 @@ fn shown(recording: &Recording, trace: &str) -> Result<MachineConfig, WorkError>
         machine.mode = mode(regs);
     }
     Ok(machine)
+}
+
+/// Physical CPUs that the recording's vCPUs were seen on.
+fn pcpus(recording: &Recording) -> u16 {
+    let seen = recording.records.iter().filter_map(|record| match &record.body {
+        Body::Op(Op::Host(host)) => match **host {
+            HostOp::Migrate { pcpu, .. } => Some(pcpu.0 + 1),
+            _ => None,
+        },
+        Body::Act(Act::VcpuLoad(pcpu)) => Some(pcpu.0 + 1),
+        _ => None,
+    });
+    seen.max().unwrap_or(1)
 }
 
 /// The start state that is nearest to these registers.

@@ -332,6 +332,23 @@ pub fn required(
     .flatten()
 }
 
+/// What an operation of a guest owes. `native`: its CPU carried it out. An MTRR write, SMI or RSM that
+/// a hypervisor emulates touches no register of the processor, whose own wide flush is then the
+/// hypervisor's duty at most: advised (facts C.4).
+pub fn of_guest(
+    vendor: Vendor,
+    op: &ArchOp,
+    before: &Regs,
+    after: &Regs,
+    native: bool,
+) -> impl Iterator<Item = Owed> + use<> {
+    let emulated = !native && matches!(op, ArchOp::Mtrr | ArchOp::Smi | ArchOp::Rsm);
+    required(vendor, op, before, after).map(move |owed| match emulated {
+        true => Owed { strength: Strength::Advised, ..owed },
+        false => owed,
+    })
+}
+
 /// The registers whose change by userspace makes old translations meaningless.
 const fn translation(regs: &Regs) -> (u64, u64, u64, u64) {
     let cr0 = Cr0::PG.bits() | Cr0::WP.bits();

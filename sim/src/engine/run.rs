@@ -191,7 +191,11 @@ impl Machine {
         self.vcpus[v].regs = regs;
         let at = self.at_vcpu(v);
         o.arch(&at, &ArchOp::Sregs, &old, false, self);
-        if regs != old {
+        if self.ideal() {
+            self.mmu_init(v, o);
+            self.post(v, Request::MmuUpdateRoot, o);
+            self.serve_ideal(v, &ArchOp::Sregs, &old, o);
+        } else if regs != old {
             self.mmu_reset(v, o);
             if self.policy.mechanics.sregs == SregsRule::ResetAndGuest {
                 self.post(v, Request::TlbFlushGuest, o);

@@ -9,7 +9,7 @@ use tlbscope_trace::observe::Observer;
 use tlbscope_trace::regs::{CR3_PCID_MASK, Cr4, MmuKind, Regs};
 
 use super::root::PREV_ROOTS_MAX;
-use crate::arch::required::{Scope, Strength, required};
+use crate::arch::required::{Scope, Strength, of_guest};
 use crate::engine::Machine;
 use crate::policy::Ideal;
 
@@ -32,7 +32,7 @@ impl Machine {
             return;
         }
         let after = self.vcpus[v].regs;
-        let owed = required(self.config.vendor, op, before, &after);
+        let owed = of_guest(self.config.vendor, op, before, &after, false);
         for owed in owed.filter(|owed| owed.strength == Strength::Must) {
             self.serve_scope(v, owed.scope, o);
         }

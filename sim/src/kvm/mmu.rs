@@ -1,6 +1,6 @@
 //! Resets, unloads, root switches and LOAD (facts/kvm.md 0.3, 2.1 to 2.5, 5.5).
 
-use tlbscope_trace::act::{Act, FreeWhy, Hook, HookBy, Request, RootLookup, RootSlot};
+use tlbscope_trace::act::{Act, ArchOp, FreeWhy, Hook, HookBy, Request, RootLookup, RootSlot};
 use tlbscope_trace::addr::{Gpa, Hpa, PAGE_BYTES, Pcid, Sp};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::regs::{CR3_PCID_MASK, Cr4, MmuKind, Regs};
@@ -328,6 +328,8 @@ impl Machine {
     /// kvm_mmu_zap_all_fast: every root obsolete, every vCPU told.
     pub(crate) fn zap_all<O: Observer>(&mut self, o: &mut O) {
         self.act(o, Act::ZapAll);
+        let size = self.config.memory;
+        self.arch(o, None, &ArchOp::HostChange { gpa: Gpa(0), size, rights: false }, false);
         self.trees.invalidate_all();
         for v in 0..self.vcpus.len() {
             let mmu = &mut self.vcpus[v].mmu;
@@ -347,6 +349,7 @@ impl Machine {
             }
         }
         self.remote_flush(o);
+        self.arch(o, None, &ArchOp::HostDead { gpa: Gpa(0), size }, false);
     }
 
     /// kvm_mmu_free_obsolete_roots.
