@@ -243,3 +243,14 @@ proptest::proptest! {
         let _ = import(&bytes[..], "test");
     }
 }
+
+#[test]
+fn probes_with_an_address_only_are_taken_by_well_known_names_and_that_is_said() {
+    let text = "cpus=2\n  t-119 [000] 13.573745: set_cr0:  (ffffffffc05eb660) vcpu=0 old=0x10 \
+                new=0x11 req=0x0\n  t-119 [000] 13.574159: set_cr0_ret: (ffffffffc05eb660 <- \
+                ffffffffc06dff76) ret=0\n";
+    let r = import(text.as_bytes(), "report").expect("imports");
+    assert_eq!(bodies(&r), [Body::Op(Op::Cr0(RegWrite::value(0x11)))]);
+    assert_eq!(r.census.understood["kvm_set_cr0 (return)"], 1);
+    assert!(r.meta.evidence.iter().any(|e| e.starts_with("assumption: 2 lines")));
+}

@@ -189,7 +189,9 @@ impl Importer {
         let from = event.args.windows(5).position(|w| w == b" gfn ").unwrap_or(0);
         let to = event.args.windows(6).position(|w| w == b" root ").unwrap_or(event.args.len());
         let key = event.args.get(from..to).unwrap_or(b"");
-        let new = shows == Shows::SpGet && event.args.ends_with(b"new");
+        // The kernel says `new` at the end, trace-cmd's own formatter at the start.
+        let new = shows == Shows::SpGet
+            && (event.args.ends_with(b"new") || event.args.starts_with(b"new "));
         let known = if new { None } else { self.pages.get(key).copied() };
         let sp = known.unwrap_or_else(|| {
             let sp = Sp(self.pages_made);
@@ -217,10 +219,10 @@ fn gva(event: &Event<'_>) -> Gva {
     Gva(arg(event.args, b"gva=").unwrap_or(0))
 }
 
-/// ` l3 `: the level of a shadow page.
+/// `gfn 250 l3`: the level of a shadow page; trace-cmd leaves out the `l`.
 fn level(key: &[u8]) -> u8 {
-    let words = key.split(|&c| c == b' ');
-    let level = words.filter_map(|word| word.strip_prefix(b"l")).find_map(number);
+    let word = key.split(|&c| c == b' ').filter(|word| !word.is_empty()).nth(2);
+    let level = word.and_then(|word| number(word.strip_prefix(b"l").unwrap_or(word)));
     level.map_or(0, |level| (level & 0xff) as u8)
 }
 
@@ -271,6 +273,12 @@ fn injected(args: &[u8]) -> Option<Act> {
         (b"#CP", 21),
         (b"#SX", 30),
     ];
+    // trace-cmd cannot format this event and prints its raw fields.
+    if let Some(vector) = arg(args, b"exception=") {
+        let error = (arg(args, b"has_error=") == Some(1)).then(|| arg(args, b"error_code="));
+        let error = error.flatten().map(|error| error as u32);
+        return Some(Act::Inject { vector: u8::try_from(vector).ok()?, error });
+    }
     let mut words = args.split(|&c| c == b' ').filter(|word| !word.is_empty());
     let name = words.next()?;
     let vector = names.iter().find(|(known, _)| *known == name).map(|(_, vector)| *vector)?;

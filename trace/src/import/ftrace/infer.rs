@@ -28,6 +28,8 @@ pub(super) struct Clues {
     /// Bits of CR4 and EFER in values that KVM accepted.
     cr4: u64,
     efer: u64,
+    /// Probes that were taken for the function that their name suggests.
+    pub assumed: u64,
     /// kvm_exit prints `requests`.
     exit_requests: bool,
 }
@@ -121,6 +123,12 @@ pub(super) fn finish(importer: Importer, name: &str) -> Recording {
     vpid(&importer, &mut meta);
     kernel(&importer, &mut meta);
     registers(&importer, &mut meta);
+    if importer.clues.assumed > 0 {
+        let count = importer.clues.assumed;
+        meta.evidence.push(format!(
+            "assumption: {count} lines print an address only and are taken for what their names say"
+        ));
+    }
     features(&importer, &mut meta);
     threads(&importer, &mut meta);
     let mut census = importer.names.census();

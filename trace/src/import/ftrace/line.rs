@@ -25,6 +25,8 @@ pub(super) struct Event<'a> {
     pub ret: bool,
     /// The name is a function's.
     pub function: bool,
+    /// A probe of which only an address is printed (trace-cmd report): the name is the recorder's.
+    pub unresolved: bool,
     pub caller: &'a [u8],
     pub args: &'a [u8],
 }
@@ -74,7 +76,8 @@ fn event(line: &[u8]) -> Option<Event<'_>> {
         return None;
     }
     let args = rest[colon + 1..].trim_ascii_start();
-    let plain = Event { pid, cpu, ns, name, ret: false, function: false, caller: b"", args };
+    let (ret, function, unresolved, caller) = (false, false, false, &b""[..]);
+    let plain = Event { pid, cpu, ns, name, ret, function, unresolved, caller, args };
     Some(probe(plain).unwrap_or(plain))
 }
 
@@ -137,10 +140,15 @@ fn probe(event: Event<'_>) -> Option<Event<'_>> {
     let inner = &inner[..close];
     let Some(arrow) = inner.windows(4).position(|w| w == b" <- ") else {
         // Without symbols only an address is printed: the event's name has to do.
-        let name = symbol(inner)?;
+        let Some(name) = symbol(inner) else {
+            let unresolved = inner.iter().all(u8::is_ascii_hexdigit);
+            return unresolved.then_some(Event { unresolved, args, ..event });
+        };
         return Some(Event { name, function: true, args, ..event });
     };
-    let name = symbol(&inner[arrow + 4..])?;
+    let Some(name) = symbol(&inner[arrow + 4..]) else {
+        return Some(Event { ret: true, unresolved: true, args, ..event });
+    };
     let caller = symbol(&inner[..arrow]).unwrap_or(b"");
     Some(Event { name, ret: true, function: true, caller, args, ..event })
 }
@@ -217,6 +225,7 @@ mod tests {
             name: b"kvm_cr",
             ret: false,
             function: false,
+            unresolved: false,
             caller: b"",
             args: b"cr_write 4 = 0x20",
         };

@@ -143,6 +143,7 @@ impl Importer {
 
     fn event(&mut self, event: &Event<'_>) {
         self.events += 1;
+        let event = &self.resolve(event);
         let base = *self.base.get_or_insert(event.ns);
         self.now = Time(event.ns.saturating_sub(base));
         let Some(shows) = self.names.look_up(event.name, event.ret) else { return };
@@ -165,6 +166,17 @@ impl Importer {
             && !self.operation(vcpu, shows, event)
         {
             self.act_event(vcpu, shows, event);
+        }
+    }
+
+    /// A probe of which only an address is printed is taken for what its name suggests.
+    fn resolve<'a>(&mut self, event: &Event<'a>) -> Event<'a> {
+        match event.unresolved.then(|| names::well_known(event.name)).flatten() {
+            Some(name) => {
+                self.clues.assumed += 1;
+                Event { name, function: true, ..*event }
+            }
+            None => *event,
         }
     }
 

@@ -275,3 +275,57 @@ impl Names {
         census
     }
 }
+
+/// Names that recorders give to probes, with the function each is taken for where the file prints
+/// only an address. An assumption, and told as one.
+const WELL_KNOWN: &[(&str, &str)] = &[
+    ("set_cr0", "kvm_set_cr0"),
+    ("set_cr3", "kvm_set_cr3"),
+    ("set_cr4", "kvm_set_cr4"),
+    ("post_set_cr0", "kvm_post_set_cr0"),
+    ("post_set_cr4", "kvm_post_set_cr4"),
+    ("set_efer", "svm_set_efer"),
+    ("mmu_reset", "kvm_mmu_reset_context"),
+    ("init_mmu", "kvm_init_mmu"),
+    ("mmu_unload", "kvm_mmu_unload"),
+    ("free_roots", "kvm_mmu_free_roots"),
+    ("free_obsolete", "__kvm_mmu_free_obsolete_roots"),
+    ("new_pgd", "kvm_mmu_new_pgd"),
+    ("mmu_load", "kvm_mmu_load"),
+    ("alloc_root", "mmu_alloc_root"),
+    ("sync_roots", "kvm_mmu_sync_roots"),
+    ("sync_prev_roots", "kvm_mmu_sync_prev_roots"),
+    ("flush_all", "svm_flush_tlb_all"),
+    ("flush_current", "svm_flush_tlb_current"),
+    ("flush_asid", "svm_flush_tlb_asid"),
+    ("flush_gva", "svm_flush_tlb_gva"),
+    ("svc_flush", "kvm_service_local_tlb_flush_requests"),
+    ("kvm_vcpu_flush_local", "kvm_service_local_tlb_flush_requests"),
+    ("invlpg", "kvm_mmu_invlpg"),
+    ("inval_gva", "kvm_mmu_invalidate_gva"),
+    ("invpcid_gva", "kvm_mmu_invpcid_gva"),
+    ("invpcid", "kvm_handle_invpcid"),
+    ("inval_pcid", "kvm_invalidate_pcid"),
+    ("remote_flush", "kvm_flush_remote_tlbs"),
+    ("remote_flush_gfn", "kvm_flush_remote_tlbs_with_address"),
+    ("all_req", "kvm_make_all_cpus_request"),
+    ("all_req_except", "kvm_make_all_cpus_request_except"),
+    ("vcpus_req", "kvm_make_vcpus_request_mask"),
+    ("vcpu_load", "kvm_arch_vcpu_load"),
+    ("vcpu_reset", "kvm_vcpu_reset"),
+    ("set_sregs", "kvm_arch_vcpu_ioctl_set_sregs"),
+    ("pte_write", "kvm_mmu_pte_write"),
+    ("unsync", "mmu_try_to_unsync_pages"),
+    ("vmrun", "kvm_load_guest_xsave_state"),
+    ("kvm_skip_insn", "kvm_skip_emulated_instruction"),
+];
+
+/// The function that a probe of this name is taken for; `_ret` marks returns.
+pub(super) fn well_known(name: &[u8]) -> Option<&'static [u8]> {
+    let name = name.strip_suffix(b"_ret").unwrap_or(name);
+    let found = WELL_KNOWN.iter().find(|(known, _)| known.as_bytes() == name);
+    let function = found.map(|(_, function)| *function);
+    // A probe may also bear its function's own name.
+    let own = || TABLE.iter().find(|(own, _)| own.as_bytes() == name).map(|(own, _)| *own);
+    function.or_else(own).map(str::as_bytes)
+}
