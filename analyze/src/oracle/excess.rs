@@ -32,7 +32,9 @@ impl Oracle {
                 let name = hook_name(hook);
                 let books = std::mem::take(&mut vcpu.window.bookkeeping)
                     || hook == Hook::All && self.shadow.withdrawn > vcpu.hooked;
-                vcpu.hooked = self.now;
+                if hook == Hook::All {
+                    vcpu.hooked = self.now;
+                }
                 vcpu.window.hook = Some(name);
                 for open in &mut vcpu.window.open {
                     open.judged = false;
