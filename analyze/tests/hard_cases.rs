@@ -529,3 +529,16 @@ fn only_the_flush_of_all_serves_what_the_hypervisor_withdrew() {
     assert_eq!(s.o.findings().excessive(), 1);
     assert_eq!(s.o.findings().bookkeeping, 1);
 }
+
+#[test]
+fn a_global_is_not_blamed_on_a_flush_that_spares_globals() {
+    let mut s = intel(MmuKind::Tdp);
+    s.enter();
+    let held = s.warm(7, 0x50000, ALL | G);
+    let kind = InvpcidType::AllNonglobal;
+    s.op(ArchOp::Invpcid(Invpcid { kind, pcid: 0, gva: Gva(0) }));
+    assert_eq!(s.read(&held), None);
+    let toggle = s.cr4(Cr4::PGE);
+    assert_eq!(s.read(&held), Some(false));
+    assert_eq!(found(&s), [(Kind::Missed { harmful: false }, "cr4-pge", toggle, 1)]);
+}
