@@ -516,3 +516,29 @@ fn findings_beyond_the_limit_are_counted_but_not_kept() {
     }
     assert_eq!((s.o.findings().kept().len(), s.o.findings().excessive()), (3, 5));
 }
+
+#[test]
+fn only_the_flush_of_all_serves_what_the_hypervisor_withdrew() {
+    let mut s = shadowed();
+    s.event();
+    s.act(Act::SpteClear { sp: Sp(4), index: 7 });
+    s.hook(Hook::Current, HookBy::Request);
+    assert_eq!(excessive(&s), [(Excess::Unrequired, "flush-current")]);
+    s.act(Act::SpZap { sp: Sp(4) });
+    s.hook(Hook::All, HookBy::Request);
+    assert_eq!(s.o.findings().excessive(), 1);
+    assert_eq!(s.o.findings().bookkeeping, 1);
+}
+
+#[test]
+fn a_global_is_not_blamed_on_a_flush_that_spares_globals() {
+    let mut s = intel(MmuKind::Tdp);
+    s.enter();
+    let held = s.warm(7, 0x50000, ALL | G);
+    let kind = InvpcidType::AllNonglobal;
+    s.op(ArchOp::Invpcid(Invpcid { kind, pcid: 0, gva: Gva(0) }));
+    assert_eq!(s.read(&held), None);
+    let toggle = s.cr4(Cr4::PGE);
+    assert_eq!(s.read(&held), Some(false));
+    assert_eq!(found(&s), [(Kind::Missed { harmful: false }, "cr4-pge", toggle, 1)]);
+}

@@ -1,7 +1,7 @@
 //! What was more than was owed.
 
 use tlbscope_trace::act::Request;
-use tlbscope_trace::act::{Act, At, Class as TagClass, FreeWhy, HookBy, Tag};
+use tlbscope_trace::act::{Act, At, Class as TagClass, FreeWhy, Hook, HookBy, Tag};
 use tlbscope_trace::addr::{Sp, VcpuId};
 use tlbscope_trace::observe::World;
 use tlbscope_trace::regs::{Cr4, MmuKind};
@@ -31,8 +31,10 @@ impl Oracle {
             Act::Hook { hook, effective: true, .. } => {
                 let name = hook_name(hook);
                 let books = std::mem::take(&mut vcpu.window.bookkeeping)
-                    || self.shadow.changed > vcpu.hooked;
-                vcpu.hooked = self.now;
+                    || hook == Hook::All && self.shadow.withdrawn > vcpu.hooked;
+                if hook == Hook::All {
+                    vcpu.hooked = self.now;
+                }
                 vcpu.window.hook = Some(name);
                 for open in &mut vcpu.window.open {
                     open.judged = false;

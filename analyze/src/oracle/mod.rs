@@ -69,7 +69,7 @@ struct Vcpu {
     pcide_set: u64,
     /// The latest dead backing and the containers for which host exposures were judged.
     host_judged: (u64, GroupKey),
-    /// When an explicit hook ran last.
+    /// When an explicit flush of all ran last.
     hooked: u64,
 }
 

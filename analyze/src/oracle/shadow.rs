@@ -42,8 +42,11 @@ pub struct Shadow {
     links: FxHashMap<(u32, u16), u32>,
     /// Unsync pages, sorted.
     unsync: Vec<u32>,
-    /// When anything changed last that only the hypervisor's own invariants care for.
+    /// When anything changed last.
     pub changed: u64,
+    /// When something was taken away or write-protected last: the hypervisor's own invariants
+    /// then want a flush of every vCPU (TLB_FLUSH).
+    pub withdrawn: u64,
 }
 
 impl Shadow {
@@ -64,6 +67,9 @@ impl Shadow {
             _ => return,
         }
         self.changed = now;
+        if !matches!(act, Act::SpLink { .. } | Act::SpteSet { .. } | Act::SpUnsync { .. }) {
+            self.withdrawn = now;
+        }
     }
 
     fn link(&mut self, parent: u32, index: u16, child: u32) {

@@ -120,7 +120,8 @@ const AMD: Option<Vendor> = Some(Vendor::Amd);
 rules! {
     /// INVLPG.
     INVLPG = "invlpg", None, Must, true,
-        "INVLPG drops the page under the current PCID, global translations of it under any PCID, and paging-structure entries of the current PCID.",
+        "INVLPG drops the page under the current PCID, global translations of it under \
+         any PCID, and paging-structure entries of the current PCID.",
         "SDM vol. 3, 4.10.4.1; APM vol. 2, 5.5.2";
     /// INVPCID type 0.
     INVPCID_ADDR = "invpcid-addr", None, Must, true,
@@ -156,7 +157,8 @@ rules! {
         "SDM vol. 3, 4.10.4.1; APM vol. 2, 5.5.1";
     /// MOV CR3 with PCIDs.
     CR3_PCID = "cr3-pcid", None, Must, true,
-        "MOV CR3 with CR4.PCIDE = 1 and bit 63 clear drops every non-global translation of the new PCID.",
+        "MOV CR3 with CR4.PCIDE = 1 and bit 63 clear drops every non-global translation \
+         of the new PCID.",
         "SDM vol. 3, 4.10.4.1; APM vol. 2, 5.5.1";
     /// MOV CR4 that changes PGE.
     CR4_PGE = "cr4-pge", None, Must, true,
@@ -172,7 +174,8 @@ rules! {
         "SDM vol. 3, 4.10.4.1";
     /// Globals of other PCIDs at a change of PAE on Intel.
     CR4_PAE_GLOBALS = "cr4-pae-other-globals", INTEL, Advised, true,
-        "Whether a change of CR4.PAE drops global translations made under another PCID is left open.",
+        "Whether a change of CR4.PAE drops global translations made under another PCID is \
+         left open.",
         "SDM vol. 3, 4.10.4.1";
     /// MOV CR4 that sets SMEP on Intel.
     CR4_SMEP_SET = "cr4-smep-set", INTEL, Must, true,
@@ -212,7 +215,8 @@ rules! {
         "RESET leaves no translation.", "SDM vol. 3, 9.1; APM vol. 2, 5.5.3";
     /// INIT on Intel.
     INIT_INTEL = "init", INTEL, Must, true,
-        "INIT invalidates the TLBs (the text; Table 9-1 contradicts it, erratum AZ28 bears it out).",
+        "INIT invalidates the TLBs (the text; Table 9-1 contradicts it, erratum AZ28 \
+         bears it out).",
         "SDM vol. 3, 9.1";
     /// INIT on AMD.
     INIT_AMD = "init-amd", AMD, Advised, true,
@@ -239,7 +243,8 @@ rules! {
         "derived: a hypervisor's duty";
     /// The host changes what backs guest memory.
     HOST_CHANGE = "host-change", None, Must, true,
-        "No translation through an EPT, NPT or shadow entry may outlive the change of what it maps.",
+        "No translation through an EPT, NPT or shadow entry may outlive the change of \
+         what it maps.",
         "SDM vol. 3, 28.3.3.4; APM vol. 2, 15.25";
     /// A VPID or ASID gets a new owner.
     BIRTH = "tag-birth", None, Must, true,
@@ -247,7 +252,8 @@ rules! {
         "SDM vol. 3, 28.3.3.3; APM vol. 2, 15.16";
     /// NOFLUSH return to a PCID that was not current since an all-PCID flush.
     NOFLUSH_RESIDENCE = "noflush-residence", None, Advised, true,
-        "A PCID that was not current since everything was dropped can hold no translation older than its return.",
+        "A PCID that was not current since everything was dropped can hold no translation \
+         older than its return.",
         "SDM vol. 3, 4.10.4.1 (by deduction); KVM from 5.17 on uses the unsync root all the same";
     /// Software reuses a frame.
     RELEASE = "release", None, Must, true,
