@@ -46,3 +46,25 @@ fn every_golden_row_speaks_of_every_column() {
         }
     }
 }
+
+#[test]
+fn every_expectation_holds() {
+    let reports: Vec<_> = files().iter().flat_map(|file| parse(file).run()).collect();
+    let failed: Vec<String> =
+        reports.iter().filter(|r| !r.passed()).map(ToString::to_string).collect();
+    assert!(reports.len() >= 100);
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+/// A runner that passes everything would pass the test above.
+#[test]
+fn a_wrong_expectation_fails_with_its_line() {
+    let file = files().into_iter().find(|f| f.ends_with("g06-shadow-pge-off.toml"));
+    let text = fs::read_to_string(file.expect("it exists")).expect("it can be read");
+    let wrong = text.replacen("request-guest = 1", "request-guest = 2", 1);
+    let reports = Scenario::parse("g06.toml", &wrong).expect("it is well formed").run();
+    let failures: Vec<_> = reports.iter().flat_map(|r| &r.failures).collect();
+    assert_eq!(failures.len(), 1);
+    assert_eq!(failures[0].what, "at.off.counts.request-guest");
+    assert_eq!((failures[0].expected.as_str(), failures[0].got.as_str()), ("2", "1"));
+}
