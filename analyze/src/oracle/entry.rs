@@ -1,7 +1,7 @@
 //! What happens at an invalidation and at an entry: what containers may hold from there on, and
 //! which obligations are past their deadline with something reachable that may violate them.
 
-use tlbscope_sim::arch::required::{Scope, Strength};
+use tlbscope_sim::arch::required::Scope;
 use tlbscope_trace::act::{Class, Context, Inv};
 use tlbscope_trace::addr::VcpuId;
 use tlbscope_trace::observe::World;
@@ -197,10 +197,7 @@ impl Oracle {
         let Self { vcpus, hardware, findings, .. } = self;
         for (id, vcpu) in vcpus.iter().enumerate() {
             for o in &vcpu.floors.log {
-                if o.missed.is_some()
-                    || o.rule.strength != Strength::Must
-                    || address(&o.scope).is_some()
-                {
+                if o.missed.is_some() || !o.must || address(&o.scope).is_some() {
                     continue;
                 }
                 let cached = hardware.owned(id as u16).any(|(key, group)| {
@@ -223,7 +220,7 @@ fn still_held(o: &Obligation, hardware: &super::Hardware, id: u16) -> bool {
 
 /// Reports that a binding obligation may be violated, once.
 fn report(o: &mut Obligation, id: usize, findings: &mut Findings) {
-    if !o.exposed && o.rule.strength == Strength::Must {
+    if !o.exposed && o.must {
         o.exposed = true;
         findings.add(exposure(o, id));
     }

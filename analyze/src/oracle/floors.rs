@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
-use tlbscope_sim::arch::required::{Rule, Scope, Strength};
+use tlbscope_sim::arch::required::{Rule, Scope};
 
 use crate::finding::Slot;
 
@@ -22,6 +22,8 @@ pub struct Obligation {
     pub event: u64,
     /// By which rule.
     pub rule: &'static Rule,
+    /// Whether it binds here; the rule's own strength may be lowered by how it was carried out.
+    pub must: bool,
     /// The operation's name.
     pub op: &'static str,
     /// Which copies.
@@ -176,7 +178,7 @@ impl Floors {
     /// An obligation arises.
     pub fn raise(&mut self, obligation: Obligation) {
         let (time, scope) = (obligation.time, obligation.scope);
-        let must = obligation.rule.strength == Strength::Must;
+        let must = obligation.must;
         self.latest = time;
         if must { &mut self.must } else { &mut self.advised }.raise(&scope, time);
         if let Some(gva) = address(&scope) {
@@ -243,9 +245,7 @@ impl Floors {
     /// The earliest obligation of this strength, newer than the stamp, that reaches the copy.
     pub fn earliest(&mut self, t: &Target, stamp: u64, must: bool) -> Option<&mut Obligation> {
         let from = self.log.partition_point(|o| o.time <= stamp);
-        self.log
-            .range_mut(from..)
-            .find(|o| (o.rule.strength == Strength::Must) == must && covers(&o.scope, t))
+        self.log.range_mut(from..).find(|o| o.must == must && covers(&o.scope, t))
     }
 
     /// The latest wide binding floor over copies like this.

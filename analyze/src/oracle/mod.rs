@@ -222,6 +222,7 @@ impl Oracle {
 
     fn obligation(&self, at: &At, rule: &'static Rule, op: &'static str, owed: Owed) -> Obligation {
         Obligation {
+            must: owed.strength == Strength::Must,
             time: self.now,
             event: at.event,
             rule,
