@@ -1,136 +1,190 @@
-//! The access check, run on cached or fresh rights, and the error codes (facts A.4, A.5).
+//! Whether an access is allowed by the rights of its translation, and the #PF error code
+//! (facts A.4, A.5; SDM vol. 3, 4.6 and 4.7). CR0.WP, SMEP, SMAP, EFLAGS.AC, PKRU and CPL are
+//! evaluated live, the rest comes from the translation.
 
 use tlbscope_trace::op::{Access, AccessKind};
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, Regs};
 
-use super::mode::Mode;
+/// Error code: the translation is present.
+pub const PF_PRESENT: u32 = 1 << 0;
+/// Error code: the access was a write.
+pub const PF_WRITE: u32 = 1 << 1;
+/// Error code: the access was a user-mode access.
+pub const PF_USER: u32 = 1 << 2;
+/// Error code: a reserved bit was set.
+pub const PF_RESERVED: u32 = 1 << 3;
+/// Error code: the access was a fetch.
+pub const PF_FETCH: u32 = 1 << 4;
+/// Error code: a protection key refused a data access.
+pub const PF_KEY: u32 = 1 << 5;
 
-/// Rights of a translation over its whole path.
+/// The rights of a translation over its whole path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Rights {
-    /// R/W: AND over the levels.
+    /// AND of R/W.
     pub write: bool,
-    /// U/S: AND over the levels.
+    /// AND of U/S.
     pub user: bool,
-    /// XD: OR over the levels, 0 unless EFER.NXE.
+    /// OR of XD.
     pub xd: bool,
-    /// The leaf's protection key.
+    /// The leaf's protection key, 4 bits.
     pub key: u8,
 }
 
-const P: u32 = 1;
-const W: u32 = 1 << 1;
-const U: u32 = 1 << 2;
-const RSVD: u32 = 1 << 3;
-const I: u32 = 1 << 4;
-const PK: u32 = 1 << 5;
-
-fn code(access: &Access, regs: &Regs) -> u32 {
-    let cr4 = regs.cr4();
-    let nx = cr4.contains(Cr4::PAE) && regs.efer().contains(Efer::NXE);
-    let fetch = access.kind == AccessKind::Exec && (nx || cr4.contains(Cr4::SMEP));
-    (if access.kind == AccessKind::Write { W } else { 0 })
-        | if access.user { U } else { 0 }
-        | if fetch { I } else { 0 }
+impl Rights {
+    /// Nothing is refused: where a walk begins, and what CR0.PG = 0 gives.
+    pub const FULL: Self = Self { write: true, user: true, xd: false, key: 0 };
 }
 
-/// The error code of a walk that met P = 0.
-#[must_use]
-pub fn not_present_code(access: &Access, regs: &Regs) -> u32 {
-    code(access, regs)
-}
-
-/// The error code of a walk that met a reserved bit.
-#[must_use]
-pub fn reserved_code(access: &Access, regs: &Regs) -> u32 {
-    code(access, regs) | P | RSVD
-}
-
-/// Whether rights permit an access under the live bits WP, SMEP, SMAP, AC and PKRU.
-///
-/// # Errors
-/// The #PF error code.
-pub fn check(rights: Rights, access: &Access, regs: &Regs) -> Result<(), u32> {
-    let cr4 = regs.cr4();
-    let wp = regs.cr0().contains(Cr0::WP);
-    let supervisor = !access.user;
-    let denied = match access.kind {
-        AccessKind::Exec => {
-            rights.xd
-                || access.user && !rights.user
-                || supervisor && rights.user && cr4.contains(Cr4::SMEP)
-        }
-        kind => {
-            let write = kind == AccessKind::Write;
-            access.user && !rights.user
-                || supervisor && rights.user && cr4.contains(Cr4::SMAP) && !access.ac
-                || write && !rights.write && (access.user || wp)
-        }
-    };
-    if denied {
-        return Err(code(access, regs) | P);
-    }
-    if key_denies(rights, access, regs, wp) { Err(code(access, regs) | P | PK) } else { Ok(()) }
-}
-
-/// Protection keys: data accesses to user pages, 4- and 5-level paging.
-fn key_denies(rights: Rights, access: &Access, regs: &Regs, wp: bool) -> bool {
-    let long = matches!(Mode::of(regs), Mode::Level4 | Mode::Level5);
-    if access.kind == AccessKind::Exec || !rights.user || !long || !regs.cr4().contains(Cr4::PKE) {
+/// Whether a key refuses a data access: AD, or WD on a write of a user access or with CR0.WP = 1.
+/// Only 4- and 5-level paging has keys; IA32_PKRS is not modelled, so supervisor pages have none.
+fn key_refuses(rights: Rights, access: &Access, regs: &Regs) -> bool {
+    if access.kind == AccessKind::Exec
+        || !rights.user
+        || !regs.efer().contains(Efer::LMA)
+        || !regs.cr4().contains(Cr4::PKE)
+    {
         return false;
     }
-    let bits = regs.pkru >> (2 * u32::from(rights.key & 15));
-    let (ad, wd) = (bits & 1 != 0, bits & 2 != 0);
-    ad || wd && access.kind == AccessKind::Write && (access.user || wp)
+    let pair = regs.pkru >> (2 * u32::from(rights.key & 15));
+    let obeys_wd = access.user || regs.cr0().contains(Cr0::WP);
+    pair & 1 != 0 || (pair & 2 != 0 && access.kind == AccessKind::Write && obeys_wd)
+}
+
+/// Whether R/W, U/S and XD refuse the access.
+fn path_refuses(rights: Rights, access: &Access, regs: &Regs) -> bool {
+    let cr4 = regs.cr4();
+    // XD counts only while NXE = 1; an entry cached before NXE was cleared keeps translating.
+    let xd = rights.xd && regs.efer().contains(Efer::NXE);
+    let user_page_bars = match access.kind {
+        _ if access.user => !rights.user,
+        AccessKind::Exec => rights.user && cr4.contains(Cr4::SMEP),
+        _ => rights.user && cr4.contains(Cr4::SMAP) && !access.ac,
+    };
+    let kind_bars = match access.kind {
+        AccessKind::Read => false,
+        AccessKind::Write => !rights.write && (access.user || regs.cr0().contains(Cr0::WP)),
+        AccessKind::Exec => xd,
+    };
+    user_page_bars || kind_bars
+}
+
+/// Checks an access against the rights of its translation. With paging off nothing is refused.
+///
+/// # Errors
+///
+/// The #PF error code, P = 1.
+pub fn check(rights: Rights, access: &Access, regs: &Regs) -> Result<(), u32> {
+    if !regs.paging() {
+        return Ok(());
+    }
+    // The PK bit is set whenever a key refuses, whatever else refuses too (SDM vol. 3, 4.7).
+    let key = key_refuses(rights, access, regs);
+    if !key && !path_refuses(rights, access, regs) {
+        return Ok(());
+    }
+    let code = not_present_code(access, regs) | PF_PRESENT;
+    Err(if key { code | PF_KEY } else { code })
+}
+
+/// The error code of an access to an address without a translation: P = 0.
+#[must_use]
+pub fn not_present_code(access: &Access, regs: &Regs) -> u32 {
+    let mut code = if access.user { PF_USER } else { 0 };
+    match access.kind {
+        AccessKind::Read => {}
+        AccessKind::Write => code |= PF_WRITE,
+        AccessKind::Exec => {
+            let nx = regs.cr4().contains(Cr4::PAE) && regs.efer().contains(Efer::NXE);
+            if nx || regs.cr4().contains(Cr4::SMEP) {
+                code |= PF_FETCH;
+            }
+        }
+    }
+    code
+}
+
+/// The error code of a walk that met a reserved bit in a present entry.
+#[must_use]
+pub fn reserved_code(access: &Access, regs: &Regs) -> u32 {
+    not_present_code(access, regs) | PF_PRESENT | PF_RESERVED
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use tlbscope_trace::addr::Gva;
 
-    use super::*;
-
-    fn regs(cr0: Cr0, cr4: Cr4) -> Regs {
-        let cr4 = (cr4 | Cr4::PAE).bits();
-        let efer = (Efer::LMA | Efer::LME | Efer::NXE).bits();
-        Regs { cr0: (cr0 | Cr0::PG).bits(), cr4, efer, ..Regs::default() }
+    fn regs(cr0: Cr0, cr4: Cr4, efer: Efer) -> Regs {
+        let cr0 = (cr0 | Cr0::PG | Cr0::PE).bits();
+        Regs { cr0, cr4: cr4.bits(), efer: efer.bits(), ..Regs::default() }
     }
 
-    /// Each line of facts A.4, with the code of A.5 written out by hand.
+    fn access(kind: AccessKind, user: bool) -> Access {
+        Access { gva: Gva(0), kind, user, ac: false }
+    }
+
+    const RO_USER: Rights = Rights { write: false, user: true, xd: true, key: 0 };
+    const RW_KERNEL: Rights = Rights { write: true, user: false, xd: false, key: 0 };
+
     #[test]
-    fn table_of_the_manual() {
-        use AccessKind::{Exec, Read, Write};
-        let none = Cr4::empty();
-        let (wp, no_wp) = (Cr0::WP, Cr0::empty());
-        // (rights w u x, kind, user, ac, cr0, cr4, result)
-        let table = [
-            ((true, false, true), Read, true, false, wp, none, Err(0b101)),
-            ((false, true, true), Write, true, false, no_wp, none, Err(0b111)),
-            ((true, true, false), Exec, true, false, wp, none, Err(0b10101)),
-            ((true, true, true), Exec, false, false, wp, Cr4::SMEP, Err(0b10001)),
-            ((true, true, true), Exec, false, false, wp, none, Ok(())),
-            ((true, true, true), Read, false, false, wp, Cr4::SMAP, Err(0b1)),
-            ((true, true, true), Read, false, true, wp, Cr4::SMAP, Ok(())),
-            ((false, false, true), Write, false, false, wp, none, Err(0b11)),
-            ((false, false, true), Write, false, false, no_wp, none, Ok(())),
-            ((false, true, true), Write, false, false, no_wp, none, Ok(())),
-        ];
-        for (n, ((w, u, x), kind, user, ac, cr0, cr4, result)) in table.into_iter().enumerate() {
-            let rights = Rights { write: w, user: u, xd: !x, key: 0 };
-            let access = Access { gva: Gva(0), kind, user, ac };
-            assert_eq!(check(rights, &access, &regs(cr0, cr4)), result, "line {n}");
-        }
+    fn user_accesses_obey_everything() {
+        let r = regs(Cr0::empty(), Cr4::PAE, Efer::LMA | Efer::NXE);
+        assert_eq!(check(RO_USER, &access(AccessKind::Read, true), &r), Ok(()));
+        assert_eq!(check(RO_USER, &access(AccessKind::Write, true), &r), Err(7));
+        assert_eq!(check(RO_USER, &access(AccessKind::Exec, true), &r), Err(0x15));
+        assert_eq!(check(RW_KERNEL, &access(AccessKind::Read, true), &r), Err(5));
     }
 
     #[test]
-    fn keys_refuse_data_only() {
-        let rights = Rights { write: true, user: true, xd: false, key: 1 };
-        let access = |kind| Access { gva: Gva(0), kind, user: true, ac: false };
-        let wd = Regs { pkru: 0b1000, ..regs(Cr0::WP, Cr4::PKE) };
-        assert_eq!(check(rights, &access(AccessKind::Write), &wd), Err(0b10_0111));
-        assert_eq!(check(rights, &access(AccessKind::Read), &wd), Ok(()));
-        let ad = Regs { pkru: 0b0100, ..wd };
-        assert_eq!(check(rights, &access(AccessKind::Read), &ad), Err(0b10_0101));
-        assert_eq!(check(rights, &access(AccessKind::Exec), &ad), Ok(()));
+    fn supervisor_writes_obey_wp_only() {
+        let off = regs(Cr0::empty(), Cr4::PAE, Efer::LMA);
+        let on = regs(Cr0::WP, Cr4::PAE, Efer::LMA);
+        assert_eq!(check(RO_USER, &access(AccessKind::Write, false), &off), Ok(()));
+        assert_eq!(check(RO_USER, &access(AccessKind::Write, false), &on), Err(3));
+    }
+
+    #[test]
+    fn smep_and_smap_protect_from_user_pages() {
+        let r = regs(Cr0::WP, Cr4::PAE | Cr4::SMEP | Cr4::SMAP, Efer::LMA);
+        let rx = Rights { write: true, user: true, xd: false, key: 0 };
+        assert_eq!(check(rx, &access(AccessKind::Exec, false), &r), Err(0x11));
+        assert_eq!(check(rx, &access(AccessKind::Read, false), &r), Err(1));
+        let ac = Access { ac: true, ..access(AccessKind::Write, false) };
+        assert_eq!(check(rx, &ac, &r), Ok(()));
+        assert_eq!(check(rx, &access(AccessKind::Exec, true), &r), Ok(()));
+    }
+
+    #[test]
+    fn xd_is_live_only_with_nxe_and_the_fetch_bit_needs_pae() {
+        let r = regs(Cr0::WP, Cr4::PAE, Efer::LMA);
+        assert_eq!(check(RO_USER, &access(AccessKind::Exec, true), &r), Ok(()));
+        let legacy = regs(Cr0::WP, Cr4::PSE, Efer::NXE);
+        assert_eq!(not_present_code(&access(AccessKind::Exec, true), &legacy), 4);
+        let pae = regs(Cr0::WP, Cr4::PAE, Efer::NXE);
+        assert_eq!(not_present_code(&access(AccessKind::Exec, true), &pae), 0x14);
+        assert_eq!(reserved_code(&access(AccessKind::Write, false), &pae), 0xb);
+    }
+
+    #[test]
+    fn keys_refuse_data_and_never_fetches() {
+        let mut r = regs(Cr0::WP, Cr4::PAE | Cr4::PKE, Efer::LMA | Efer::NXE);
+        let page = Rights { write: true, user: true, xd: false, key: 2 };
+        r.pkru = 1 << 5; // WD of key 2
+        assert_eq!(check(page, &access(AccessKind::Read, true), &r), Ok(()));
+        assert_eq!(check(page, &access(AccessKind::Write, true), &r), Err(0x27));
+        r.cr0 &= !Cr0::WP.bits();
+        assert_eq!(check(page, &access(AccessKind::Write, false), &r), Ok(()));
+        r.pkru = 1 << 4; // AD of key 2
+        assert_eq!(check(page, &access(AccessKind::Read, false), &r), Err(0x21));
+        assert_eq!(check(page, &access(AccessKind::Exec, true), &r), Ok(()));
+        let kernel = Rights { user: false, ..page };
+        assert_eq!(check(kernel, &access(AccessKind::Read, false), &r), Ok(()));
+    }
+
+    #[test]
+    fn without_paging_nothing_is_refused() {
+        let r = Regs { cr4: Cr4::SMEP.bits(), ..Regs::default() };
+        assert_eq!(check(Rights::FULL, &access(AccessKind::Exec, false), &r), Ok(()));
     }
 }

@@ -1,16 +1,17 @@
-//! Paging modes (facts A.1).
+//! The paging modes and their geometry (facts A.1; SDM vol. 3, 4.1 and 4.5).
 
 use tlbscope_trace::addr::{Gva, PageSize};
 use tlbscope_trace::regs::{Cr4, Efer, Regs};
 
-/// How linear addresses are translated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// A paging mode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mode {
-    /// CR0.PG = 0: linear is physical.
+    /// CR0.PG = 0: linear addresses are physical.
+    #[default]
     Off,
-    /// 32-bit paging.
+    /// 32-bit paging: two levels of 4-byte entries.
     Bits32,
-    /// PAE paging.
+    /// PAE paging: four PDPTEs over two levels of 8-byte entries.
     Pae,
     /// 4-level paging.
     Level4,
@@ -19,23 +20,21 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// The mode that these registers select.
+    /// The mode that these registers select. `Regs::efer` includes LMA.
     #[must_use]
     pub const fn of(regs: &Regs) -> Self {
         if !regs.paging() {
             Self::Off
-        } else if regs.cr4 & Cr4::PAE.bits() == 0 {
-            Self::Bits32
-        } else if regs.efer & Efer::LMA.bits() == 0 {
+        } else if regs.efer & Efer::LMA.bits() != 0 {
+            if regs.cr4 & Cr4::LA57.bits() != 0 { Self::Level5 } else { Self::Level4 }
+        } else if regs.cr4 & Cr4::PAE.bits() != 0 {
             Self::Pae
-        } else if regs.cr4 & Cr4::LA57.bits() == 0 {
-            Self::Level4
         } else {
-            Self::Level5
+            Self::Bits32
         }
     }
 
-    /// Levels of tables; the PDPTE registers of PAE count as one.
+    /// Levels of tables, the four PDPTEs of PAE paging counted as one.
     #[must_use]
     pub const fn levels(self) -> u8 {
         match self {
@@ -47,39 +46,53 @@ impl Mode {
         }
     }
 
-    /// Bytes of an entry; 0 with paging off.
+    /// Bytes of one entry: 4 in 32-bit paging, else 8 (8 also for [`Mode::Off`], as stores are).
     #[must_use]
     pub const fn entry_bytes(self) -> u8 {
-        match self {
-            Self::Off => 0,
-            Self::Bits32 => 4,
-            _ => 8,
-        }
+        if matches!(self, Self::Bits32) { 4 } else { 8 }
     }
 
-    /// Index of the entry of `level` (1 = PT) that translates `gva`.
+    /// log2 of the bytes that one entry of `level` (1 = PT) covers; 12 for a level of 0.
+    #[must_use]
+    pub const fn shift(self, level: u8) -> u32 {
+        let bits = if matches!(self, Self::Bits32) { 10 } else { 9 };
+        let above = if level == 0 {
+            0
+        } else if level > 5 {
+            4
+        } else {
+            level as u32 - 1
+        };
+        12 + bits * above
+    }
+
+    /// Which entry of a table of `level` translates `gva`; 0 for a level the mode does not have.
     #[must_use]
     pub const fn index(self, gva: Gva, level: u8) -> u16 {
-        let level = level as u32 - 1;
-        match self {
-            Self::Bits32 => ((gva.0 >> (12 + 10 * level)) & 1023) as u16,
-            Self::Pae if level == 2 => ((gva.0 >> 30) & 3) as u16,
-            _ => ((gva.0 >> (12 + 9 * level)) & 511) as u16,
+        if level == 0 || level > self.levels() {
+            return 0;
         }
+        let mask = match (self, level) {
+            (Self::Bits32, _) => 0x3ff,
+            (Self::Pae, 3) => 3,
+            _ => 0x1ff,
+        };
+        ((gva.0 >> self.shift(level)) & mask) as u16
     }
 
-    /// Whether the address is one of this mode: canonical, or below 4 GiB outside long mode.
+    /// Whether `gva` is an address of this mode: below 4 GiB, or sign-extended from bit 47 or 56.
     #[must_use]
     pub const fn canonical(self, gva: Gva) -> bool {
-        let unused = match self {
+        let spare = match self {
+            Self::Off | Self::Bits32 | Self::Pae => return gva.0 >> 32 == 0,
             Self::Level4 => 16,
             Self::Level5 => 7,
-            _ => return gva.0 >> 32 == 0,
         };
-        ((gva.0 << unused) as i64 >> unused) as u64 == gva.0
+        (((gva.0 << spare) as i64) >> spare) as u64 == gva.0
     }
 
-    /// Size of the page that a leaf at `level` maps, if a leaf may stand there.
+    /// The size of a page mapped by a leaf of `level`, if the mode knows one there. That CR4.PSE
+    /// or CPUID may forbid it is the walker's business.
     #[must_use]
     pub const fn page_size(self, level: u8) -> Option<PageSize> {
         match (self, level) {
@@ -97,25 +110,51 @@ impl Mode {
 mod tests {
     use super::*;
 
-    #[test]
-    fn indices_by_the_manual() {
-        // Facts A.1: 4-level PML4 47:39, PDPT 38:30, PD 29:21, PT 20:12.
-        let gva = Gva(3 << 39 | 5 << 30 | 7 << 21 | 9 << 12 | 0x123);
-        let at = |level| Mode::Level4.index(gva, level);
-        assert_eq!([at(4), at(3), at(2), at(1)], [3, 5, 7, 9]);
-        // 32-bit PD 31:22, PT 21:12.
-        let gva = Gva(0x3ff << 22 | 0x155 << 12);
-        assert_eq!([Mode::Bits32.index(gva, 2), Mode::Bits32.index(gva, 1)], [0x3ff, 0x155]);
-        // PAE PDPTE 31:30.
-        assert_eq!(Mode::Pae.index(Gva(0xc000_0000), 3), 3);
+    fn regs(cr0: u64, cr4: u64, efer: u64) -> Regs {
+        Regs { cr0, cr4, efer, ..Regs::default() }
     }
 
     #[test]
-    fn canonical_addresses() {
-        assert!(Mode::Level4.canonical(Gva(0x7fff_ffff_f000)));
+    fn registers_select_the_mode() {
+        assert_eq!(Mode::of(&regs(0x11, 0x20, 0x100)), Mode::Off);
+        assert_eq!(Mode::of(&regs(0x8000_0011, 0x10, 0)), Mode::Bits32);
+        assert_eq!(Mode::of(&regs(0x8000_0011, 0x20, 0)), Mode::Pae);
+        assert_eq!(Mode::of(&regs(0x8000_0011, 0x20, 0x500)), Mode::Level4);
+        assert_eq!(Mode::of(&regs(0x8000_0011, 0x1020, 0x500)), Mode::Level5);
+    }
+
+    #[test]
+    fn index_bits_are_those_of_the_manual() {
+        // PD 31:22 = 0x300, PT 21:12 = 0x1.
+        assert_eq!(Mode::Bits32.index(Gva(0xc000_1000), 2), 0x300);
+        assert_eq!(Mode::Bits32.index(Gva(0xc000_1000), 1), 1);
+        assert_eq!(Mode::Pae.index(Gva(0xffff_ffff), 3), 3);
+        assert_eq!(Mode::Pae.index(Gva(0xc020_0000), 2), 1);
+        // 0xffff_8000_0000_0000: only bit 47 of 47:39 is set.
+        assert_eq!(Mode::Level4.index(Gva(0xffff_8000_0000_0000), 4), 0x100);
+        assert_eq!(Mode::Level5.index(Gva(0x0001_0000_0000_0000), 5), 1);
+        assert_eq!(Mode::Level4.index(Gva(!0), 5), 0);
+        assert_eq!(Mode::Level4.index(Gva(!0), 200), 0);
+    }
+
+    #[test]
+    fn canonical_means_sign_extended() {
+        assert!(Mode::Level4.canonical(Gva(0x7fff_ffff_ffff)));
         assert!(!Mode::Level4.canonical(Gva(0x8000_0000_0000)));
         assert!(Mode::Level4.canonical(Gva(0xffff_8000_0000_0000)));
         assert!(Mode::Level5.canonical(Gva(0x8000_0000_0000)));
-        assert!(!Mode::Pae.canonical(Gva(1 << 32)));
+        assert!(!Mode::Level5.canonical(Gva(0x0100_0000_0000_0000)));
+        assert!(!Mode::Pae.canonical(Gva(0x1_0000_0000)));
+    }
+
+    #[test]
+    fn leaves_have_the_sizes_of_their_level() {
+        assert_eq!(Mode::Bits32.page_size(2), Some(PageSize::Size4M));
+        assert_eq!(Mode::Pae.page_size(2), Some(PageSize::Size2M));
+        assert_eq!(Mode::Pae.page_size(3), None);
+        assert_eq!(Mode::Level5.page_size(3), Some(PageSize::Size1G));
+        assert_eq!(Mode::Level5.page_size(4), None);
+        assert_eq!(Mode::Bits32.entry_bytes(), 4);
+        assert_eq!(Mode::Level5.levels(), 5);
     }
 }

@@ -1,9 +1,10 @@
 //! One access: look it up, walk, fault, fill, again (facts A.4 to A.7).
 
 use tlbscope_trace::act::{
-    Accessed, Act, ArchOp, Class, Copied, Fill, FillKind, GuestInv, Inv, Outcome, Source, Tag, Via,
+    Accessed, Act, ArchOp, Class, Copied, Fill, FillKind, GuestInv, Inv, Mark, Outcome, Source,
+    Tag, Via,
 };
-use tlbscope_trace::addr::{Gpa, Gva, Hpa, PAGE_BYTES, PageSize};
+use tlbscope_trace::addr::{Gpa, Gva, Hpa, PAGE_BYTES, PageSize, Pcid};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{Access, AccessKind};
 use tlbscope_trace::regs::{Cr0, MmuKind, Regs, Vendor};
@@ -132,7 +133,8 @@ impl Machine {
     fn drop_copy(&mut self, v: usize, gva: Gva) {
         let tag = self.vcpus[v].context.tag;
         let pcpu = self.vcpus[v].pcpu.0 as usize;
-        self.pcpus[pcpu].tlb.drop_entry(&tag, gva);
+        let event = self.at.event;
+        self.pcpus[pcpu].tlb.drop_entry(&tag, gva, event, &mut |_, _, _| {});
     }
 
     /// A page fault drops the page and the path to it (facts B.1).
@@ -287,7 +289,7 @@ impl Machine {
             v,
             access.gva,
             copy,
-            PageSize::Size4K,
+            leaf.size,
             leaf.global,
             Source::Guest,
             refs,
@@ -337,7 +339,7 @@ impl Machine {
                 copy,
             };
             let mark = o.fill(&at, &fill, self);
-            let entry = Entry::new(copy, mark, PageSize::Size4K, false, tag.pcid);
+            let entry = entry(copy, mark, PageSize::Size4K, false, tag.pcid);
             self.pcpus[pcpu].tlb.insert_gpa(&tag, page, entry);
         }
         true
@@ -349,7 +351,7 @@ impl Machine {
         v: usize,
         gva: Gva,
         copy: Copied,
-        size: PageSize,
+        guest_size: PageSize,
         global: bool,
         source: Source,
         refs: u8,
@@ -357,11 +359,13 @@ impl Machine {
     ) -> Entry {
         let tag = self.vcpus[v].context.tag;
         let at = self.at_vcpu(v);
+        // Guest memory is backed in 4 KiB pages: larger guest pages are cached in fragments.
+        let size = PageSize::Size4K;
         let page = gva.0 & !(size.bytes() - 1);
         let kind = FillKind::Translation;
         let fill = Fill { tag, kind, address: page, size, global, source, copy };
         let mark = o.fill(&at, &fill, self);
-        let entry = Entry::new(copy, mark, size, global, tag.pcid);
+        let entry = Entry { guest_size, ..entry(copy, mark, size, global, tag.pcid) };
         let pcpu = self.vcpus[v].pcpu.0 as usize;
         let ghost = self.pcpus[pcpu].tlb.insert(&tag, Gva(page), entry);
         o.act(&at, &Act::Refill { refs, ghost }, self);
@@ -383,4 +387,9 @@ impl Machine {
             }
         }
     }
+}
+
+/// An entry that is no fragment of a larger guest page.
+const fn entry(copy: Copied, mark: Mark, size: PageSize, global: bool, pcid: Pcid) -> Entry {
+    Entry { copy, mark, size, guest_size: size, global, pcid }
 }

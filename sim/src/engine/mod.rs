@@ -186,7 +186,7 @@ impl Machine {
     pub(crate) fn limits(&self) -> Limits {
         use crate::policy::mechanics::PgClearIn64Bit;
         Limits {
-            maxphyaddr: self.config.maxphyaddr,
+            maxphyaddr: self.config.maxphyaddr as u8,
             vendor: self.config.vendor,
             cr4_allowed: self.config.cr4_allowed(),
             efer_allowed: self.config.efer_allowed(),

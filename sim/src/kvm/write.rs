@@ -354,7 +354,7 @@ impl Machine {
     ) -> Result<(), Gp> {
         let regs = self.vcpus[v].regs;
         let exits = !self.tdp() || self.emulated;
-        if let Err(gp) = fault::invpcid(&regs, operands) {
+        if let Err(gp) = fault::invpcid(&regs, operands, &self.limits()) {
             self.refuse(v, exits, o);
             return Err(gp);
         }

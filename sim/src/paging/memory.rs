@@ -1,103 +1,197 @@
-//! Guest-physical memory that holds page tables: sparse frames in a flat arena.
+//! Guest-physical memory: only what page tables live in is ever written, so it is sparse.
 
-use std::hash::{Hash, Hasher};
-
-use rustc_hash::{FxHashMap, FxHasher};
+use rustc_hash::FxHashMap;
 use tlbscope_trace::addr::{Gpa, PAGE_BYTES};
 
-/// Where new tables are allocated from.
-const TABLES_FROM: u64 = 0x10_0000;
-
+/// Words of 8 bytes in a frame.
 const WORDS: usize = 512;
+/// Frames below this number are found by index, those above through the hash map.
+const DIRECT_FRAMES: u64 = 1 << 18;
+/// Where new tables are allocated from.
+const FIRST_TABLE: u64 = 0x10_0000;
 
-/// Guest memory. Frames that were never written read as 0 and take no space.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Sparse guest memory of 4 KiB frames in one flat arena, with the levels of its page tables.
+///
+/// Two memories are equal if they read alike everywhere and declare the same tables.
+#[derive(Clone, Debug)]
 pub struct GuestMemory {
     bytes: u64,
-    slots: FxHashMap<u64, u32>,
-    frames: Vec<[u64; WORDS]>,
-    /// Level of a declared or allocated table, by frame.
+    arena: Vec<u64>,
+    /// Frame number to slot + 1; 0 = never written. Grown on demand.
+    direct: Vec<u32>,
+    far: FxHashMap<u64, u32>,
     tables: FxHashMap<u64, u8>,
     next_table: u64,
 }
 
 impl GuestMemory {
-    /// Memory of this many bytes.
+    /// Memory of this many bytes, all zero. Above it, reads give 0 and writes are lost.
     #[must_use]
     pub fn new(bytes: u64) -> Self {
-        Self { bytes, next_table: TABLES_FROM, ..Self::default() }
-    }
-
-    /// The 8 bytes at `gpa`, aligned down.
-    #[must_use]
-    pub fn read(&self, gpa: Gpa) -> u64 {
-        let Some(slot) = self.slots.get(&(gpa.0 / PAGE_BYTES)) else { return 0 };
-        self.frames[*slot as usize][(gpa.0 / 8) as usize % WORDS]
-    }
-
-    /// An entry of 4 or 8 bytes.
-    #[must_use]
-    pub fn read_entry(&self, gpa: Gpa, bytes: u8) -> u64 {
-        let word = self.read(gpa);
-        match bytes {
-            4 if gpa.0 & 4 != 0 => word >> 32,
-            4 => word & 0xffff_ffff,
-            _ => word,
+        Self {
+            bytes,
+            arena: Vec::new(),
+            direct: Vec::new(),
+            far: FxHashMap::default(),
+            tables: FxHashMap::default(),
+            next_table: FIRST_TABLE,
         }
     }
 
-    /// Writes an entry of 4 or 8 bytes. Addresses above the end of memory are ignored, as a store
-    /// to nothing is.
+    /// The size in bytes.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn slot(&self, frame: u64) -> Option<usize> {
+        let slot = if frame < DIRECT_FRAMES {
+            self.direct.get(frame as usize).copied().unwrap_or(0)
+        } else {
+            self.far.get(&frame).copied().unwrap_or(0)
+        };
+        (slot as usize).checked_sub(1)
+    }
+
+    fn slot_or_new(&mut self, frame: u64) -> usize {
+        if let Some(slot) = self.slot(frame) {
+            return slot;
+        }
+        let slot = self.arena.len() / WORDS;
+        self.arena.resize(self.arena.len() + WORDS, 0);
+        if frame < DIRECT_FRAMES {
+            let index = frame as usize;
+            if self.direct.len() <= index {
+                self.direct.resize(index + 1, 0);
+            }
+            self.direct[index] = slot as u32 + 1;
+        } else {
+            self.far.insert(frame, slot as u32 + 1);
+        }
+        slot
+    }
+
+    /// The 8 bytes at `gpa`, aligned down; 0 if never written.
+    #[must_use]
+    pub fn read(&self, gpa: Gpa) -> u64 {
+        match self.slot(gpa.0 >> 12) {
+            Some(slot) => self.arena[slot * WORDS + (gpa.0 as usize >> 3) % WORDS],
+            None => 0,
+        }
+    }
+
+    /// The entry of `bytes` (4 or 8) at `gpa`, aligned down to its size.
+    #[must_use]
+    pub fn read_entry(&self, gpa: Gpa, bytes: u8) -> u64 {
+        entry_of(self.read(gpa), gpa, bytes)
+    }
+
+    /// Stores an entry of `bytes` (4 or 8) at `gpa`, aligned down to its size. Lost above the end
+    /// of memory.
     pub fn write_entry(&mut self, gpa: Gpa, bytes: u8, value: u64) {
         if gpa.0 >= self.bytes {
             return;
         }
-        let frame = gpa.0 / PAGE_BYTES;
-        let slot = *self.slots.entry(frame).or_insert_with(|| {
-            self.frames.push([0; WORDS]);
-            self.frames.len() as u32 - 1
-        });
-        let word = &mut self.frames[slot as usize][(gpa.0 / 8) as usize % WORDS];
-        *word = match bytes {
-            4 if gpa.0 & 4 != 0 => *word & 0xffff_ffff | value << 32,
-            4 => *word & !0xffff_ffff | value & 0xffff_ffff,
+        let old = self.read(gpa);
+        let new = match (bytes, gpa.0 & 4) {
+            (4, 0) => old & !0xffff_ffff | value & 0xffff_ffff,
+            (4, _) => old & 0xffff_ffff | value << 32,
             _ => value,
         };
-    }
-
-    /// Declares a table at `gpa`, so that no allocation takes its frame.
-    pub fn declare_table(&mut self, gpa: Gpa, level: u8) {
-        self.tables.insert(gpa.0 / PAGE_BYTES, level);
-    }
-
-    /// A free frame for a table of this level: from 0x100000 upward, in order of need.
-    pub fn allocate_table(&mut self, level: u8) -> Gpa {
-        while self.tables.contains_key(&(self.next_table / PAGE_BYTES))
-            || self.slots.contains_key(&(self.next_table / PAGE_BYTES))
-        {
-            self.next_table += PAGE_BYTES;
+        if new != old {
+            let slot = self.slot_or_new(gpa.0 >> 12);
+            self.arena[slot * WORDS + (gpa.0 as usize >> 3) % WORDS] = new;
         }
-        let gpa = Gpa(self.next_table);
-        self.tables.insert(gpa.0 / PAGE_BYTES, level);
-        self.next_table += PAGE_BYTES;
-        gpa
     }
 
-    /// A digest of the content, the same for equal content however it came about.
+    /// Whether this frame number was declared or allocated as a page table.
+    #[must_use]
+    pub fn is_table(&self, frame: u64) -> bool {
+        self.tables.contains_key(&frame)
+    }
+
+    /// The level (1 = PT) of the table in this frame, if it is one.
+    #[must_use]
+    pub fn table_level(&self, frame: u64) -> Option<u8> {
+        self.tables.get(&frame).copied()
+    }
+
+    /// Declares the frame at `gpa` a table of `level`; a later declaration replaces an earlier.
+    pub fn declare_table(&mut self, gpa: Gpa, level: u8) {
+        self.tables.insert(gpa.0 >> 12, level);
+    }
+
+    /// A fresh frame for a table of `level`: the next one from 0x100000 upward that is neither a
+    /// table nor was ever written. May lie above the end of memory if memory is full of tables;
+    /// writes to it are lost then.
+    pub fn allocate_table(&mut self, level: u8) -> Gpa {
+        let mut frame = self.next_table >> 12;
+        while self.is_table(frame) || self.slot(frame).is_some() {
+            frame += 1;
+        }
+        self.next_table = (frame + 1) * PAGE_BYTES;
+        self.tables.insert(frame, level);
+        Gpa(frame << 12)
+    }
+
+    /// Frames with anything but zeros, in ascending order, with their contents.
+    fn used(&self) -> Vec<(u64, &[u64])> {
+        let near = self.direct.iter().enumerate().map(|(f, s)| (f as u64, *s));
+        let far = self.far.iter().map(|(f, s)| (*f, *s));
+        let mut used: Vec<_> = near
+            .chain(far)
+            .filter(|(_, slot)| *slot != 0)
+            .map(|(frame, slot)| {
+                let start = (slot as usize - 1) * WORDS;
+                (frame, &self.arena[start..start + WORDS])
+            })
+            .filter(|(_, words)| words.iter().any(|w| *w != 0))
+            .collect();
+        used.sort_unstable_by_key(|(frame, _)| *frame);
+        used
+    }
+
+    /// A digest of the contents and the tables: the same on every machine.
     #[must_use]
     pub fn digest(&self) -> u64 {
-        let mut frames: Vec<_> = self.slots.iter().collect();
-        frames.sort_unstable();
-        let mut hasher = FxHasher::default();
-        for (frame, slot) in frames {
-            let words = &self.frames[*slot as usize];
-            if words.iter().any(|w| *w != 0) {
-                frame.hash(&mut hasher);
-                words.hash(&mut hasher);
+        let mut hash = mix(0, self.bytes);
+        for (frame, words) in self.used() {
+            hash = mix(hash, frame);
+            for (at, word) in words.iter().enumerate().filter(|(_, w)| **w != 0) {
+                hash = mix(mix(hash, at as u64), *word);
             }
         }
-        hasher.finish()
+        let mut tables: Vec<_> = self.tables.iter().map(|(f, l)| (*f, *l)).collect();
+        tables.sort_unstable();
+        tables.iter().fold(hash, |h, (frame, level)| mix(mix(h, *frame), u64::from(*level)))
     }
+}
+
+impl PartialEq for GuestMemory {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes && self.tables == other.tables && self.used() == other.used()
+    }
+}
+
+impl Eq for GuestMemory {}
+
+/// The entry of `bytes` at `gpa` within the aligned 8 bytes that hold it.
+pub(crate) const fn entry_of(word: u64, gpa: Gpa, bytes: u8) -> u64 {
+    if bytes != 4 {
+        word
+    } else if gpa.0 & 4 == 0 {
+        word & 0xffff_ffff
+    } else {
+        word >> 32
+    }
+}
+
+/// One step of a stable digest (the finaliser of splitmix64 over a running sum).
+pub(crate) const fn mix(hash: u64, value: u64) -> u64 {
+    let mut z = hash.rotate_left(23) ^ value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 #[cfg(test)]
@@ -106,33 +200,50 @@ mod tests {
 
     #[test]
     fn entries_of_four_bytes_share_a_word() {
-        let mut memory = GuestMemory::new(1 << 20);
-        memory.write_entry(Gpa(0x1004), 4, 0xaaaa_bbbb);
-        memory.write_entry(Gpa(0x1000), 4, 0x1111_2222);
-        assert_eq!(memory.read(Gpa(0x1000)), 0xaaaa_bbbb_1111_2222);
-        assert_eq!(memory.read_entry(Gpa(0x1004), 4), 0xaaaa_bbbb);
-        assert_eq!(memory.read_entry(Gpa(0x2000), 8), 0);
+        let mut m = GuestMemory::new(1 << 30);
+        m.write_entry(Gpa(0x1004), 4, 0xaaaa_bbbb);
+        m.write_entry(Gpa(0x1000), 4, 0x1111_2222);
+        assert_eq!(m.read(Gpa(0x1003)), 0xaaaa_bbbb_1111_2222);
+        assert_eq!(m.read_entry(Gpa(0x1004), 4), 0xaaaa_bbbb);
+        assert_eq!(m.read_entry(Gpa(0x1000), 4), 0x1111_2222);
     }
 
     #[test]
-    fn tables_are_allocated_in_order_around_declared_ones() {
-        let mut memory = GuestMemory::new(1 << 30);
-        memory.declare_table(Gpa(0x10_1000), 1);
-        assert_eq!(memory.allocate_table(3), Gpa(0x10_0000));
-        assert_eq!(memory.allocate_table(2), Gpa(0x10_2000));
+    fn far_and_hostile_addresses() {
+        let mut m = GuestMemory::new(1 << 40);
+        m.write_entry(Gpa(0x80_0000_0008), 8, 7);
+        assert_eq!(m.read(Gpa(0x80_0000_0008)), 7);
+        m.write_entry(Gpa(!0), 8, 7);
+        m.write_entry(Gpa(1 << 40), 8, 7);
+        assert_eq!(m.read(Gpa(!0)), 0);
+        assert_eq!(m.read(Gpa(1 << 40)), 0);
     }
 
     #[test]
-    fn the_digest_knows_content_not_history() {
-        let mut a = GuestMemory::new(1 << 20);
-        a.write_entry(Gpa(0x1000), 8, 7);
-        a.write_entry(Gpa(0x3000), 8, 9);
-        let mut b = GuestMemory::new(1 << 20);
-        b.write_entry(Gpa(0x3000), 8, 9);
-        b.write_entry(Gpa(0x1000), 8, 7);
-        b.write_entry(Gpa(0x5000), 8, 1);
+    fn tables_skip_what_is_used() {
+        let mut m = GuestMemory::new(1 << 30);
+        m.declare_table(Gpa(0x10_0000), 4);
+        m.write_entry(Gpa(0x10_1008), 8, 1);
+        assert_eq!(m.allocate_table(3), Gpa(0x10_2000));
+        assert_eq!(m.allocate_table(2), Gpa(0x10_3000));
+        assert_eq!(m.table_level(0x102), Some(3));
+        assert!(!m.is_table(0x101));
+    }
+
+    #[test]
+    fn equal_contents_are_equal_whatever_the_order() {
+        let mut a = GuestMemory::new(1 << 30);
+        let mut b = GuestMemory::new(1 << 30);
+        for (m, order) in [(&mut a, [1u64, 2]), (&mut b, [2, 1])] {
+            for at in order {
+                m.write_entry(Gpa(at << 12), 8, at);
+            }
+        }
+        b.write_entry(Gpa(0x9000), 8, 5);
+        assert_ne!(a, b);
         assert_ne!(a.digest(), b.digest());
-        b.write_entry(Gpa(0x5000), 8, 0);
+        b.write_entry(Gpa(0x9000), 8, 0);
+        assert_eq!(a, b);
         assert_eq!(a.digest(), b.digest());
     }
 }

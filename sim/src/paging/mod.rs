@@ -1,4 +1,4 @@
-//! Guest memory as far as page tables go, and the walker.
+//! Guest memory and the page-table walker.
 
 pub mod memory;
 pub mod walk;

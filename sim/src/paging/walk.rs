@@ -1,14 +1,16 @@
-//! The guest's page walk, by the present mode (facts A.1, A.2, A.5, A.6).
+//! A walk of the guest's page tables by its present mode (facts A.2 to A.6; SDM vol. 3, 4.3 to
+//! 4.8): presence first, then reserved bits, entry by entry; rights after the walk.
 
 use tlbscope_trace::addr::{Gpa, PageSize};
 use tlbscope_trace::observe::World;
 use tlbscope_trace::op::Access;
 use tlbscope_trace::regs::{Cr4, Efer, MmuKind, Regs, Vendor};
 
-use crate::arch::access::{self, Rights};
+use super::memory::entry_of;
+use crate::arch::access::{Rights, check, not_present_code, reserved_code};
 use crate::arch::mode::Mode;
 
-const P: u64 = 1;
+const P: u64 = 1 << 0;
 const RW: u64 = 1 << 1;
 const US: u64 = 1 << 2;
 const A: u64 = 1 << 5;
@@ -16,173 +18,296 @@ const D: u64 = 1 << 6;
 const PS: u64 = 1 << 7;
 const G: u64 = 1 << 8;
 const XD: u64 = 1 << 63;
-const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
-/// One entry that was read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// One entry that a walk read from memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Step {
-    /// Where.
+    /// Where the entry lies.
     pub gpa: Gpa,
-    /// What.
+    /// What it held.
     pub value: u64,
-    /// 1 = PTE. PDPTE registers are no step: they are not read from memory.
+    /// The level of its table; 1 = PT.
     pub level: u8,
 }
 
-/// What a walk that met no fault found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The translation that a walk found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Leaf {
-    /// Base of the page.
+    /// First byte of the page.
     pub gpa: Gpa,
     /// Its size.
     pub size: PageSize,
-    /// Rights over the path.
+    /// The rights over the path.
     pub rights: Rights,
-    /// The leaf's G with CR4.PGE.
+    /// G with CR4.PGE = 1.
     pub global: bool,
     /// The leaf's D.
     pub dirty: bool,
-    /// A is set in every entry used.
-    pub accessed: bool,
+    /// Every entry read had A = 1.
+    pub accessed_all: bool,
 }
 
-/// A walk.
+/// A walk: what it read and what it came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Walk {
-    /// The entries read, top down.
+    /// The entries read, from the top; the first `count` are meaningful. PDPTE registers are not
+    /// memory and not among them.
     pub steps: [Step; 5],
-    /// How many.
+    /// How many were read.
     pub count: u8,
-    /// The first step is a PAE PDPTE, which has no accessed bit (facts A.2).
-    pub pdpte: bool,
-    /// What was found, or the #PF error code. Rights are checked.
+    /// The mode it walked by.
+    pub mode: Mode,
+    /// The translation, or the #PF error code (also for rights).
     pub result: Result<Leaf, u32>,
 }
 
-/// Walks and checks rights.
-#[must_use]
+impl Walk {
+    /// The entries that were read, from the top.
+    #[must_use]
+    pub fn read(&self) -> &[Step] {
+        self.steps.get(..usize::from(self.count)).unwrap_or(&self.steps)
+    }
+}
+
+/// Where a walk begins: at the top, or below a paging-structure-cache entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Start {
+    /// The level of the first table that is read.
+    pub level: u8,
+    /// That table.
+    pub table: Gpa,
+    /// The rights over the entries above it.
+    pub rights: Rights,
+}
+
+/// What decides which bits are reserved.
+#[derive(Clone, Copy)]
+struct Format {
+    mode: Mode,
+    physical: u64,
+    maxphyaddr: u32,
+    nxe: bool,
+    pse: bool,
+    gbpages: bool,
+    amd: bool,
+}
+
+impl Format {
+    fn of<W: World>(world: &W, regs: &Regs) -> Self {
+        let maxphyaddr = world.maxphyaddr().clamp(32, 52);
+        Self {
+            mode: Mode::of(regs),
+            physical: (1 << maxphyaddr) - 1,
+            maxphyaddr,
+            nxe: regs.efer().contains(Efer::NXE),
+            pse: regs.cr4().contains(Cr4::PSE),
+            gbpages: world.gbpages(),
+            amd: world.vendor() == Vendor::Amd,
+        }
+    }
+
+    /// Whether a present entry of this level maps a page.
+    const fn leaf(&self, level: u8, value: u64) -> bool {
+        match (self.mode, level) {
+            (_, 1) => true,
+            (Mode::Bits32, 2) => self.pse && value & PS != 0,
+            (Mode::Pae, 2) => value & PS != 0,
+            (Mode::Level4 | Mode::Level5, 2) => value & PS != 0,
+            (Mode::Level4 | Mode::Level5, 3) => self.gbpages && value & PS != 0,
+            _ => false,
+        }
+    }
+
+    /// The reserved bits of a present entry (facts A.2).
+    const fn reserved(&self, level: u8, value: u64) -> u64 {
+        let leaf = self.leaf(level, value);
+        if matches!(self.mode, Mode::Bits32) {
+            return if leaf && level == 2 { self.reserved_4m() } else { 0 };
+        }
+        if matches!(self.mode, Mode::Pae) && level == 3 {
+            return 0x1e6 | !self.physical;
+        }
+        let top = if matches!(self.mode, Mode::Pae) { XD - 1 } else { (1 << 52) - 1 };
+        let mut bits = top & !self.physical;
+        if !self.nxe {
+            bits |= XD;
+        }
+        match (level, leaf) {
+            (2, true) => bits |= 0x1f_e000,
+            (3, true) => bits |= 0x3fff_e000,
+            (3, false) => bits |= PS,
+            (4 | 5, _) => bits |= if self.amd { PS | G } else { PS },
+            _ => {}
+        }
+        bits
+    }
+
+    /// A PDE of 4 MiB: bits 21:(m-19) with m = min(40, MAXPHYADDR); the bits below hold the
+    /// address above 4 GiB (PSE-36).
+    const fn reserved_4m(&self) -> u64 {
+        let m = if self.maxphyaddr > 40 { 40 } else { self.maxphyaddr };
+        0x3f_ffff & !((1 << (m - 19)) - 1)
+    }
+
+    /// The frame that a leaf maps.
+    const fn frame(&self, size: PageSize, value: u64) -> Gpa {
+        match size {
+            PageSize::Size4M => Gpa(value & 0xffc0_0000 | (value >> 13 & 0xff) << 32),
+            _ => Gpa(value & self.physical & !(size.bytes() - 1)),
+        }
+    }
+
+    /// The rights over a path that goes on through this entry.
+    fn narrow(&self, above: Rights, level: u8, value: u64) -> Rights {
+        if self.mode == Mode::Pae && level == 3 {
+            return above;
+        }
+        Rights {
+            write: above.write && value & RW != 0,
+            user: above.user && value & US != 0,
+            xd: above.xd || (self.mode != Mode::Bits32 && value & XD != 0),
+            key: above.key,
+        }
+    }
+
+    /// The translation of a leaf entry.
+    fn leaf_of(&self, level: u8, value: u64, rights: Rights, accessed: bool, regs: &Regs) -> Leaf {
+        let size = self.mode.page_size(level).unwrap_or_default();
+        let long = matches!(self.mode, Mode::Level4 | Mode::Level5);
+        let key = if long { (value >> 59 & 15) as u8 } else { 0 };
+        Leaf {
+            gpa: self.frame(size, value),
+            size,
+            rights: Rights { key, ..rights },
+            global: value & G != 0 && regs.cr4().contains(Cr4::PGE),
+            dirty: value & D != 0,
+            accessed_all: accessed,
+        }
+    }
+}
+
+/// Walks for an access and checks its rights. An address that is not canonical is answered as not
+/// present without a read: its #GP or #SS is the caller's.
 pub fn walk<W: World>(world: &W, regs: &Regs, access: &Access) -> Walk {
-    let mut walk = translate(world, regs, access);
+    let mut walk = walk_unchecked(world, regs, access);
+    check_rights(&mut walk, regs, access);
+    walk
+}
+
+/// As [`walk`], from below a paging-structure-cache entry: what lies above is not read again.
+pub fn walk_from<W: World>(world: &W, regs: &Regs, access: &Access, start: Start) -> Walk {
+    let mut walk = descend(world, regs, access, start);
+    check_rights(&mut walk, regs, access);
+    walk
+}
+
+/// The translation without a check of rights.
+///
+/// # Errors
+///
+/// The #PF error code of a walk that met an entry not present or with a reserved bit.
+pub fn translate<W: World>(world: &W, regs: &Regs, access: &Access) -> Result<Leaf, u32> {
+    walk_unchecked(world, regs, access).result
+}
+
+fn check_rights(walk: &mut Walk, regs: &Regs, access: &Access) {
     if let Ok(leaf) = walk.result
-        && let Err(code) = access::check(leaf.rights, access, regs)
-        && regs.paging()
+        && let Err(code) = check(leaf.rights, access, regs)
     {
         walk.result = Err(code);
     }
-    walk
 }
 
-/// Walks without checking rights: what a speculative fill would cache.
-#[must_use]
-pub fn translate<W: World>(world: &W, regs: &Regs, access: &Access) -> Walk {
+/// A walk from the top, without a check of rights.
+pub fn walk_unchecked<W: World>(world: &W, regs: &Regs, access: &Access) -> Walk {
     let mode = Mode::of(regs);
-    let mut walk = Walk { steps: [Step::default(); 5], count: 0, pdpte: false, result: Err(0) };
-    if mode == Mode::Off {
-        let gpa = Gpa(access.gva.0 & !0xfff);
-        let rights = Rights { write: true, user: true, xd: false, key: 0 };
-        let (size, global) = (PageSize::Size4K, false);
-        walk.result = Ok(Leaf { gpa, size, rights, global, dirty: true, accessed: true });
+    let mut walk = Walk { steps: [Step::default(); 5], count: 0, mode, result: Err(0) };
+    walk.result = Err(not_present_code(access, regs));
+    if !mode.canonical(access.gva) {
         return walk;
     }
-    let mut rights = Rights { write: true, user: true, xd: false, key: 0 };
-    let mut table = regs.root();
-    let mut accessed = true;
-    for level in (1..=mode.levels()).rev() {
-        let pdpte = mode == Mode::Pae && level == 3;
-        let value = read(world, regs, mode, table, access, level, &mut walk);
+    if mode == Mode::Off {
+        walk.result = Ok(identity(access));
+        return walk;
+    }
+    let mut start = Start { level: mode.levels(), table: regs.root(), rights: Rights::FULL };
+    // Intel keeps the four PDPTEs in registers; an SVM guest with nested paging reads them during
+    // the walk (facts A.3). Reserved bits were refused when the registers were loaded.
+    let in_memory = world.vendor() == Vendor::Amd && world.mmu() == MmuKind::Tdp;
+    if mode == Mode::Pae && !in_memory {
+        let value = regs.pdpte[usize::from(mode.index(access.gva, 3)) & 3];
         if value & P == 0 {
-            walk.result = Err(access::not_present_code(access, regs));
             return walk;
         }
-        if reserved(world, regs, mode, level, value) {
-            walk.result = Err(access::reserved_code(access, regs));
+        let physical = Format::of(world, regs).physical;
+        start.level = 2;
+        start.table = Gpa(value & physical & !0xfff);
+    }
+    descend(world, regs, access, start)
+}
+
+/// CR0.PG = 0: linear addresses are physical, with every right.
+const fn identity(access: &Access) -> Leaf {
+    Leaf {
+        gpa: Gpa(access.gva.0 & !0xfff),
+        size: PageSize::Size4K,
+        rights: Rights::FULL,
+        global: false,
+        dirty: true,
+        accessed_all: true,
+    }
+}
+
+/// Reads entry after entry from `start` down.
+fn descend<W: World>(world: &W, regs: &Regs, access: &Access, start: Start) -> Walk {
+    let format = Format::of(world, regs);
+    let mode = format.mode;
+    let bytes = mode.entry_bytes();
+    let mut walk = Walk { steps: [Step::default(); 5], count: 0, mode, result: Err(0) };
+    walk.result = Err(not_present_code(access, regs));
+    let (mut table, mut rights, mut accessed) = (start.table, start.rights, true);
+    for level in (1..=start.level.min(mode.levels())).rev() {
+        let gpa = Gpa(table.0 + u64::from(mode.index(access.gva, level)) * u64::from(bytes));
+        let value = entry_of(world.read(gpa), gpa, bytes);
+        walk.steps[usize::from(walk.count)] = Step { gpa, value, level };
+        walk.count += 1;
+        if value & P == 0 {
             return walk;
         }
-        if pdpte {
-            table = Gpa(value & FRAME);
-            continue;
-        }
-        accessed &= value & A != 0;
-        rights.write &= value & RW != 0;
-        rights.user &= value & US != 0;
-        rights.xd |= mode != Mode::Bits32 && regs.efer().contains(Efer::NXE) && value & XD != 0;
-        if let Some(size) = leaf_size(regs, mode, level, value) {
-            rights.key = if mode == Mode::Bits32 { 0 } else { (value >> 59 & 15) as u8 };
-            let global = value & G != 0 && regs.cr4().contains(Cr4::PGE);
-            let gpa = Gpa(value & FRAME & !(size.bytes() - 1));
-            let dirty = value & D != 0;
-            walk.result = Ok(Leaf { gpa, size, rights, global, dirty, accessed });
+        if value & format.reserved(level, value) != 0 {
+            walk.result = Err(reserved_code(access, regs));
             return walk;
         }
-        table = Gpa(value & FRAME);
+        rights = format.narrow(rights, level, value);
+        accessed &= value & A != 0 || no_accessed(mode, level);
+        if format.leaf(level, value) {
+            walk.result = Ok(format.leaf_of(level, value, rights, accessed, regs));
+            return walk;
+        }
+        table = Gpa(value & format.physical & !0xfff);
     }
     walk
 }
 
-/// Reads an entry and records the step. Intel's PDPTEs are registers.
-fn read<W: World>(
-    world: &W,
-    regs: &Regs,
-    mode: Mode,
-    table: Gpa,
-    access: &Access,
-    level: u8,
-    walk: &mut Walk,
-) -> u64 {
-    let index = mode.index(access.gva, level);
-    let native_amd = world.vendor() == Vendor::Amd && world.mmu() == MmuKind::Tdp;
-    if mode == Mode::Pae && level == 3 && !native_amd {
-        return regs.pdpte[usize::from(index) & 3];
-    }
-    let bytes = u64::from(mode.entry_bytes());
-    let gpa = Gpa(table.0 + u64::from(index) * bytes);
-    let word = world.read(gpa);
-    let value = match bytes {
-        4 if gpa.0 & 4 != 0 => word >> 32,
-        4 => word & 0xffff_ffff,
-        _ => word,
-    };
-    walk.pdpte |= mode == Mode::Pae && level == 3;
-    walk.steps[usize::from(walk.count)] = Step { gpa, value, level };
-    walk.count += 1;
-    value
+/// PDPTEs of PAE paging have no A; its place is reserved.
+fn no_accessed(mode: Mode, level: u8) -> bool {
+    mode == Mode::Pae && level == 3
 }
 
-/// The size of the page if the entry is a leaf.
-fn leaf_size(regs: &Regs, mode: Mode, level: u8, value: u64) -> Option<PageSize> {
-    let large = value & PS != 0 && (mode != Mode::Bits32 || regs.cr4().contains(Cr4::PSE));
-    (level == 1 || large).then(|| mode.page_size(level)).flatten()
-}
-
-/// Reserved bits of a present entry (facts A.2).
-fn reserved<W: World>(world: &W, regs: &Regs, mode: Mode, level: u8, value: u64) -> bool {
-    let above = !0u64 << world.maxphyaddr();
-    let leaf = leaf_size(regs, mode, level, value);
-    if mode == Mode::Bits32 {
-        // With PSE-36 a 4 MiB PDE keeps PA 39:32 in 20:13; wider frames are not modelled.
-        return leaf == Some(PageSize::Size4M) && value & 0x003f_e000 != 0;
-    }
-    if mode == Mode::Pae && level == 3 {
-        return value & (0b110 | 0x1e0 | above) != 0;
-    }
-    let nxe = regs.efer().contains(Efer::NXE);
-    let top = if mode == Mode::Pae { above & !XD } else { above & 0x000f_ffff_ffff_ffff };
-    let no_leaf_here = level >= 4 || level == 3 && !world.gbpages();
-    value & top != 0
-        || value & XD != 0 && !nxe
-        || level > 1 && value & PS != 0 && no_leaf_here
-        || leaf
-            .is_some_and(|size| level > 1 && value & (size.bytes() - 1) & FRAME & !(1 << 12) != 0)
-        || level >= 4 && value & G != 0 && world.vendor() == Vendor::Amd
-}
-
-/// The entries whose accessed or dirty bits the walk sets, with their new values.
-pub fn entries_to_mark(walk: &Walk, write: bool) -> impl Iterator<Item = (Gpa, u64)> + '_ {
-    let count = usize::from(walk.count);
-    let skip = usize::from(walk.pdpte);
-    walk.steps[..count].iter().enumerate().skip(skip).filter_map(move |(n, step)| {
-        let leaf = n + 1 == count;
-        let value = step.value | A | if leaf && write { D } else { 0 };
-        (value != step.value).then_some((step.gpa, value))
+/// The stores by which the walker sets A in every entry it used and, for a write, D in the leaf:
+/// only those that change anything. A walk that failed sets nothing here (that it may set A in
+/// the entries above is allowed, not required; facts A.6).
+pub fn entries_to_mark(walk: &Walk, write: bool) -> impl Iterator<Item = (Gpa, u64)> + use<> {
+    let used = if walk.result.is_ok() { usize::from(walk.count) } else { 0 };
+    let (steps, mode) = (walk.steps, walk.mode);
+    steps.into_iter().take(used).enumerate().filter_map(move |(at, step)| {
+        let leaf = at + 1 == used;
+        let set = if no_accessed(mode, step.level) { 0 } else { A };
+        let set = if leaf && write { set | D } else { set };
+        (step.value | set != step.value).then_some((step.gpa, step.value | set))
     })
 }
+
+#[cfg(test)]
+#[path = "walk_tests.rs"]
+mod tests;

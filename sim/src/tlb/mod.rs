@@ -1,31 +1,45 @@
-//! The hardware's caches of one physical CPU: each invalidation is implemented here by its own
-//! code; no table of what the manuals require is read.
-//!
-//! Entries live in *containers*: (class, VPID or ASID, EP4TA, PCID or global). A wide invalidation
-//! raises the container's birth line, so that it costs a few operations whatever it drops; what
-//! was born before the line is dead, and is remembered as the ghost of the flush that raised it.
+//! The hardware TLBs and paging-structure caches of one physical CPU (facts A.7, A.8, B to D).
+//! Containers (class, id, EP4TA, PCID or global) have epochs, so wide flushes touch no entry.
 
-use std::hash::{Hash, Hasher};
-
-use rustc_hash::{FxHashMap, FxHasher};
-use tlbscope_trace::act::{Class, Copied, GuestInv, Inv, Mark, Tag};
-use tlbscope_trace::addr::{Gpa, Gva, PageSize, Pcid};
-
+mod invalidate;
 mod store;
 
-pub use store::Geometry;
-use store::{Key, Store};
+use std::ops::RangeInclusive;
+
+use rustc_hash::FxHashMap;
+use tlbscope_trace::act::{Class, Copied, Mark, Tag};
+use tlbscope_trace::addr::{Gpa, Gva, Hpa, PageSize, Pcid};
+
+use crate::arch::access::Rights;
+use crate::arch::mode::Mode;
+use crate::paging::memory::mix;
+use store::{DEAD, Key, Slot, Store};
+
+/// How many entries there are and how they are found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Geometry {
+    /// Never evicts: the hardware that correctness is judged on.
+    #[default]
+    Unbounded,
+    /// Real sets with LRU.
+    Sets {
+        /// Entries in all.
+        entries: u32,
+        /// Entries of a set.
+        ways: u32,
+    },
+}
 
 /// A cached translation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Entry {
-    /// What it says.
+    /// What it translates to.
     pub copy: Copied,
-    /// The judge's mark.
+    /// The observer's mark.
     pub mark: Mark,
-    /// The size of the page that is cached.
+    /// The size cached: the smaller of guest and host size.
     pub size: PageSize,
-    /// The size in the guest's tables; larger than `size` for a fragment.
+    /// The size of the guest's page: INVLPG drops all fragments of it.
     pub guest_size: PageSize,
     /// Usable under every PCID.
     pub global: bool,
@@ -33,325 +47,308 @@ pub struct Entry {
     pub pcid: Pcid,
 }
 
-impl Entry {
-    /// An entry that is no fragment.
-    #[must_use]
-    pub const fn new(copy: Copied, mark: Mark, size: PageSize, global: bool, pcid: Pcid) -> Self {
-        Self { copy, mark, size, guest_size: size, global, pcid }
+/// A cached upper-level entry: where the walk goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PscEntry {
+    /// Level of the entry that was cached (2 = PDE); the walk goes on at `level - 1`.
+    pub level: u8,
+    /// Guest-physical address of the next table.
+    pub gpa: Gpa,
+    /// Host-physical address of the next table.
+    pub hpa: Hpa,
+    /// The rights so far.
+    pub rights: Rights,
+    /// The observer's mark.
+    pub mark: Mark,
+}
+
+/// Which part of a tag's entries a container holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Space {
+    /// One PCID.
+    Pcid,
+    /// Global translations.
+    Global,
+    /// Mappings by guest-physical address.
+    Physical,
+}
+
+type ContainerKey = (Class, u32, u64, u16, Space);
+
+/// Flushes of one container remembered for ghosts.
+const KILLS: usize = 32;
+
+/// What is flushed together.
+#[derive(Clone, Debug)]
+struct Container {
+    tag: Tag,
+    space: Space,
+    epoch: u32,
+    psc_epoch: u32,
+    live: u32,
+    /// Live translations by size.
+    sizes: [u32; 4],
+    /// Live fragments of larger guest pages.
+    fragments: u32,
+    /// Which event ended an epoch, by epoch modulo [`KILLS`].
+    kills: [u64; KILLS],
+}
+
+impl Container {
+    fn forget(&mut self, entry: &Entry) {
+        self.live -= 1;
+        self.sizes[entry.size as usize] -= 1;
+        self.fragments -= u32::from(entry.guest_size > entry.size);
     }
 }
 
-/// PCID or global: the last part of a container's name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Under {
-    Pcid(Pcid),
-    Global,
-}
-
-/// A container's name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct Name {
-    class: Class,
-    id: u32,
-    ep4ta: u64,
-    under: Under,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Container {
-    name: Name,
-    /// Entries born before are dead.
-    line: u64,
-    /// The event whose flush raised the line.
-    killer: u64,
-    /// Entries that live.
-    live: u32,
-    /// Bit for each page size that was ever filled.
-    sizes: u8,
-    /// Whether some entry is a fragment of a larger guest page.
-    fragments: bool,
-}
-
-/// The caches of one physical CPU.
+/// The TLB and the paging-structure caches of one physical CPU.
 #[derive(Clone, Debug)]
 pub struct Tlb {
-    names: FxHashMap<Name, u32>,
     containers: Vec<Container>,
-    store: Store,
-    clock: u64,
+    by_key: FxHashMap<ContainerKey, u32>,
+    entries: Store<Entry>,
+    psc: Store<PscEntry>,
+    /// The last tag looked up and its PCID and global containers.
+    last: Option<(Tag, [Option<u32>; 2])>,
+    sweep_at: usize,
+    psc_sweep_at: usize,
 }
 
+/// Slots of unbounded stores that are kept before dead ones are swept out.
+const SWEEP: usize = 1 << 16;
 const SIZES: [PageSize; 4] =
     [PageSize::Size4K, PageSize::Size2M, PageSize::Size4M, PageSize::Size1G];
 
+fn key(container: u32, address: u64, size: PageSize) -> Key {
+    Key { page: address >> size.shift(), container, size: size as u8 }
+}
+
 impl Tlb {
-    /// Empty caches.
+    /// An empty TLB. Finite ones have paging-structure caches of 64 entries, 4 ways.
     #[must_use]
     pub fn new(geometry: Geometry) -> Self {
-        let (names, containers) = (FxHashMap::default(), Vec::new());
-        Self { names, containers, store: Store::new(geometry), clock: 1 }
-    }
-
-    fn name(tag: &Tag, under: Under) -> Name {
-        let id = if tag.class == Class::GuestPhysical { 0 } else { tag.id };
-        Name { class: tag.class, id, ep4ta: tag.ep4ta.0, under }
-    }
-
-    fn container(&mut self, name: Name) -> u32 {
-        if let Some(n) = self.names.get(&name) {
-            return *n;
+        let psc = match geometry {
+            Geometry::Unbounded => geometry,
+            Geometry::Sets { .. } => Geometry::Sets { entries: 64, ways: 4 },
+        };
+        Self {
+            containers: Vec::new(),
+            by_key: FxHashMap::default(),
+            entries: Store::new(geometry),
+            psc: Store::new(psc),
+            last: None,
+            sweep_at: SWEEP,
+            psc_sweep_at: SWEEP,
         }
-        let n = self.containers.len() as u32;
-        let (line, killer, live, sizes, fragments) = (0, 0, 0, 0, false);
-        self.containers.push(Container { name, line, killer, live, sizes, fragments });
-        self.names.insert(name, n);
-        n
     }
 
-    /// The entry that translates `gva` under `tag`: of its PCID, or global.
-    pub fn lookup(&mut self, tag: &Tag, gva: Gva) -> Option<&Entry> {
-        let found = [Under::Pcid(tag.pcid), Under::Global]
-            .into_iter()
-            .find_map(|under| self.probe(Self::name(tag, under), gva.0));
-        found.and_then(|key| self.store.touch(key))
+    fn container(&self, tag: &Tag, space: Space) -> Option<u32> {
+        self.by_key.get(&container_key(tag, space)).copied()
     }
 
-    /// The guest-physical mapping of `gpa`.
-    pub fn lookup_gpa(&mut self, tag: &Tag, gpa: Gpa) -> Option<&Entry> {
-        let key = self.probe(Self::name(tag, Under::Global), gpa.0)?;
-        self.store.touch(key)
+    fn container_or_new(&mut self, tag: &Tag, space: Space) -> u32 {
+        let next = self.containers.len() as u32;
+        let at = *self.by_key.entry(container_key(tag, space)).or_insert(next);
+        if at == next {
+            self.last = None;
+            self.containers.push(Container {
+                tag: *tag,
+                space,
+                epoch: 0,
+                psc_epoch: 0,
+                live: 0,
+                sizes: [0; 4],
+                fragments: 0,
+                kills: [0; KILLS],
+            });
+        }
+        at
     }
 
-    /// The key of the live entry of one container that covers `address`.
-    fn probe(&self, name: Name, address: u64) -> Option<Key> {
-        let n = *self.names.get(&name)?;
-        let container = &self.containers[n as usize];
-        SIZES.into_iter().find_map(|size| {
-            if container.sizes & 1 << size as u8 == 0 {
-                return None;
+    fn pair(&mut self, tag: &Tag) -> [Option<u32>; 2] {
+        match self.last {
+            Some((last, pair)) if last == *tag => pair,
+            _ => {
+                let pair = [self.container(tag, Space::Pcid), self.container(tag, Space::Global)];
+                self.last = Some((*tag, pair));
+                pair
             }
-            let key = Key { container: n, page: address >> size.shift(), size };
-            self.store.born(key).filter(|born| *born >= container.line).map(|_| key)
+        }
+    }
+
+    /// The live slot that translates an address in a container.
+    fn find_in(&self, container: u32, address: u64) -> Option<usize> {
+        let c = &self.containers[container as usize];
+        SIZES.into_iter().filter(|s| c.sizes[*s as usize] != 0).find_map(|size| {
+            let at = self.entries.find(key(container, address, size))?;
+            (self.entries.slots[at].as_ref()?.epoch == c.epoch).then_some(at)
         })
     }
 
-    /// Caches a translation. Returns the event whose flush had dropped the same one, if one had.
+    fn find(&mut self, tag: &Tag, gva: Gva) -> Option<usize> {
+        let pair = self.pair(tag);
+        pair.into_iter().flatten().find_map(|c| self.find_in(c, gva.0))
+    }
+
+    fn used(&mut self, at: usize) -> Option<&Entry> {
+        if !self.entries.unbounded() {
+            self.entries.touch(at);
+        }
+        self.entries.slots[at].as_ref().map(|s| &s.value)
+    }
+
+    /// The translation of `gva` under this tag's PCID, or a global one.
+    pub fn lookup(&mut self, tag: &Tag, gva: Gva) -> Option<&Entry> {
+        let at = self.find(tag, gva)?;
+        self.used(at)
+    }
+
+    /// The guest-physical mapping of `gpa` (EPT by EP4TA; on AMD by ASID).
+    pub fn lookup_gpa(&mut self, tag: &Tag, gpa: Gpa) -> Option<&Entry> {
+        let container = self.container(tag, Space::Physical)?;
+        let at = self.find_in(container, gpa.0)?;
+        self.used(at)
+    }
+
+    /// Caches a translation. Gives the event whose flush had dropped the same one (a ghost).
     pub fn insert(&mut self, tag: &Tag, gva: Gva, entry: Entry) -> Option<u64> {
-        let under = if entry.global { Under::Global } else { Under::Pcid(tag.pcid) };
-        self.insert_in(Self::name(tag, under), gva.0, entry)
+        let space = if entry.global { Space::Global } else { Space::Pcid };
+        self.insert_in(tag, space, gva.0, entry)
     }
 
-    /// Caches a guest-physical mapping.
+    /// As [`Tlb::insert`] for a guest-physical mapping.
     pub fn insert_gpa(&mut self, tag: &Tag, gpa: Gpa, entry: Entry) -> Option<u64> {
-        self.insert_in(Self::name(tag, Under::Global), gpa.0, entry)
+        self.insert_in(tag, Space::Physical, gpa.0, entry)
     }
 
-    fn insert_in(&mut self, name: Name, address: u64, entry: Entry) -> Option<u64> {
-        let n = self.container(name);
-        self.clock += 1;
-        let container = &mut self.containers[n as usize];
-        container.sizes |= 1 << entry.size as u8;
-        container.fragments |= entry.guest_size > entry.size;
-        container.live += 1;
-        let (line, killer) = (container.line, container.killer);
-        let key = Key { container: n, page: address >> entry.size.shift(), size: entry.size };
-        let out = self.store.insert(key, entry, self.clock);
+    fn insert_in(&mut self, tag: &Tag, space: Space, address: u64, entry: Entry) -> Option<u64> {
+        if self.entries.unbounded() && self.entries.slots.len() >= self.sweep_at {
+            let containers = &self.containers;
+            self.entries.sweep(|s| containers[s.key.container as usize].epoch == s.epoch);
+            self.sweep_at = SWEEP.max(2 * self.entries.slots.len());
+        }
+        let at = self.container_or_new(tag, space);
+        let key = key(at, address, entry.size);
+        let epoch = self.containers[at as usize].epoch;
+        let containers = &self.containers;
+        let slot = Slot { key, epoch, killer: 0, used: 0, value: entry };
+        let old = self.entries.put(slot, |s| containers[s.key.container as usize].epoch == s.epoch);
         let mut ghost = None;
-        if let Some((old, born)) = out {
-            let holder = &mut self.containers[old.container as usize];
-            if born >= holder.line {
-                holder.live -= 1;
-            } else if old == key && born < line {
-                ghost = Some(killer);
+        if let Some(old) = old {
+            let holder = &mut self.containers[old.key.container as usize];
+            if old.epoch == holder.epoch {
+                holder.forget(&old.value);
+            } else if old.key == key {
+                ghost = killer(holder, &old);
             }
         }
+        let c = &mut self.containers[at as usize];
+        c.live += 1;
+        c.sizes[entry.size as usize] += 1;
+        c.fragments += u32::from(entry.guest_size > entry.size);
         ghost
     }
 
-    /// Drops the entry of `gva` under `tag`, PCID-tagged and global.
-    pub fn drop_entry(&mut self, tag: &Tag, gva: Gva) {
-        for under in [Under::Pcid(tag.pcid), Under::Global] {
-            self.drop_page(Self::name(tag, under), gva.0);
-        }
+    /// Sets D in the copy that [`Tlb::lookup`] would find; whether there was one.
+    pub fn set_dirty(&mut self, tag: &Tag, gva: Gva) -> bool {
+        let Some(at) = self.find(tag, gva) else { return false };
+        self.entries.slots[at].as_mut().is_some_and(|s| {
+            s.value.copy.dirty = true;
+            true
+        })
     }
 
-    /// Drops what covers `address` in one container, every fragment of its guest page too. Returns
-    /// how many lived.
-    fn drop_page(&mut self, name: Name, address: u64) -> u32 {
-        let Some(&n) = self.names.get(&name) else { return 0 };
-        let container = self.containers[n as usize];
-        let mut dropped = 0;
-        for size in SIZES {
-            if container.sizes & 1 << size as u8 != 0 {
-                let key = Key { container: n, page: address >> size.shift(), size };
-                dropped += u32::from(self.store.remove(key).is_some_and(|b| b >= container.line));
-            }
+    /// Caches an upper-level entry; `mode` is that of the tables walked.
+    pub fn psc_insert(&mut self, tag: &Tag, mode: Mode, gva: Gva, entry: PscEntry) {
+        if self.psc.unbounded() && self.psc.slots.len() >= self.psc_sweep_at {
+            let containers = &self.containers;
+            self.psc.sweep(|s| containers[s.key.container as usize].psc_epoch == s.epoch);
+            self.psc_sweep_at = SWEEP.max(2 * self.psc.slots.len());
         }
-        if container.fragments {
-            dropped += self.store.remove_fragments(n, address, container.line);
-        }
-        self.containers[n as usize].live -= dropped;
-        dropped
+        let container = self.container_or_new(tag, psc_space(tag));
+        let key = psc_key(container, mode, gva.0, entry.level);
+        let epoch = self.containers[container as usize].psc_epoch;
+        let containers = &self.containers;
+        self.psc.put(Slot { key, epoch, killer: 0, used: 0, value: entry }, |s| {
+            containers[s.key.container as usize].psc_epoch == s.epoch
+        });
     }
 
-    /// Kills every entry of the containers that `which` names.
-    fn kill(
+    /// The lowest cached upper-level entry of these levels for `gva`.
+    pub fn psc_lookup(
         &mut self,
-        which: impl Fn(&Name) -> bool,
-        event: u64,
         tag: &Tag,
-        dropped: &mut impl FnMut(&Tag, bool, u32),
-    ) {
-        self.clock += 1;
-        for container in &mut self.containers {
-            if container.live == 0 || !which(&container.name) {
-                continue;
-            }
-            container.line = self.clock;
-            container.killer = event;
-            let lost = std::mem::take(&mut container.live);
-            report(&container.name, tag, lost, dropped);
-        }
-    }
-
-    fn kill_page(
-        &mut self,
-        which: impl Fn(&Name) -> bool,
-        address: u64,
-        tag: &Tag,
-        dropped: &mut impl FnMut(&Tag, bool, u32),
-    ) {
-        let names: Vec<Name> = self
-            .containers
-            .iter()
-            .filter(|c| c.live > 0 && which(&c.name))
-            .map(|c| c.name)
-            .collect();
-        for name in names {
-            let lost = self.drop_page(name, address);
-            if lost > 0 {
-                report(&name, tag, lost, dropped);
-            }
-        }
-    }
-
-    /// Carries out an invalidation on this CPU. `current` is the context of the vCPU on whose
-    /// behalf it happens; `dropped` hears how many live translations each container lost.
-    pub fn invalidate(
-        &mut self,
-        inv: Inv,
-        current: &Tag,
-        event: u64,
-        dropped: &mut impl FnMut(&Tag, bool, u32),
-    ) {
-        let gva_mapping = |n: &Name| n.class != Class::GuestPhysical;
-        let vpid =
-            |n: &Name, id: u32| matches!(n.class, Class::Linear | Class::Combined) && n.id == id;
-        let asid = |n: &Name, id: u32| n.class == Class::Asid && n.id == id;
-        match inv {
-            Inv::VpidSingle(v) => self.kill(|n| vpid(n, v.0.into()), event, current, dropped),
-            Inv::VpidNonglobal(v) => {
-                let which = |n: &Name| vpid(n, v.0.into()) && n.under != Under::Global;
-                self.kill(which, event, current, dropped);
-            }
-            Inv::VpidAll => {
-                let which = |n: &Name| gva_mapping(n) && n.class != Class::Asid && n.id != 0;
-                self.kill(which, event, current, dropped);
-            }
-            Inv::VpidZeroTransition => self.kill(|n| vpid(n, 0), event, current, dropped),
-            Inv::VpidAddress { vpid: v, gva } => {
-                self.kill_page(|n| vpid(n, v.0.into()), gva.0, current, dropped);
-            }
-            Inv::EptSingle(e) => {
-                let which = |n: &Name| {
-                    n.class == Class::GuestPhysical && n.ep4ta == e.0
-                        || n.class == Class::Combined && n.ep4ta == e.0
-                };
-                self.kill(which, event, current, dropped);
-            }
-            Inv::EptGlobal => {
-                let which = |n: &Name| matches!(n.class, Class::GuestPhysical | Class::Combined);
-                self.kill(which, event, current, dropped);
-            }
-            Inv::TlbControlAll => self.kill(|n| n.class == Class::Asid, event, current, dropped),
-            Inv::TlbControlAsid(a) => self.kill(|n| asid(n, a.0), event, current, dropped),
-            Inv::TlbControlNonglobal(a) => {
-                let which = |n: &Name| asid(n, a.0) && n.under != Under::Global;
-                self.kill(which, event, current, dropped);
-            }
-            Inv::Invlpga { asid: a, gva } => {
-                self.kill_page(|n| asid(n, a.0), gva.0, current, dropped);
-            }
-            Inv::Guest(guest) => self.invalidate_guest(guest, current, event, dropped),
-            Inv::Exact => {}
-        }
-    }
-
-    /// What a guest instruction invalidates: its own VPID (all EP4TAs) or ASID.
-    fn invalidate_guest(
-        &mut self,
-        inv: GuestInv,
-        current: &Tag,
-        event: u64,
-        dropped: &mut impl FnMut(&Tag, bool, u32),
-    ) {
-        let mine = |n: &Name| {
-            n.class != Class::GuestPhysical
-                && n.id == current.id
-                && (n.class == Class::Asid) == (current.class == Class::Asid)
+        mode: Mode,
+        gva: Gva,
+        levels: RangeInclusive<u8>,
+    ) -> Option<PscEntry> {
+        let container = match psc_space(tag) {
+            Space::Pcid => self.pair(tag)[0]?,
+            space => self.container(tag, space)?,
         };
-        let of = |n: &Name, pcid: Pcid| mine(n) && n.under == Under::Pcid(pcid);
-        let global = |n: &Name| mine(n) && n.under == Under::Global;
-        match inv {
-            GuestInv::All => self.kill(mine, event, current, dropped),
-            GuestInv::Nonglobal => {
-                self.kill(|n| mine(n) && n.under != Under::Global, event, current, dropped);
-            }
-            // A global entry does not say under which PCID it was made: all of them go.
-            GuestInv::Pcid(p) => {
-                self.kill(|n| of(n, p) || global(n), event, current, dropped);
-            }
-            GuestInv::PcidNonglobal(p) => self.kill(|n| of(n, p), event, current, dropped),
-            GuestInv::Address { pcid, gva } | GuestInv::Fault { pcid, gva } => {
-                self.kill_page(|n| of(n, pcid) || global(n), gva.0, current, dropped);
-            }
-            GuestInv::AddressNonglobal { pcid, gva } => {
-                self.kill_page(|n| of(n, pcid), gva.0, current, dropped);
-            }
+        let epoch = self.containers[container as usize].psc_epoch;
+        let at = (*levels.start().max(&2)..=*levels.end().min(&5)).find_map(|level| {
+            let at = self.psc.find(psc_key(container, mode, gva.0, level))?;
+            (self.psc.slots[at].as_ref()?.epoch == epoch).then_some(at)
+        })?;
+        if !self.psc.unbounded() {
+            self.psc.touch(at);
         }
+        self.psc.slots[at].as_ref().map(|s| s.value)
     }
 
-    /// A digest of what lives in the caches.
+    /// Usable translations in all.
+    #[must_use]
+    pub fn live(&self) -> u64 {
+        self.containers.iter().map(|c| u64::from(c.live)).sum()
+    }
+
+    /// A digest of the usable translations, in order of key: the same on every machine.
     #[must_use]
     pub fn digest(&self) -> u64 {
-        let mut hasher = FxHasher::default();
-        let mut live: Vec<_> = self
-            .store
-            .entries()
-            .filter(|(key, _, born)| *born >= self.containers[key.container as usize].line)
-            .map(|(key, entry, _)| {
-                let name = self.containers[key.container as usize].name;
-                (name, key.page, key.size, entry.copy.gpa, entry.copy.hpa)
+        let live = self.entries.slots.iter().flatten();
+        let mut live: Vec<_> = live
+            .filter(|s| self.containers[s.key.container as usize].epoch == s.epoch)
+            .map(|s| {
+                let c = &self.containers[s.key.container as usize];
+                (container_key(&c.tag, c.space), s.key.size, s.key.page, &s.value)
             })
             .collect();
-        live.sort_unstable();
-        live.hash(&mut hasher);
-        hasher.finish()
+        live.sort_unstable_by_key(|(c, size, page, _)| (*c, *size, *page));
+        live.iter().fold(0, |hash, ((class, id, ep4ta, pcid, space), size, page, e)| {
+            let tag = u64::from(*id) << 32 | u64::from(*pcid) << 16;
+            let tag = tag | (*class as u64) << 8 | (*space as u64) << 4 | u64::from(*size);
+            let flags = u64::from(e.copy.write) | u64::from(e.copy.user) << 1;
+            let flags = flags | u64::from(e.copy.xd) << 2 | u64::from(e.copy.dirty) << 3;
+            let flags = flags | u64::from(e.copy.key) << 8 | (e.guest_size as u64) << 16;
+            [tag, *ep4ta, *page, flags, e.copy.gpa.0, e.copy.hpa.0].into_iter().fold(hash, mix)
+        })
     }
 }
 
-/// Tells `dropped` of a container in the words of the judge.
-fn report(name: &Name, current: &Tag, lost: u32, dropped: &mut impl FnMut(&Tag, bool, u32)) {
-    let pcid = match name.under {
-        Under::Pcid(pcid) => pcid,
-        Under::Global => Pcid(0),
-    };
-    let ep4ta = tlbscope_trace::addr::Ep4ta(name.ep4ta);
-    let tag = Tag { pcpu: current.pcpu, class: name.class, id: name.id, ep4ta, pcid };
-    dropped(&tag, name.under == Under::Global, lost);
+fn killer(holder: &Container, old: &Slot<Entry>) -> Option<u64> {
+    if old.epoch == DEAD {
+        return Some(old.killer);
+    }
+    let recent = holder.epoch.wrapping_sub(old.epoch) as usize <= KILLS;
+    recent.then(|| holder.kills[old.epoch as usize % KILLS])
 }
 
-/// Whether a cached page is part of the guest page that covers `address`.
-const fn covers(page: u64, size: PageSize, guest: PageSize, address: u64) -> bool {
-    (page << size.shift()) >> guest.shift() == address >> guest.shift()
+fn container_key(tag: &Tag, space: Space) -> ContainerKey {
+    let pcid = if space == Space::Pcid { tag.pcid.0 } else { 0 };
+    (tag.class, tag.id, tag.ep4ta.0, pcid, space)
 }
+
+const fn psc_space(tag: &Tag) -> Space {
+    if matches!(tag.class, Class::GuestPhysical) { Space::Physical } else { Space::Pcid }
+}
+
+fn psc_key(container: u32, mode: Mode, gva: u64, level: u8) -> Key {
+    // 32-bit tables cover other regions than 8-byte ones: told apart by bit 7.
+    let size = if mode == Mode::Bits32 { level | 0x80 } else { level };
+    Key { page: gva >> mode.shift(level), container, size }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,150 +1,117 @@
-//! Where entries lie: a hash map that never evicts, or sets and ways with LRU.
+//! Where cached copies lie: an unbounded map, or real sets and ways with LRU. A slot is live while
+//! its epoch is its container's; flushing a container is one increment.
 
 use rustc_hash::FxHashMap;
-use tlbscope_trace::addr::PageSize;
 
-use super::{Entry, covers};
+use super::Geometry;
 
-/// How much a TLB holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Geometry {
-    /// Everything, for ever: the hardware by which correctness is judged.
-    #[default]
-    Unbounded,
-    /// `entries` in sets of `ways`, LRU within a set.
-    Sets {
-        /// In all.
-        entries: u32,
-        /// In a set.
-        ways: u32,
-    },
-}
+/// The epoch of a slot that an address-sized invalidation killed.
+pub(super) const DEAD: u32 = u32::MAX;
 
-/// The name of an entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// What a slot is found by: a page (or region) of one size in one container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Key {
-    pub container: u32,
+    /// Address shifted right by the size.
     pub page: u64,
-    pub size: PageSize,
+    /// Index of the container.
+    pub container: u32,
+    /// The size (TLB) or level (paging-structure cache).
+    pub size: u8,
 }
 
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Slot {
-    key: Key,
-    entry: Entry,
-    born: u64,
-    used: u64,
-}
-
+/// One cached copy, dead or alive.
 #[derive(Clone, Debug)]
-pub(super) enum Store {
-    Unbounded(FxHashMap<Key, (Entry, u64)>),
-    Sets { slots: Vec<Option<Slot>>, sets: usize, ways: usize, clock: u64 },
+pub(super) struct Slot<V> {
+    pub key: Key,
+    pub epoch: u32,
+    /// The event that killed it by address; meaningful if `epoch` is [`DEAD`].
+    pub killer: u64,
+    pub used: u64,
+    pub value: V,
 }
 
-impl Store {
+/// Slots by key.
+#[derive(Clone, Debug)]
+pub(super) struct Store<V> {
+    pub slots: Vec<Option<Slot<V>>>,
+    map: FxHashMap<Key, u32>,
+    /// (sets, ways); `None`: unbounded.
+    shape: Option<(usize, usize)>,
+    clock: u64,
+}
+
+impl<V> Store<V> {
     pub fn new(geometry: Geometry) -> Self {
-        match geometry {
-            Geometry::Unbounded => Self::Unbounded(FxHashMap::default()),
+        let shape = match geometry {
+            Geometry::Unbounded => None,
             Geometry::Sets { entries, ways } => {
-                let ways = ways.max(1) as usize;
-                let sets = (entries as usize / ways).max(1);
-                Self::Sets { slots: vec![None; sets * ways], sets, ways, clock: 0 }
+                let ways = (ways as usize).max(1);
+                Some(((entries as usize / ways).max(1), ways))
             }
-        }
-    }
-
-    fn set(key: Key, sets: usize, ways: usize) -> std::ops::Range<usize> {
-        let set = (key.page as usize) % sets;
-        set * ways..(set + 1) * ways
-    }
-
-    /// When the entry was filled, if it is there.
-    pub fn born(&self, key: Key) -> Option<u64> {
-        match self {
-            Self::Unbounded(map) => map.get(&key).map(|(_, born)| *born),
-            Self::Sets { slots, sets, ways, .. } => slots[Self::set(key, *sets, *ways)]
-                .iter()
-                .flatten()
-                .find(|s| s.key == key)
-                .map(|s| s.born),
-        }
-    }
-
-    /// The entry, now the most recently used of its set.
-    pub fn touch(&mut self, key: Key) -> Option<&Entry> {
-        match self {
-            Self::Unbounded(map) => map.get(&key).map(|(entry, _)| entry),
-            Self::Sets { slots, sets, ways, clock } => {
-                *clock += 1;
-                let set = &mut slots[Self::set(key, *sets, *ways)];
-                let slot = set.iter_mut().flatten().find(|s| s.key == key)?;
-                slot.used = *clock;
-                Some(&slot.entry)
-            }
-        }
-    }
-
-    /// Puts an entry in; returns the one that stood in its place, by its own name.
-    pub fn insert(&mut self, key: Key, entry: Entry, born: u64) -> Option<(Key, u64)> {
-        match self {
-            Self::Unbounded(map) => map.insert(key, (entry, born)).map(|(_, born)| (key, born)),
-            Self::Sets { slots, sets, ways, clock } => {
-                *clock += 1;
-                let set = &mut slots[Self::set(key, *sets, *ways)];
-                let same = set.iter().position(|s| s.is_some_and(|s| s.key == key));
-                let empty = || set.iter().position(Option::is_none);
-                let oldest = || {
-                    let used = |n: &usize| set[*n].map_or(0, |s| s.used);
-                    (0..set.len()).min_by_key(used).unwrap_or(0)
-                };
-                let place = same.or_else(empty).unwrap_or_else(oldest);
-                let slot = Slot { key, entry, born, used: *clock };
-                set[place].replace(slot).map(|old| (old.key, old.born))
-            }
-        }
-    }
-
-    /// Takes an entry out; tells when it was filled.
-    pub fn remove(&mut self, key: Key) -> Option<u64> {
-        match self {
-            Self::Unbounded(map) => map.remove(&key).map(|(_, born)| born),
-            Self::Sets { slots, sets, ways, .. } => {
-                let set = &mut slots[Self::set(key, *sets, *ways)];
-                let slot = set.iter_mut().find(|s| s.is_some_and(|s| s.key == key))?;
-                slot.take().map(|s| s.born)
-            }
-        }
-    }
-
-    /// Takes out every fragment of the guest page that covers `address`; counts those that lived.
-    pub fn remove_fragments(&mut self, container: u32, address: u64, line: u64) -> u32 {
-        let hit = |key: &Key, entry: &Entry| {
-            key.container == container && covers(key.page, key.size, entry.guest_size, address)
         };
-        let mut dropped = 0;
-        match self {
-            Self::Unbounded(map) => map.retain(|key, (entry, born)| {
-                let goes = hit(key, entry);
-                dropped += u32::from(goes && *born >= line);
-                !goes
-            }),
-            Self::Sets { slots, .. } => {
-                for slot in slots.iter_mut().filter(|s| s.is_some_and(|s| hit(&s.key, &s.entry))) {
-                    dropped += u32::from(slot.take().is_some_and(|s| s.born >= line));
-                }
-            }
+        let mut slots = Vec::new();
+        if let Some((sets, ways)) = shape {
+            slots.resize_with(sets * ways, || None);
         }
-        dropped
+        Self { slots, map: FxHashMap::default(), shape, clock: 0 }
     }
 
-    /// All entries with their birth, in no order.
-    pub fn entries(&self) -> Box<dyn Iterator<Item = (Key, Entry, u64)> + '_> {
-        match self {
-            Self::Unbounded(map) => Box::new(map.iter().map(|(k, (e, b))| (*k, *e, *b))),
-            Self::Sets { slots, .. } => {
-                Box::new(slots.iter().flatten().map(|s| (s.key, s.entry, s.born)))
+    /// The slot with this key, dead or alive.
+    pub fn find(&self, key: Key) -> Option<usize> {
+        match self.shape {
+            None => self.map.get(&key).map(|at| *at as usize),
+            Some((sets, ways)) => {
+                let first = (key.page % sets as u64) as usize * ways;
+                let set = self.slots.get(first..first + ways)?;
+                let way = set.iter().position(|s| s.as_ref().is_some_and(|s| s.key == key))?;
+                Some(first + way)
             }
         }
+    }
+
+    /// Marks a slot most recently used.
+    pub fn touch(&mut self, at: usize) {
+        self.clock += 1;
+        if let Some(slot) = &mut self.slots[at] {
+            slot.used = self.clock;
+        }
+    }
+
+    /// Puts a copy where its key belongs; gives back the slot that stood there, same key or not.
+    pub fn put(&mut self, slot: Slot<V>, alive: impl Fn(&Slot<V>) -> bool) -> Option<Slot<V>> {
+        self.clock += 1;
+        let slot = Slot { used: self.clock, ..slot };
+        let at = match (self.find(slot.key), self.shape) {
+            (Some(at), _) => at,
+            (None, None) => {
+                self.map.insert(slot.key, self.slots.len() as u32);
+                self.slots.push(Some(slot));
+                return None;
+            }
+            (None, Some((sets, ways))) => {
+                let first = (slot.key.page % sets as u64) as usize * ways;
+                // An empty or dead way first, then the least recently used.
+                let age = |at: &usize| match &self.slots[*at] {
+                    None => (0, 0),
+                    Some(s) => (1 + u8::from(alive(s)), s.used),
+                };
+                (first..first + ways).min_by_key(age).unwrap_or(first)
+            }
+        };
+        self.slots[at].replace(slot)
+    }
+
+    /// Forgets every slot that is not kept (unbounded only: sets are bounded as they are).
+    pub fn sweep(&mut self, keep: impl Fn(&Slot<V>) -> bool) {
+        if self.shape.is_none() {
+            self.slots.retain(|s| s.as_ref().is_some_and(&keep));
+            let keys = self.slots.iter().flatten().map(|s| s.key);
+            self.map = keys.zip(0..).collect();
+        }
+    }
+
+    /// Whether this store never evicts.
+    pub fn unbounded(&self) -> bool {
+        self.shape.is_none()
     }
 }
