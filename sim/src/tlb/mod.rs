@@ -263,10 +263,8 @@ impl Tlb {
                 self.kill_page(|n| vpid(n, v.0.into()), gva.0, current, dropped);
             }
             Inv::EptSingle(e) => {
-                let which = |n: &Name| {
-                    n.class == Class::GuestPhysical && n.ep4ta == e.0
-                        || n.class == Class::Combined && n.ep4ta == e.0
-                };
+                let derived = |n: &Name| matches!(n.class, Class::GuestPhysical | Class::Combined);
+                let which = |n: &Name| derived(n) && n.ep4ta == e.0;
                 self.kill(which, event, current, dropped);
             }
             Inv::EptGlobal => {
