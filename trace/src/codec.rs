@@ -1,4 +1,5 @@
-//! The only module that knows bincode: values to bytes and back, within hard limits of size.
+//! The only module that calls bincode (the vocabulary derives its traits): values to bytes and
+//! back, within hard limits of size.
 
 use bincode::config::{self, Configuration, Limit, LittleEndian, Varint};
 use bincode::{Decode, Encode};

@@ -88,7 +88,8 @@ pub fn run(
     let mut watching =
         (Oracle::with_max_findings(vcpus, max_findings), Tally::new(usize::from(vcpus)));
     let mut machine = Machine::new(&work.machine, policy)
-        .map_err(|error| ReplayError::Machine { policy: policy.name.clone(), error })?;
+        .map_err(|error| ReplayError::Machine { policy: policy.name.clone(), error })?
+        .with_regs(&work.regs);
     for (chunk, events) in work.events.chunks(STEP).enumerate() {
         for (at, event) in events.iter().enumerate() {
             let index = chunk * STEP + at;

@@ -20,6 +20,8 @@ pub struct Work {
     pub processor: Processor,
     /// What guest and host did.
     pub events: Vec<Event>,
+    /// The registers that each vCPU starts with, where the recording shows them.
+    pub regs: Vec<Option<Regs>>,
     /// Line of each event in its source, 0 where there are none.
     lines: Vec<u32>,
 }
@@ -68,7 +70,8 @@ impl Work {
             events.push(Event { time: record.time, actor: record.actor, op: op.clone() });
             lines.push(record.line);
         }
-        Ok(Self { trace: trace.to_owned(), machine, processor, events, lines })
+        let regs = starts(recording, &machine);
+        Ok(Self { trace: trace.to_owned(), machine, processor, events, regs, lines })
     }
 
     /// Line of an event in its source; 0 if it has none.
@@ -84,7 +87,8 @@ fn shown(recording: &Recording, trace: &str) -> Result<MachineConfig, WorkError>
     // A list of events says nothing of a machine: it runs on the default one, as in a scenario.
     if meta.form == "text" && meta.vendor.is_none() && meta.mmu.is_none() {
         let vcpus = meta.vcpus.max(1);
-        return Ok(MachineConfig { vcpus, pcpus: vcpus, ..MachineConfig::default() });
+        let pcpus = vcpus.max(pcpus(recording));
+        return Ok(MachineConfig { vcpus, pcpus, ..MachineConfig::default() });
     }
     let missing = |what| WorkError {
         trace: trace.to_owned(),
@@ -121,6 +125,30 @@ fn pcpus(recording: &Recording) -> u16 {
     seen.max().unwrap_or(1)
 }
 
+/// The registers that each vCPU starts with. A vCPU of which the recording shows none is left out.
+fn starts(recording: &Recording, machine: &MachineConfig) -> Vec<Option<Regs>> {
+    let mode = machine.initial_regs();
+    let seen = recording.meta.initial_regs.iter();
+    seen.map(|regs| (*regs != Regs::default()).then(|| completed(*regs, &mode))).collect()
+}
+
+/// Registers that can be: a recording gives 0 for what it does not show. CR0 is never 0 (ET is
+/// fixed), so that 0 is filled in from `mode`; EFER.LMA follows from CR0.PG and EFER.LME, and
+/// long mode has PAE (facts A.1).
+fn completed(mut regs: Regs, mode: &Regs) -> Regs {
+    if regs.cr0 == 0 {
+        regs.cr0 = mode.cr0;
+    }
+    let long = regs.cr0().contains(Cr0::PG) && regs.efer().intersects(Efer::LME | Efer::LMA);
+    if long {
+        regs.efer |= (Efer::LME | Efer::LMA).bits();
+        regs.cr4 |= Cr4::PAE.bits();
+    } else {
+        regs.efer &= !Efer::LMA.bits();
+    }
+    regs
+}
+
 /// The start state that is nearest to these registers.
 const fn mode(regs: &Regs) -> Mode {
     let (cr0, cr4, efer) = (regs.cr0(), regs.cr4(), regs.efer());
@@ -132,5 +160,62 @@ const fn mode(regs: &Regs) -> Mode {
         Mode::Pae
     } else {
         Mode::Bits32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tlbscope_trace::recording::{Meta, Record};
+    use tlbscope_trace::regs::{MmuKind, Vendor};
+
+    use super::*;
+
+    fn recording(initial_regs: Vec<Regs>) -> Recording {
+        let meta = Meta {
+            form: "ftrace".to_owned(),
+            vendor: Some(Vendor::Intel),
+            mmu: Some(MmuKind::Shadow),
+            vcpus: 3,
+            initial_regs,
+            ..Meta::default()
+        };
+        let exit = Body::Op(Op::Exit(None));
+        let actor = tlbscope_trace::op::Actor::Vcpu(tlbscope_trace::addr::VcpuId(0));
+        let time = tlbscope_trace::addr::Time(0);
+        let records = vec![Record { time, actor, line: 1, body: exit }];
+        Recording { meta, records, ..Recording::default() }
+    }
+
+    #[test]
+    fn each_vcpu_starts_as_recorded() {
+        // CR0 = PG|WP|ET|PE, CR4 = PAE, EFER = LME|LMA: 4-level paging; then one in real mode,
+        // of which the recording shows CR3 only, and one that it does not show.
+        let long =
+            Regs { cr0: 0x8001_0011, cr3: 0x4000, cr4: 0x20, efer: 0x500, ..Regs::default() };
+        let real = Regs { cr0: 0x10, cr3: 0x7000, ..Regs::default() };
+        let work = Work::new(&recording(vec![long, real, Regs::default()]), "t", None).unwrap();
+        assert_eq!(work.regs, [Some(long), Some(real), None]);
+        assert_eq!(work.machine.mode, Mode::Level4);
+    }
+
+    #[test]
+    fn what_cannot_be_is_completed() {
+        let mode = MachineConfig { mode: Mode::Real, ..MachineConfig::default() }.initial_regs();
+        let regs = completed(Regs { efer: 0x500, ..Regs::default() }, &mode);
+        assert_eq!((regs.cr0, regs.efer), (0x10, 0x100), "ET is fixed; no paging, no LMA");
+        let long = Regs { cr0: 0x8000_0011, efer: 0x100, ..Regs::default() };
+        let regs = completed(long, &mode);
+        assert_eq!((regs.cr4, regs.efer), (0x20, 0x500));
+    }
+
+    #[test]
+    fn the_start_is_no_event() {
+        let long =
+            Regs { cr0: 0x8001_0011, cr3: 0x4000, cr4: 0x20, efer: 0x500, ..Regs::default() };
+        let work = Work::new(&recording(vec![long]), "t", None).unwrap();
+        let policy = tlbscope_sim::policy::load("never").unwrap();
+        let run = crate::replay::run(&work, &policy, 10, |_| ()).unwrap();
+        assert_eq!(run.findings.groups().count(), 0);
+        assert_eq!(work.events.len(), 1);
     }
 }

@@ -165,6 +165,19 @@ impl Machine {
         Ok(machine)
     }
 
+    /// The machine with other registers at the start: `regs` by vCPU number, `None` for the state
+    /// of the machine's mode. Before the first event nothing is cached, so nothing is owed for it.
+    #[must_use]
+    pub fn with_regs(mut self, regs: &[Option<Regs>]) -> Self {
+        for (v, regs) in regs.iter().enumerate().take(self.vcpus.len()) {
+            if let Some(regs) = regs {
+                self.vcpus[v].regs = *regs;
+                self.vcpus[v].mmu.role = self.root_role(v);
+            }
+        }
+        self
+    }
+
     fn vcpu(config: &MachineConfig, _policy: &Policy, n: u16, regs: Regs) -> Vcpu {
         let has_vpid = config.vpid && config.vendor == Vendor::Intel && u32::from(n) < config.vpids;
         Vcpu {

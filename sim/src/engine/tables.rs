@@ -62,6 +62,7 @@ impl Machine {
 
     /// Address of the entry of `level` on the path to `gva`; tables above it are allocated if
     /// `make`, else a missing one ends the search.
+    #[expect(clippy::too_many_arguments, reason = "one walk down a table, in one place")]
     fn entry_of<O: Observer>(
         &mut self,
         v: usize,

@@ -90,7 +90,6 @@ impl Machine {
     }
 
     /// The shadow pages down to the page table of `gva`, made and linked where they are missing.
-    #[expect(clippy::too_many_arguments, reason = "one walk down, called once")]
     fn shadow_path<O: Observer>(
         &mut self,
         v: usize,
