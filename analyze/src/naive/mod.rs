@@ -306,9 +306,13 @@ impl Observer for Naive {
             }
             Source::Guest | Source::Host => {}
         }
+        // A guest-physical mapping is the EP4TA's, whatever VPID, PCID or vCPU it was made under.
+        let same = |c: &Cached| match copy.physical {
+            true => (c.tag.pcpu, c.tag.ep4ta) == (copy.tag.pcpu, copy.tag.ep4ta),
+            false => c.tag == copy.tag && c.vcpu == vcpu,
+        };
         self.copies.retain(|c| {
-            !(c.tag == copy.tag
-                && c.vcpu == vcpu
+            !(same(c)
                 && (c.global, c.structure, c.physical)
                     == (copy.global, copy.structure, copy.physical)
                 && (c.address, c.bytes) == (copy.address, copy.bytes))
