@@ -3,9 +3,10 @@
 //! [`oracle`] is the fast judge, [`naive`] the slow one that keeps every copy explicitly, and
 //! [`finding`] what both report. [`tally`] counts without judging. [`replay`] runs a trace under
 //! policies, [`compare`] sets the runs side by side, and [`scenario`] holds runs to what a file
-//! expects of them.
+//! expects of them. [`diff`] compares two policies without a trace.
 
 pub mod compare;
+pub mod diff;
 pub mod finding;
 pub mod naive;
 pub mod oracle;

@@ -87,7 +87,7 @@ pub enum Command {
     /// What is inside a trace, and what could not be read
     #[command(after_help = "Example:\n  tlbscope info trace.tlbt")]
     Info(Info),
-    /// Policies: list, show, check
+    /// Policies: list, show, diff, check
     #[command(subcommand)]
     Policy(PolicyCommand),
     /// Machines: list, show
@@ -192,6 +192,14 @@ pub enum PolicyCommand {
     Show {
         /// A built-in's name or a file
         policy: String,
+    },
+    /// Where two policies act differently at CR0 and CR4 writes, and what comes of it
+    #[command(after_help = "Example:\n  tlbscope policy diff kvm-5.17 kvm-patch-v2")]
+    Diff {
+        /// A built-in's name or a file
+        a: String,
+        /// Another
+        b: String,
     },
     /// Check a policy file
     Check {

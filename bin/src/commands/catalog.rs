@@ -13,7 +13,7 @@ use crate::args::{Explain, Format, Global, MachineCommand, PolicyCommand};
 use crate::input::Input;
 use crate::output;
 
-/// `policy list|show|check`.
+/// `policy list|show|check|diff`.
 pub fn policy(command: &PolicyCommand, global: &Global) -> Result<Verdict> {
     match command {
         PolicyCommand::List => {
@@ -27,6 +27,7 @@ pub fn policy(command: &PolicyCommand, global: &Global) -> Result<Verdict> {
             let toml = policy::load(name)?.to_toml();
             one("policy-show", &[], ("name", name), ("toml", json!(toml)), &toml, global)
         }
+        PolicyCommand::Diff { a, b } => super::policy_diff::run([a, b], global),
         PolicyCommand::Check { file } => {
             let input = Input::of_file(file)?;
             let policy = policy::load(&as_path(file))?;

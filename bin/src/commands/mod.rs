@@ -5,6 +5,7 @@ mod compare;
 mod export;
 mod import;
 mod info;
+mod policy_diff;
 mod scenarios;
 mod simulate;
 

@@ -1,0 +1,246 @@
+//! The micro scenario of one transition under one policy.
+//!
+//! Two address spaces A and B map a plain and a global page each, both are read, A is current and
+//! B's root cached. Then the guest edits the four leaves without a flush: what the TLB holds is
+//! stale, and in shadow mode the shadow tables turn unsync. Then comes the write; then every copy
+//! is tried: in A, in B (NOFLUSH where there are PCIDs), in A again.
+
+use tlbscope_sim::arch::required::{self, Strength};
+use tlbscope_sim::engine::Machine;
+use tlbscope_sim::machine::config::MachineConfig;
+use tlbscope_sim::policy::Policy;
+use tlbscope_trace::act::ArchOp;
+use tlbscope_trace::addr::{Gpa, Gva, PageSize, Time, VcpuId};
+use tlbscope_trace::observe::World;
+use tlbscope_trace::op::{Access, AccessKind, Actor, Event, Op, Perms, RegWrite, Sregs};
+use tlbscope_trace::regs::{CR3_NOFLUSH, Cr0, Cr4, MmuKind, Regs, Vendor};
+
+use super::transition::{Change, Register, State};
+use super::{Outcome, Verdict};
+use crate::finding::{Class, Findings, Kind};
+use crate::oracle::Oracle;
+use crate::tally::{Counts, Key, Tally};
+
+const V0: Actor = Actor::Vcpu(VcpuId(0));
+/// Roots of the two address spaces.
+const A: u64 = 0x1_0000;
+const B: u64 = 0x2_0000;
+/// A plain and a global page. Above the 32 MiB whose 32-bit directory entries a change to PAE
+/// would take for PDPTEs, within guest memory for the time without paging.
+const PLAIN: u64 = 0x2000_7000;
+const GLOBAL: u64 = 0x2000_8000;
+
+/// The events of a transition.
+pub(super) struct Script {
+    events: Vec<Op>,
+    /// Which of them is the write.
+    write: usize,
+}
+
+fn read(gva: u64) -> Op {
+    Op::Access(Access { gva: Gva(gva), kind: AccessKind::Read, user: false, ac: false })
+}
+
+fn map(gva: u64, gpa: u64, root: Option<u64>) -> Op {
+    let global = gva == GLOBAL;
+    let perms = Perms { read: true, write: true, exec: true, user: false, global };
+    let root = root.map(Gpa);
+    Op::Map { gva: Gva(gva), gpa: Gpa(gpa), size: PageSize::Size4K, perms, root }
+}
+
+impl Script {
+    /// The script of a change in a state; `None` if the state contradicts the change's direction.
+    /// `edit`: whether the guest edits its tables before the write.
+    pub(super) fn new(state: State, change: Change, edit: bool) -> Option<Self> {
+        let decided = Cr4::PAE | Cr4::PCIDE;
+        let (base, mut cr4) = (state.cr4(), state.cr4().bits());
+        let mut cr0_set = (Cr0::PE | Cr0::PG | Cr0::WP).bits();
+        match change.register {
+            Register::Cr0 => cr0_set = cr0_set & !change.set | change.clear,
+            Register::Cr4 => cr4 = cr4 & !change.set | change.clear,
+        }
+        // The state says of PAE and PCIDE what they are before the write.
+        if (cr4 ^ base.bits()) & decided.bits() != 0 {
+            return None;
+        }
+        let off = cr0_set & Cr0::PG.bits() == 0;
+        let pcids = base.contains(Cr4::PCIDE);
+        if off && pcids {
+            return None;
+        }
+        let wp = Cr0::WP.bits();
+        let (a, b) = if pcids { (A | 1, B | 2) } else { (A, B) };
+        let back = |root: u64, pcids: bool| Op::Cr3(if pcids { root | CR3_NOFLUSH } else { root });
+        let mut events = vec![
+            Op::Cr4(RegWrite::value(cr4)),
+            Op::Cr0(RegWrite { clear: wp, set: cr0_set & wp }),
+            Op::Cr3(a),
+            map(PLAIN, 0x5000, None),
+            map(GLOBAL, 0x6000, None),
+            read(PLAIN),
+            read(GLOBAL),
+            Op::Cr3(b),
+            map(PLAIN, 0x7000, None),
+            map(GLOBAL, 0x8000, None),
+            read(PLAIN),
+            read(GLOBAL),
+            back(a, pcids),
+            read(PLAIN),
+            read(GLOBAL),
+        ];
+        if off {
+            // Leaving long mode takes a guest to compatibility mode, which the machine does not
+            // know; userspace's write of CR0 stands for it.
+            events.push(match state {
+                State::Level4 | State::Level4Pcid => {
+                    let cr0 = Some(cr0_set | Cr0::ET.bits());
+                    Op::Sregs(Box::new(Sregs { cr0, ..Sregs::default() }))
+                }
+                State::Pae | State::Bits32 => {
+                    Op::Cr0(RegWrite { clear: Cr0::PG.bits(), set: 0 })
+                }
+            });
+            events.extend([read(PLAIN), read(GLOBAL)]);
+        } else if edit {
+            events.extend([
+                map(PLAIN, 0x9000, Some(A)),
+                map(GLOBAL, 0xa000, Some(A)),
+                map(PLAIN, 0xb000, Some(B)),
+                map(GLOBAL, 0xc000, Some(B)),
+            ]);
+        }
+        let write = events.len();
+        events.push(change.op());
+        events.extend([read(PLAIN), read(GLOBAL)]);
+        let cr4 = cr4 & !change_of(change, Register::Cr4).1 | change_of(change, Register::Cr4).0;
+        let pcids = cr4 & Cr4::PCIDE.bits() != 0;
+        for root in [b, a] {
+            events.push(back(root, pcids));
+            events.extend([read(PLAIN), read(GLOBAL)]);
+        }
+        Some(Self { events, write })
+    }
+
+    /// Runs it. `None`: the state before the write cannot be reached.
+    pub(super) fn run(&self, config: &MachineConfig, policy: &Policy) -> Option<Outcome> {
+        let write = self.write as u64;
+        let mut watching =
+            (Oracle::new(1), Tally::with_windows(1, &[(write, V0)]));
+        let mut machine = Machine::new(config, policy).ok()?;
+        let (mut before, mut after) = (Regs::default(), Regs::default());
+        let mut fault = None;
+        for (index, op) in self.events.iter().enumerate() {
+            let here = index as u64;
+            let event = Event { time: Time(here + 1), actor: V0, op: op.clone() };
+            if index == self.write {
+                before = *machine.regs(VcpuId(0));
+            }
+            let step = machine.run(&event, here, &mut watching).ok()?;
+            if index == self.write {
+                after = *machine.regs(VcpuId(0));
+                fault = step.fault;
+            } else if index < self.write && step.fault.is_some() {
+                return None;
+            }
+            if fault.is_some() {
+                break;
+            }
+        }
+        watching.0.finish(&machine);
+        let owed = owed(config.vendor, &before, &after);
+        let none = Counts::default();
+        let counts = watching.1.window(write).unwrap_or(&none);
+        let acts: Vec<(Key, u64)> =
+            ACTS.iter().map(|key| (*key, counts.get(*key))).filter(|(_, n)| *n != 0).collect();
+        let verdict = if fault.is_some() {
+            Verdict::Fault
+        } else {
+            verdict(watching.0.findings(), write, !owed.is_empty(), !acts.is_empty())
+        };
+        Some(Outcome { acts, owed, verdict, unedited: None })
+    }
+}
+
+const fn change_of(change: Change, register: Register) -> (u64, u64) {
+    if change.register as u8 == register as u8 { (change.set, change.clear) } else { (0, 0) }
+}
+
+/// What is an action: requests, resets, unloads, loads, hooks, invalidations, and the exit itself.
+const ACTS: [Key; 31] = [
+    Key::Exit,
+    Key::RequestAll,
+    Key::RequestCurrent,
+    Key::RequestGuest,
+    Key::RequestSync,
+    Key::RequestPgd,
+    Key::RequestReload,
+    Key::RequestObsolete,
+    Key::RequestHv,
+    Key::MmuReset,
+    Key::MmuInit,
+    Key::MmuUnload,
+    Key::RootFree,
+    Key::RootLoad,
+    Key::RootHit,
+    Key::RootMiss,
+    Key::FlushAll,
+    Key::FlushCurrent,
+    Key::FlushGuest,
+    Key::FlushGva,
+    Key::InvvpidAddress,
+    Key::InvvpidSingle,
+    Key::InvvpidAll,
+    Key::InvvpidNonglobal,
+    Key::InveptSingle,
+    Key::InveptGlobal,
+    Key::TlbControl1,
+    Key::TlbControl3,
+    Key::TlbControl7,
+    Key::NewAsid,
+    Key::Invlpga,
+];
+
+/// The binding rules that the write calls upon.
+fn owed(vendor: Vendor, before: &Regs, after: &Regs) -> Vec<&'static str> {
+    let op = if before.cr0 == after.cr0 {
+        ArchOp::Cr4 { old: before.cr4, new: after.cr4 }
+    } else {
+        ArchOp::Cr0 { old: before.cr0, new: after.cr0 }
+    };
+    required::of_guest(vendor, &op, before, after, false)
+        .filter(|owed| owed.strength == Strength::Must)
+        .map(|owed| owed.rule.id)
+        .collect()
+}
+
+/// The verdict, from the findings whose cause is the write.
+fn verdict(findings: &Findings, write: u64, owed: bool, acted: bool) -> Verdict {
+    let has = |wanted: &dyn Fn(Kind) -> bool| {
+        findings.kept().iter().any(|f| f.cause == write && wanted(f.kind))
+    };
+    if has(&|kind| kind == Kind::Missed { harmful: true }) {
+        Verdict::MissedHarmful
+    } else if has(&|kind| kind == Kind::Missed { harmful: false }) {
+        Verdict::MissedBenign
+    } else if has(&|kind| kind == Kind::Exposed) {
+        Verdict::Exposed
+    } else if has(&|kind| kind == Kind::Latent) {
+        Verdict::Latent
+    } else if owed {
+        let broad = has(&|kind| kind == Kind::Excessive(Class::OverBroad));
+        if broad { Verdict::OverBroad } else { Verdict::Served }
+    } else if has(&|kind| matches!(kind, Kind::Excessive(_))) {
+        Verdict::Wasted
+    } else if has(&|kind| kind == Kind::Advised) {
+        Verdict::Advised
+    } else if acted {
+        Verdict::NotOwed
+    } else {
+        Verdict::NothingDone
+    }
+}
+
+/// The machine of a comparison: one vCPU, hardware that never evicts.
+pub(super) fn config(vendor: Vendor, mmu: MmuKind, state: State) -> MachineConfig {
+    MachineConfig { vendor, mmu, mode: state.mode(), ..MachineConfig::default() }
+}

@@ -1,0 +1,109 @@
+//! Rows typed by hand from the facts on KVM, 1.3, 1.4 and 1.6.
+
+use tlbscope_sim::policy;
+use tlbscope_trace::regs::{Cr0, Cr4};
+
+use super::*;
+
+fn both(case: Case, a: &str, b: &str) -> [Outcome; 2] {
+    let [a, b] = [a, b].map(|name| policy::load(name).unwrap());
+    run(&case, [&a, &b]).unwrap()
+}
+
+fn cr4(set: Cr4, clear: Cr4) -> Change {
+    Change { register: Register::Cr4, set: set.bits(), clear: clear.bits() }
+}
+
+/// Requests, reset, unload and load of an outcome, by name.
+fn acts(outcome: &Outcome) -> Vec<&'static str> {
+    let wanted = |key: &Key| {
+        key.name().starts_with("request") || matches!(*key, Key::MmuReset | Key::MmuUnload)
+    };
+    outcome.acts.iter().map(|(key, _)| key).filter(|key| wanted(key)).map(|k| k.name()).collect()
+}
+
+#[test]
+fn g1_paging_off() {
+    let change = Change { register: Register::Cr0, set: 0, clear: Cr0::PG.bits() };
+    let case = (Vendor::Intel, MmuKind::Tdp, State::Pae, change);
+    let [old, new] = both(case, "kvm-5.17", "kvm-patch-v2");
+    assert_eq!(acts(&old), ["mmu-reset"]);
+    assert_eq!(acts(&new), ["request-guest", "mmu-reset"]);
+    assert_eq!(old.owed, ["cr0-pg-clear"]);
+}
+
+#[test]
+fn g2_and_g3_pcide_with_ept() {
+    let clear = (
+        Vendor::Intel,
+        MmuKind::Tdp,
+        State::Level4Pcid,
+        cr4(Cr4::empty(), Cr4::PCIDE),
+    );
+    let [old, new] = both(clear, "kvm-5.17", "kvm-patch-v2");
+    assert_eq!(acts(&old), ["request-reload", "mmu-unload"]);
+    assert_eq!(acts(&new), ["request-guest"]);
+    assert_eq!((old.verdict, new.verdict), (Verdict::Served, Verdict::Served));
+    let set = (Vendor::Intel, MmuKind::Tdp, State::Level4, cr4(Cr4::PCIDE, Cr4::empty()));
+    let [old, new] = both(set, "kvm-5.17", "kvm-patch-v2");
+    assert_eq!(acts(&old), ["request-reload", "mmu-unload"]);
+    assert_eq!(acts(&new), [""; 0]);
+    assert_eq!(old.verdict, Verdict::Wasted);
+    assert!(!new.verdict.missed());
+}
+
+#[test]
+fn g7_pcide_set_in_shadow_mode() {
+    let set = (Vendor::Intel, MmuKind::Shadow, State::Level4, cr4(Cr4::PCIDE, Cr4::empty()));
+    let [posted, merged] = both(set, "kvm-patch-v2", "kvm-5.19");
+    assert_eq!(acts(&posted), ["request-reload", "mmu-unload"]);
+    assert_eq!(acts(&merged), ["mmu-unload"]);
+}
+
+#[test]
+fn g4_and_g12_smep() {
+    let smep = (Vendor::Intel, MmuKind::Tdp, State::Level4, cr4(Cr4::SMEP, Cr4::empty()));
+    let [old, new] = both(smep, "kvm-5.17", "kvm-patch-v2");
+    assert_eq!(acts(&old), ["mmu-reset"]);
+    assert_eq!(acts(&new), ["request-current", "mmu-reset"]);
+    let pair = (Vendor::Intel, MmuKind::Shadow, State::Level4, cr4(Cr4::SMEP, Cr4::PGE));
+    let [old, new] = both(pair, "kvm-5.17", "kvm-patch-v2");
+    assert_eq!(acts(&old), ["mmu-reset"]);
+    assert_eq!(acts(&new), ["request-guest", "mmu-reset"]);
+}
+
+#[test]
+fn g13_smap_is_no_difference() {
+    for mmu in [MmuKind::Tdp, MmuKind::Shadow] {
+        let smap = (Vendor::Intel, mmu, State::Level4, cr4(Cr4::SMAP, Cr4::empty()));
+        let [old, new] = both(smap, "kvm-5.17", "kvm-patch-v2");
+        assert_eq!(acts(&old), ["mmu-reset"]);
+        assert_eq!(old, new);
+    }
+}
+
+#[test]
+fn a_reset_that_keeps_roots_misses_smep() {
+    let smep = (Vendor::Intel, MmuKind::Tdp, State::Level4, cr4(Cr4::SMEP, Cr4::empty()));
+    let [old, kept] = both(smep, "kvm-5.17", "never");
+    assert_eq!(old.verdict, Verdict::Served);
+    assert_eq!(kept.verdict, Verdict::MissedHarmful);
+}
+
+#[test]
+fn a_policy_does_not_differ_from_itself() {
+    let one = policy::load("kvm-5.19").unwrap();
+    let diff = diff([&one, &one]);
+    assert!(diff.transitions > 500, "{}", diff.transitions);
+    assert_eq!((diff.differing, diff.rows.len()), (0, 0));
+    assert_eq!(diff.missed, [0, 0]);
+}
+
+#[test]
+fn changes_are_one_or_two_bits() {
+    let all = transition::changes();
+    // CR0: 2 bits, 1 pair; CR4: 8 bits, 28 pairs.
+    assert_eq!(all.len(), 2 * 2 + 4 + 8 * 2 + 28 * 4);
+    let text: Vec<String> = all.iter().map(ToString::to_string).collect();
+    assert!(text.contains(&"cr4 -PGE+SMEP".to_owned()), "{text:?}");
+}

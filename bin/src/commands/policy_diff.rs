@@ -1,0 +1,136 @@
+//! `policy diff`: two policies side by side without a trace.
+
+use std::fmt::Write;
+
+use anyhow::Result;
+use serde_json::{Map, json};
+use tlbscope_analyze::diff::{self, Diff, Outcome, Row};
+use tlbscope_sim::policy;
+use tlbscope_trace::regs::{MmuKind, Vendor};
+
+use crate::Verdict;
+use crate::args::{Format, Global};
+use crate::output;
+
+/// Columns of the table.
+const WIDTH: usize = 100;
+
+/// `policy diff A B`.
+pub fn run(names: [&str; 2], global: &Global) -> Result<Verdict> {
+    let policies = [policy::load(names[0])?, policy::load(names[1])?];
+    let diff = diff::diff([&policies[0], &policies[1]]);
+    let text = match global.format {
+        Format::Json => {
+            let summary = json!({
+                "policies": names,
+                "transitions": diff.transitions,
+                "differing": diff.differing,
+                "missed": diff.missed,
+            });
+            let mut detail = Map::new();
+            detail.insert("rows".to_owned(), serde_json::to_value(&diff.rows)?);
+            output::envelope("policy-diff", &[], summary, detail)?
+        }
+        Format::Text => table(names, &diff, global),
+    };
+    output::print(&text)?;
+    Ok(Verdict::Clean)
+}
+
+fn table(names: [&str; 2], diff: &Diff, global: &Global) -> String {
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "{} transitions, {} differ; missed: {} by {}, {} by {}",
+        diff.transitions, diff.differing, diff.missed[0], names[0], diff.missed[1], names[1]
+    );
+    let width = names.map(|name| name.chars().count()).into_iter().max().unwrap_or(0).min(24);
+    let mut hidden = 0;
+    for row in &diff.rows {
+        if row.as_single && !global.verbose {
+            hidden += row.states.len();
+            continue;
+        }
+        let _ = writeln!(out, "\n{}", head(row));
+        for (name, outcome) in names.iter().zip(&row.outcomes) {
+            let name: String = name.chars().take(width).collect();
+            let lead = format!("  {name:width$}  ");
+            let verdict = words(outcome);
+            wrap(&mut out, &lead, &acts(outcome), &verdict);
+        }
+    }
+    if hidden > 0 {
+        let _ = writeln!(
+            out,
+            "\n{hidden} changes of two bits that come out as one of the bits alone: -v lists them"
+        );
+    }
+    out
+}
+
+fn head(row: &Row) -> String {
+    let machine = match (row.vendor, row.mmu) {
+        (Vendor::Intel, MmuKind::Tdp) => "intel ept",
+        (Vendor::Amd, MmuKind::Tdp) => "amd npt",
+        (Vendor::Intel, MmuKind::Shadow) => "intel shadow",
+        (Vendor::Amd, MmuKind::Shadow) => "amd shadow",
+    };
+    let states: Vec<&str> = row.states.iter().map(|state| state.name()).collect();
+    let owed = if row.owed.is_empty() {
+        String::new()
+    } else {
+        format!(", owed by {}", row.owed.join(", "))
+    };
+    format!("{machine}: {} in {}{owed}", row.change, states.join(", "))
+}
+
+/// The verdict in words.
+fn words(outcome: &Outcome) -> String {
+    match outcome.unedited {
+        Some(unedited) if unedited != outcome.verdict && !unedited.missed() => {
+            format!("{} (only after edits)", outcome.verdict.name())
+        }
+        Some(unedited) if unedited != outcome.verdict => {
+            format!("{} (else benign)", outcome.verdict.name())
+        }
+        _ => outcome.verdict.name().to_owned(),
+    }
+}
+
+fn acts(outcome: &Outcome) -> Vec<String> {
+    if outcome.acts.is_empty() {
+        return vec!["nothing".to_owned()];
+    }
+    let one = |(key, n): &(tlbscope_analyze::tally::Key, u64)| match n {
+        1 => key.name().to_owned(),
+        n => format!("{n}x{}", key.name()),
+    };
+    outcome.acts.iter().map(one).collect()
+}
+
+/// Acts on the left, broken between words, the verdict on the right of the first line.
+fn wrap(out: &mut String, lead: &str, acts: &[String], verdict: &str) {
+    /// Columns of the verdict.
+    const VERDICT: usize = 36;
+    let room = WIDTH.saturating_sub(lead.chars().count() + VERDICT);
+    let mut lines = vec![String::new()];
+    for act in acts {
+        let last = lines.last().map_or(0, String::len);
+        if last > 0 && last + 1 + act.len() > room {
+            lines.push(String::new());
+        }
+        if let Some(line) = lines.last_mut() {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(act);
+        }
+    }
+    for (n, line) in lines.iter().enumerate() {
+        if n == 0 {
+            let _ = writeln!(out, "{lead}{line:room$} {verdict}");
+        } else {
+            let _ = writeln!(out, "{:1$}{line}", "", lead.chars().count());
+        }
+    }
+}
