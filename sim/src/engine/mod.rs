@@ -258,10 +258,30 @@ impl Machine {
         Ok(step)
     }
 
-    /// Every vCPU that is neither held nor in the guest enters it.
+    /// Whether another vCPU is in the guest on the pCPU of this one.
+    fn occupied(&self, v: usize) -> bool {
+        let pcpu = self.vcpus[v].pcpu;
+        self.vcpus
+            .iter()
+            .enumerate()
+            .any(|(u, other)| u != v && other.in_guest && other.pcpu == pcpu)
+    }
+
+    /// A vCPU that is in the guest on the pCPU of this one exits, as if preempted.
+    pub(crate) fn take_pcpu<O: Observer>(&mut self, v: usize, o: &mut O) {
+        for u in 0..self.vcpus.len() {
+            if u != v && self.vcpus[u].in_guest && self.vcpus[u].pcpu == self.vcpus[v].pcpu {
+                let at = std::mem::replace(&mut self.at.actor, Actor::Vcpu(VcpuId(u as u16)));
+                self.exit(u, None, o);
+                self.at.actor = at;
+            }
+        }
+    }
+
+    /// Every vCPU that is neither held nor in the guest enters it, one on each pCPU.
     fn settle<O: Observer>(&mut self, o: &mut O) {
         for v in 0..self.vcpus.len() {
-            if !self.vcpus[v].held && !self.vcpus[v].in_guest {
+            if !self.vcpus[v].held && !self.vcpus[v].in_guest && !self.occupied(v) {
                 self.at.actor = Actor::Vcpu(VcpuId(v as u16));
                 self.enter(v, false, o);
             }
@@ -272,6 +292,7 @@ impl Machine {
         self.booted = true;
         for v in 0..self.vcpus.len() {
             self.at = At { event: BOOT, time: Time(0), actor: Actor::Vcpu(VcpuId(v as u16)) };
+            self.take_pcpu(v, o);
             self.enter(v, false, o);
         }
     }

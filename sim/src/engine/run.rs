@@ -84,6 +84,7 @@ impl Machine {
             return Err(Refused { op: name(op), why });
         }
         if guest && !self.emulated {
+            self.take_pcpu(v, o);
             self.enter(v, false, o);
         }
         let regs = self.vcpus[v].regs;
@@ -157,6 +158,7 @@ impl Machine {
             Op::Sregs(sregs) => self.sregs(v, sregs, o),
             Op::Out => self.vcpus[v].held = true,
             Op::In | Op::InFail => {
+                self.take_pcpu(v, o);
                 let entered = self.enter(v, matches!(op, Op::InFail), o);
                 self.vcpus[v].held = !entered;
             }

@@ -4,11 +4,12 @@
 //! invalidates the owed scope exactly. Neither is a test of the judge, which reads the same table.
 
 use tlbscope_trace::act::{ArchOp, FreeWhy, GuestInv, Hook, HookBy, Inv, RootSlot};
-use tlbscope_trace::addr::{Gva, Pcid};
+use tlbscope_trace::addr::{Gva, Pcid, Sp};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::regs::{CR3_PCID_MASK, Cr4, MmuKind, Regs};
 
 use super::root::PREV_ROOTS_MAX;
+use super::shadow::Spte;
 use crate::arch::required::{Scope, Strength, of_guest};
 use crate::engine::Machine;
 use crate::policy::Ideal;
@@ -58,6 +59,11 @@ impl Machine {
         }
     }
 
+    /// Whether a shadow page has a present leaf entry.
+    fn has_leaf(&self, sp: Sp) -> bool {
+        (0..512).any(|index| matches!(self.shadow.spte(sp, index), Spte::Leaf(_)))
+    }
+
     /// Whether a root of this CR3 value belongs to `pcid` (`None`: any).
     fn root_has(&self, v: usize, pgd: u64, pcid: Option<Pcid>) -> bool {
         let pcide = self.vcpus[v].regs.cr4().contains(Cr4::PCIDE);
@@ -76,7 +82,11 @@ impl Machine {
     ) {
         for slot in 0..PREV_ROOTS_MAX {
             let Some(root) = self.vcpus[v].mmu.prev[slot] else { continue };
-            let frozen = root.sp.is_some_and(|sp| !self.shadow.unsync_below(sp).is_empty());
+            // An unsync page without a present entry has nothing to outlaw.
+            let frozen = root.sp.is_some_and(|sp| {
+                let below = self.shadow.unsync_below(sp);
+                below.iter().any(|page| self.has_leaf(*page))
+            });
             if frozen && self.root_has(v, root.pgd, pcid) {
                 self.free_root(v, RootSlot::Prev(slot as u8), FreeWhy::SyncPrev, o);
             }

@@ -42,6 +42,11 @@ impl Machine {
         let new = self.reread(sp, index, old);
         match new {
             Some(leaf) => {
+                // A changed entry is taken away before the new one stands: other vCPUs may hold
+                // copies with the old rights, which the remote flush is for.
+                if leaf != old {
+                    self.act(o, Act::SpteClear { sp, index });
+                }
                 self.shadow.set(sp, index, Spte::Leaf(leaf));
                 self.act(o, Act::SpteSet { sp, index });
             }

@@ -1,0 +1,127 @@
+//! Random event lists on few pages, frames, roots and PCIDs, so that they meet.
+
+use proptest::prelude::*;
+use tlbscope_sim::machine::config::{MachineConfig, Mode};
+use tlbscope_trace::addr::{Gpa, Gva, PAGE_BYTES, PageSize, Time, VcpuId};
+use tlbscope_trace::op::{
+    Access, AccessKind, Actor, Event, HostOp, Invpcid, InvpcidType, Op, Perms, RegWrite,
+};
+use tlbscope_trace::regs::{CR3_NOFLUSH, Cr0, Cr4, Efer, Vendor};
+
+const PAGES: [u64; 4] = [0x7000, 0x8000, 0x40_0000, 0x80_3000];
+const FRAMES: [u64; 4] = [0x5000, 0x6000, 0x9000, 0xa000];
+const ROOTS: [u64; 3] = [0x1000, 0x2000, 0x1000];
+const PCIDS: [u64; 3] = [0, 1, 2];
+
+fn gva() -> impl Strategy<Value = Gva> {
+    prop::sample::select(PAGES.to_vec()).prop_map(Gva)
+}
+
+fn gpa() -> impl Strategy<Value = Gpa> {
+    prop::sample::select(FRAMES.to_vec()).prop_map(Gpa)
+}
+
+fn root() -> impl Strategy<Value = Option<Gpa>> {
+    prop::option::weighted(0.3, prop::sample::select(ROOTS.to_vec()).prop_map(Gpa))
+}
+
+fn perms() -> impl Strategy<Value = Perms> {
+    let bit = prop::bool::weighted;
+    (bit(0.95), bit(0.7), bit(0.8), bit(0.6), bit(0.3))
+        .prop_map(|(read, write, exec, user, global)| Perms { read, write, exec, user, global })
+}
+
+fn access() -> impl Strategy<Value = Op> {
+    let kinds = vec![AccessKind::Read, AccessKind::Write, AccessKind::Exec];
+    (gva(), prop::sample::select(kinds), prop::bool::weighted(0.3), prop::bool::weighted(0.1))
+        .prop_map(|(gva, kind, user, ac)| Op::Access(Access { gva, kind, user, ac }))
+}
+
+fn stores() -> impl Strategy<Value = Op> {
+    let size = PageSize::Size4K;
+    // Entries of the tables that `map` allocates first, from 0x10_0000 upward.
+    let entry = (0u64..6, 0u64..16, 0u64..6, prop::sample::select(FRAMES.to_vec()));
+    prop_oneof![
+        5 => (gva(), gpa(), perms(), root())
+            .prop_map(move |(gva, gpa, perms, root)| Op::Map { gva, gpa, size, perms, root }),
+        1 => (gva(), root()).prop_map(|(gva, root)| Op::Unmap { gva, root }),
+        2 => (gva(), perms(), root())
+            .prop_map(|(gva, perms, root)| Op::Protect { gva, perms, root }),
+        1 => entry.prop_map(|(table, index, bits, frame)| {
+            let bits = [0x27, 0x67, 0x25, 0x167, 0x23, 0][bits as usize];
+            Op::Store { gpa: Gpa(0x10_0000 + table * PAGE_BYTES + index * 8), value: frame | bits }
+        }),
+    ]
+}
+
+fn registers(amd: bool) -> impl Strategy<Value = Op> {
+    let toggled = |bits: &[u64]| {
+        (prop::sample::select(bits.to_vec()), any::<bool>())
+            .prop_map(|(bit, on)| RegWrite { clear: bit, set: if on { bit } else { 0 } })
+    };
+    let cr0 = [Cr0::WP, Cr0::WP, Cr0::TS, Cr0::CD, Cr0::PG].map(|b| b.bits());
+    let mut cr4 = [Cr4::PGE, Cr4::PCIDE, Cr4::SMEP, Cr4::SMAP, Cr4::PKE, Cr4::PSE, Cr4::PAE]
+        .map(|b| b.bits());
+    if amd {
+        cr4[4] = Cr4::PGE.bits();
+    }
+    let efer = [Efer::NXE, Efer::SCE].map(|b| b.bits());
+    let cr3 =
+        (prop::sample::select(ROOTS.to_vec()), prop::sample::select(PCIDS.to_vec()), any::<bool>());
+    prop_oneof![
+        4 => cr3.prop_map(|(root, pcid, noflush)| {
+            Op::Cr3(root | pcid | if noflush { CR3_NOFLUSH } else { 0 })
+        }),
+        2 => toggled(&cr0).prop_map(Op::Cr0),
+        4 => toggled(&cr4).prop_map(Op::Cr4),
+        1 => toggled(&efer).prop_map(Op::Efer),
+    ]
+}
+
+fn invalidations() -> impl Strategy<Value = Op> {
+    let kinds =
+        vec![InvpcidType::Addr, InvpcidType::Single, InvpcidType::All, InvpcidType::AllNonglobal];
+    let invpcid = (prop::sample::select(kinds), prop::sample::select(PCIDS.to_vec()), gva());
+    prop_oneof![
+        4 => gva().prop_map(Op::Invlpg),
+        2 => invpcid.prop_map(|(kind, pcid, gva)| Op::Invpcid(Invpcid { kind, pcid, gva })),
+        1 => Just(Op::Init),
+        1 => gva().prop_map(Op::Prefetch),
+        1 => Just(Op::Exit(None)),
+    ]
+}
+
+fn host() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        3 => gpa().prop_map(|gpa| HostOp::Unmap { gpa, size: PAGE_BYTES }),
+        1 => Just(HostOp::ZapAll),
+    ]
+    .prop_map(|op| Op::Host(Box::new(op)))
+}
+
+/// Lists for a machine: the first events switch on what the mode has (PCIDs and globals).
+pub fn list(machine: &MachineConfig, most: usize) -> impl Strategy<Value = Vec<Event>> + use<> {
+    let op = prop_oneof![
+        8 => access(),
+        6 => stores(),
+        3 => registers(machine.vendor == Vendor::Amd),
+        2 => invalidations(),
+        1 => host(),
+    ];
+    let vcpus = machine.vcpus;
+    let long = matches!(machine.mode, Mode::Level4 | Mode::Level5);
+    let steps = prop::collection::vec((0..vcpus, op), 1..most);
+    (steps, any::<bool>()).prop_map(move |(steps, pcide)| {
+        let pcide = (pcide && long).then(|| {
+            let bit = Cr4::PCIDE.bits();
+            (0, Op::Cr4(RegWrite { clear: bit, set: bit }))
+        });
+        let ops = pcide.into_iter().chain(steps);
+        let event = |(n, (v, op)): (usize, (u16, Op))| {
+            let host = matches!(op, Op::Host(_));
+            let actor = if host { Actor::Host } else { Actor::Vcpu(VcpuId(v)) };
+            Event { time: Time(n as u64 + 1), actor, op }
+        };
+        ops.enumerate().map(event).collect()
+    })
+}

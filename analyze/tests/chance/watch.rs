@@ -1,0 +1,103 @@
+//! A run that both oracles watch, compared after every access.
+
+use tlbscope_analyze::finding::Findings;
+use tlbscope_analyze::naive::Naive;
+use tlbscope_analyze::oracle::Oracle;
+use tlbscope_sim::engine::Machine;
+use tlbscope_trace::act::{Accessed, Act, ArchOp, At, Fill, Mark, Tag};
+use tlbscope_trace::addr::Gpa;
+use tlbscope_trace::observe::{Observer, World};
+use tlbscope_trace::regs::Regs;
+
+use super::{Case, policy};
+
+/// Rules that only the fast oracle knows: no operation of the guest struck the copy out.
+const FAST_ONLY: [&str; 3] = ["impossible-translation", "birth", "release"];
+
+/// What a run came to.
+pub struct Run {
+    pub findings: Findings,
+    pub digest: u64,
+    /// Uses that the naive oracle calls missed.
+    pub naive: usize,
+    /// The first access on which they disagree.
+    pub differ: Option<String>,
+}
+
+struct Watch {
+    pair: (Oracle, Naive),
+    /// Uses counted under the rules that only the fast oracle knows.
+    alone: u64,
+    differ: Option<String>,
+}
+
+impl Watch {
+    fn alone(&self) -> u64 {
+        let of = self.pair.0.findings().kept().iter();
+        of.filter(|f| FAST_ONLY.contains(&f.rule)).map(|f| f.count).sum()
+    }
+}
+
+impl Observer for Watch {
+    fn arch<W: World>(&mut self, at: &At, op: &ArchOp, before: &Regs, native: bool, w: &W) {
+        self.pair.arch(at, op, before, native, w);
+    }
+
+    fn store<W: World>(&mut self, at: &At, gpa: Gpa, bytes: u8, old: u64, new: u64, w: &W) {
+        self.pair.store(at, gpa, bytes, old, new, w);
+    }
+
+    fn act<W: World>(&mut self, at: &At, act: &Act, w: &W) {
+        self.pair.act(at, act, w);
+    }
+
+    fn dropped(&mut self, at: &At, tag: &Tag, global: bool, entries: u32) {
+        self.pair.dropped(at, tag, global, entries);
+    }
+
+    fn walk_begin(&mut self, at: &At) {
+        self.pair.walk_begin(at);
+    }
+
+    fn walk_uses(&mut self, at: &At, mark: Mark, guest_physical: bool, tag: &Tag) {
+        self.pair.walk_uses(at, mark, guest_physical, tag);
+    }
+
+    fn fill<W: World>(&mut self, at: &At, fill: &Fill, w: &W) -> Mark {
+        self.pair.fill(at, fill, w)
+    }
+
+    fn access<W: World>(&mut self, at: &At, access: &Accessed, w: &W) {
+        self.pair.access(at, access, w);
+        let before = self.alone;
+        self.alone = self.alone();
+        let (fast, naive) = (self.pair.0.verdict(), self.pair.1.verdict());
+        if fast != naive && self.alone == before && self.differ.is_none() {
+            self.differ = Some(format!(
+                "event {}: the fast oracle says {fast:?}, the naive one {naive:?} of {access:?}",
+                at.event
+            ));
+        }
+    }
+}
+
+/// Runs a case. Events that the machine refuses change nothing and are passed over.
+pub fn run(case: &Case) -> Run {
+    let vcpus = case.machine.vcpus;
+    let mut watch = Watch {
+        pair: (Oracle::with_max_findings(vcpus, 10_000), Naive::new(vcpus)),
+        alone: 0,
+        differ: None,
+    };
+    let mut machine = Machine::new(&case.machine, &policy(&case.policy)).expect("a machine");
+    for (index, event) in case.events.iter().enumerate() {
+        let _refused = machine.run(event, index as u64, &mut watch);
+    }
+    watch.pair.0.finish(&machine);
+    Run {
+        findings: watch.pair.0.findings().clone(),
+        digest: machine.digest(),
+        naive: watch.pair.1.missed().len(),
+        differ: watch.differ,
+    }
+}
