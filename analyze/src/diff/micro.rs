@@ -96,9 +96,7 @@ impl Script {
                     let cr0 = Some(cr0_set | Cr0::ET.bits());
                     Op::Sregs(Box::new(Sregs { cr0, ..Sregs::default() }))
                 }
-                State::Pae | State::Bits32 => {
-                    Op::Cr0(RegWrite { clear: Cr0::PG.bits(), set: 0 })
-                }
+                State::Pae | State::Bits32 => Op::Cr0(RegWrite { clear: Cr0::PG.bits(), set: 0 }),
             });
             events.extend([read(PLAIN), read(GLOBAL)]);
         } else if edit {
@@ -124,8 +122,7 @@ impl Script {
     /// Runs it. `None`: the state before the write cannot be reached.
     pub(super) fn run(&self, config: &MachineConfig, policy: &Policy) -> Option<Outcome> {
         let write = self.write as u64;
-        let mut watching =
-            (Oracle::new(1), Tally::with_windows(1, &[(write, V0)]));
+        let mut watching = (Oracle::new(1), Tally::with_windows(1, &[(write, V0)]));
         let mut machine = Machine::new(config, policy).ok()?;
         let (mut before, mut after) = (Regs::default(), Regs::default());
         let mut fault = None;

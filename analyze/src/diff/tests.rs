@@ -34,12 +34,7 @@ fn g1_paging_off() {
 
 #[test]
 fn g2_and_g3_pcide_with_ept() {
-    let clear = (
-        Vendor::Intel,
-        MmuKind::Tdp,
-        State::Level4Pcid,
-        cr4(Cr4::empty(), Cr4::PCIDE),
-    );
+    let clear = (Vendor::Intel, MmuKind::Tdp, State::Level4Pcid, cr4(Cr4::empty(), Cr4::PCIDE));
     let [old, new] = both(clear, "kvm-5.17", "kvm-patch-v2");
     assert_eq!(acts(&old), ["request-reload", "mmu-unload"]);
     assert_eq!(acts(&new), ["request-guest"]);

@@ -1,15 +1,14 @@
-//! `policy`, `machine` and `explain`: what the program knows.
+//! `policy` and `machine`: what the program knows.
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use serde_json::{Map, Value, json};
-use tlbscope_sim::arch::required::RULES;
 use tlbscope_sim::machine::{self, Processor};
-use tlbscope_sim::policy::{self, nearest};
+use tlbscope_sim::policy;
 
 use crate::Verdict;
-use crate::args::{Explain, Format, Global, MachineCommand, PolicyCommand};
+use crate::args::{Format, Global, MachineCommand, PolicyCommand};
 use crate::input::Input;
 use crate::output;
 
@@ -103,31 +102,6 @@ fn describe(processor: &Processor) -> String {
     out
 }
 
-/// `explain ID`.
-pub fn explain(command: &Explain, global: &Global) -> Result<Verdict> {
-    let id = command.id.as_str();
-    if let Some(rule) = RULES.iter().find(|rule| rule.id == id) {
-        let vendor = rule.vendor.map_or("both vendors".to_owned(), |v| format!("{v:?}"));
-        let strength = format!("{:?}", rule.strength).to_lowercase();
-        let read = if rule.verified { "" } else { " (the manual's text was not read)" };
-        let text =
-            format!("{id}: {}\n  {}{read}\n  {vendor}, {strength}\n", rule.sentence, rule.citation);
-        let detail = json!({
-            "sentence": rule.sentence,
-            "citation": rule.citation,
-            "strength": strength,
-            "vendor": vendor,
-            "verified": rule.verified,
-        });
-        return one("explain", &[], ("id", id), ("rule", detail), &text, global);
-    }
-    let names = RULES.iter().map(|rule| rule.id);
-    match nearest::nearest(id, names) {
-        Some(near) => bail!("no rule is called `{id}`; did you mean `{near}`?"),
-        None => bail!("no rule is called `{id}`"),
-    }
-}
-
 /// Prints names with a sentence each.
 fn list(command: &str, entries: &[(String, String)], global: &Global) -> Result<Verdict> {
     let text = match global.format {
@@ -152,7 +126,7 @@ fn list(command: &str, entries: &[(String, String)], global: &Global) -> Result<
 }
 
 /// Prints one thing.
-fn one(
+pub(super) fn one(
     command: &str,
     inputs: &[Input],
     (key, name): (&str, &str),

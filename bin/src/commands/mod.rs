@@ -2,6 +2,7 @@
 
 mod catalog;
 mod compare;
+mod explain;
 mod export;
 mod import;
 mod info;
@@ -31,6 +32,6 @@ pub fn run(args: &Args) -> Result<Verdict> {
         Command::Info(command) => info::run(command, global),
         Command::Policy(command) => catalog::policy(command, global),
         Command::Machine(command) => catalog::machine(command, global),
-        Command::Explain(command) => catalog::explain(command, global),
+        Command::Explain(command) => explain::explain(command, global),
     }
 }
