@@ -96,9 +96,7 @@ impl Script {
                     let cr0 = Some(cr0_set | Cr0::ET.bits());
                     Op::Sregs(Box::new(Sregs { cr0, ..Sregs::default() }))
                 }
-                State::Pae | State::Bits32 => {
-                    Op::Cr0(RegWrite { clear: Cr0::PG.bits(), set: 0 })
-                }
+                State::Pae | State::Bits32 => Op::Cr0(RegWrite { clear: Cr0::PG.bits(), set: 0 }),
             });
             events.extend([read(PLAIN), read(GLOBAL)]);
         } else if edit {
@@ -124,8 +122,7 @@ impl Script {
     /// Runs it. `None`: the state before the write cannot be reached.
     pub(super) fn run(&self, config: &MachineConfig, policy: &Policy) -> Option<Outcome> {
         let write = self.write as u64;
-        let mut watching =
-            (Oracle::new(1), Tally::with_windows(1, &[(write, V0)]));
+        let mut watching = (Oracle::new(1), Tally::with_windows(1, &[(write, V0)]));
         let mut machine = Machine::new(config, policy).ok()?;
         let (mut before, mut after) = (Regs::default(), Regs::default());
         let mut fault = None;
@@ -152,10 +149,11 @@ impl Script {
         let counts = watching.1.window(write).unwrap_or(&none);
         let acts: Vec<(Key, u64)> =
             ACTS.iter().map(|key| (*key, counts.get(*key))).filter(|(_, n)| *n != 0).collect();
+        let acted = acts.iter().any(|(key, _)| *key != Key::Exit);
         let verdict = if fault.is_some() {
             Verdict::Fault
         } else {
-            verdict(watching.0.findings(), write, !owed.is_empty(), !acts.is_empty())
+            verdict(watching.0.findings(), write, !owed.is_empty(), acted)
         };
         Some(Outcome { acts, owed, verdict, unedited: None })
     }

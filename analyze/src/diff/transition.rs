@@ -92,11 +92,10 @@ impl Change {
     /// The change of each of its bits alone.
     pub fn singles(&self) -> impl Iterator<Item = Self> + use<> {
         let Self { register, set, clear } = *self;
-        (0..64).map(|n| 1u64 << n).filter(move |bit| (set | clear) & bit != 0).map(move |bit| Self {
-            register,
-            set: set & bit,
-            clear: clear & bit,
-        })
+        (0..64)
+            .map(|n| 1u64 << n)
+            .filter(move |bit| (set | clear) & bit != 0)
+            .map(move |bit| Self { register, set: set & bit, clear: clear & bit })
     }
 
     /// The guest's write.
