@@ -149,10 +149,11 @@ impl Script {
         let counts = watching.1.window(write).unwrap_or(&none);
         let acts: Vec<(Key, u64)> =
             ACTS.iter().map(|key| (*key, counts.get(*key))).filter(|(_, n)| *n != 0).collect();
+        let acted = acts.iter().any(|(key, _)| *key != Key::Exit);
         let verdict = if fault.is_some() {
             Verdict::Fault
         } else {
-            verdict(watching.0.findings(), write, !owed.is_empty(), !acts.is_empty())
+            verdict(watching.0.findings(), write, !owed.is_empty(), acted)
         };
         Some(Outcome { acts, owed, verdict, unedited: None })
     }

@@ -56,7 +56,7 @@ impl Verdict {
             Self::MissedHarmful => "MISSED, harmful",
             Self::MissedBenign => "MISSED, benign",
             Self::Exposed => "MISSED, exposed",
-            Self::Latent => "latent",
+            Self::Latent => "latent, out of reach",
             Self::Served => "served",
             Self::OverBroad => "served, over-broad",
             Self::Wasted => "not owed, wasted",

@@ -14,10 +14,12 @@ fn cr4(set: Cr4, clear: Cr4) -> Change {
     Change { register: Register::Cr4, set: set.bits(), clear: clear.bits() }
 }
 
-/// Requests, reset, unload and load of an outcome, by name.
+/// Requests, reset and unload of an outcome, by name. TLB_FLUSH is left out: LOAD's sync of a page
+/// that the micro scenario made unsync raises it (facts 2.6), no rule does.
 fn acts(outcome: &Outcome) -> Vec<&'static str> {
     let wanted = |key: &Key| {
-        key.name().starts_with("request") || matches!(*key, Key::MmuReset | Key::MmuUnload)
+        key.name().starts_with("request") && *key != Key::RequestAll
+            || matches!(*key, Key::MmuReset | Key::MmuUnload)
     };
     outcome.acts.iter().map(|(key, _)| key).filter(|key| wanted(key)).map(|k| k.name()).collect()
 }
@@ -38,13 +40,14 @@ fn g2_and_g3_pcide_with_ept() {
     let [old, new] = both(clear, "kvm-5.17", "kvm-patch-v2");
     assert_eq!(acts(&old), ["request-reload", "mmu-unload"]);
     assert_eq!(acts(&new), ["request-guest"]);
-    assert_eq!((old.verdict, new.verdict), (Verdict::Served, Verdict::Served));
+    // INVEPT of the new root leaves what the VPID holds under the old one, out of reach (G2).
+    assert_eq!((old.verdict, new.verdict), (Verdict::Latent, Verdict::Served));
     let set = (Vendor::Intel, MmuKind::Tdp, State::Level4, cr4(Cr4::PCIDE, Cr4::empty()));
     let [old, new] = both(set, "kvm-5.17", "kvm-patch-v2");
     assert_eq!(acts(&old), ["request-reload", "mmu-unload"]);
     assert_eq!(acts(&new), [""; 0]);
     assert_eq!(old.verdict, Verdict::Wasted);
-    assert!(!new.verdict.missed());
+    assert_eq!(new.verdict, Verdict::NothingDone);
 }
 
 #[test]
@@ -78,11 +81,28 @@ fn g13_smap_is_no_difference() {
 }
 
 #[test]
-fn a_reset_that_keeps_roots_misses_smep() {
-    let smep = (Vendor::Intel, MmuKind::Tdp, State::Level4, cr4(Cr4::SMEP, Cr4::empty()));
-    let [old, kept] = both(smep, "kvm-5.17", "never");
-    assert_eq!(old.verdict, Verdict::Served);
-    assert_eq!(kept.verdict, Verdict::MissedHarmful);
+fn resets_that_keep_their_roots() {
+    let smep = |vendor, mmu| (vendor, mmu, State::Level4, cr4(Cr4::SMEP, Cr4::empty()));
+    // The lines before the patch have nothing but the reset; the posted ones ask for CURRENT.
+    let ept = smep(Vendor::Intel, MmuKind::Tdp);
+    let [before, posted] = both(ept, "kvm-5.17-keep-roots", "kvm-patch-v2-18");
+    assert_eq!((before.verdict, before.owed), (Verdict::MissedHarmful, vec!["cr4-smep-set"]));
+    assert!(!posted.verdict.missed(), "{posted:?}");
+    // CURRENT flushes the hardware and leaves the unsync page.
+    let shadow = smep(Vendor::Intel, MmuKind::Shadow);
+    let [_, posted] = both(shadow, "kvm-patch-v2", "kvm-patch-v2-18");
+    assert_eq!(posted.verdict, Verdict::MissedHarmful);
+    assert_eq!(posted.unedited.map(Verdict::missed), Some(false));
+    // On AMD PSE and PKE 0 to 1 owe a flush for which the posted rules have only the reset.
+    for change in [cr4(Cr4::PSE, Cr4::empty()), cr4(Cr4::PKE, Cr4::empty())] {
+        let case = (Vendor::Amd, MmuKind::Tdp, State::Level4, change);
+        let [whole, kept] = both(case, "kvm-patch-v2", "kvm-patch-v2-18");
+        assert_eq!(whole.verdict, Verdict::Served, "{change}");
+        assert_eq!(kept.verdict, Verdict::MissedHarmful, "{change}");
+        let case = (Vendor::Intel, MmuKind::Tdp, State::Level4, change);
+        let [_, kept] = both(case, "kvm-patch-v2", "kvm-patch-v2-18");
+        assert!(kept.owed.is_empty() && !kept.verdict.missed(), "{change}");
+    }
 }
 
 #[test]

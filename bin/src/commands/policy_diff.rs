@@ -1,10 +1,12 @@
 //! `policy diff`: two policies side by side without a trace.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use anyhow::Result;
 use serde_json::{Map, json};
 use tlbscope_analyze::diff::{self, Diff, Outcome, Row};
+use tlbscope_analyze::tally::Key;
 use tlbscope_sim::policy;
 use tlbscope_trace::regs::{MmuKind, Vendor};
 
@@ -45,36 +47,48 @@ fn table(names: [&str; 2], diff: &Diff, global: &Global) -> String {
         diff.transitions, diff.differing, diff.missed[0], names[0], diff.missed[1], names[1]
     );
     let width = names.map(|name| name.chars().count()).into_iter().max().unwrap_or(0).min(24);
-    let mut hidden = 0;
+    let mut pairs: BTreeMap<Pairs, (usize, &Row)> = BTreeMap::new();
     for row in &diff.rows {
-        if row.as_single && !global.verbose {
-            hidden += row.states.len();
+        if row.change.bits() > 1 && !global.verbose {
+            let key = (row.vendor, row.mmu, [0, 1].map(|n| words(&row.outcomes[n])));
+            pairs.entry(key).or_insert((0, row)).0 += row.states.len();
             continue;
         }
         let _ = writeln!(out, "\n{}", head(row));
+        let both_exit =
+            row.outcomes.iter().all(|o| o.acts.iter().any(|(key, _)| *key == Key::Exit));
         for (name, outcome) in names.iter().zip(&row.outcomes) {
             let name: String = name.chars().take(width).collect();
             let lead = format!("  {name:width$}  ");
-            let verdict = words(outcome);
-            wrap(&mut out, &lead, &acts(outcome), &verdict);
+            wrap(&mut out, &lead, &acts(outcome, both_exit), &words(outcome));
         }
     }
-    if hidden > 0 {
-        let _ = writeln!(
-            out,
-            "\n{hidden} changes of two bits that come out as one of the bits alone: -v lists them"
-        );
+    if !pairs.is_empty() {
+        let _ = writeln!(out, "\nTwo bits at once (-v lists each):");
+    }
+    for ((vendor, mmu, [a, b]), (count, row)) in &pairs {
+        let machine = machine(*vendor, *mmu);
+        let state = row.states.first().map_or("", |state| state.name());
+        let _ = writeln!(out, "  {count:3} on {machine}: {a} | {b}");
+        let _ = writeln!(out, "      such as {} in {state}", row.change);
     }
     out
 }
 
-fn head(row: &Row) -> String {
-    let machine = match (row.vendor, row.mmu) {
+/// What pairs of bits have in common that are counted together.
+type Pairs = (Vendor, MmuKind, [String; 2]);
+
+fn machine(vendor: Vendor, mmu: MmuKind) -> &'static str {
+    match (vendor, mmu) {
         (Vendor::Intel, MmuKind::Tdp) => "intel ept",
         (Vendor::Amd, MmuKind::Tdp) => "amd npt",
         (Vendor::Intel, MmuKind::Shadow) => "intel shadow",
         (Vendor::Amd, MmuKind::Shadow) => "amd shadow",
-    };
+    }
+}
+
+fn head(row: &Row) -> String {
+    let machine = machine(row.vendor, row.mmu);
     let states: Vec<&str> = row.states.iter().map(|state| state.name()).collect();
     let owed = if row.owed.is_empty() {
         String::new()
@@ -97,15 +111,16 @@ fn words(outcome: &Outcome) -> String {
     }
 }
 
-fn acts(outcome: &Outcome) -> Vec<String> {
-    if outcome.acts.is_empty() {
-        return vec!["nothing".to_owned()];
-    }
-    let one = |(key, n): &(tlbscope_analyze::tally::Key, u64)| match n {
+/// The acts by name. A reset's own init, and an exit that both policies take, say nothing.
+fn acts(outcome: &Outcome, both_exit: bool) -> Vec<String> {
+    let reset = outcome.acts.iter().any(|(key, _)| *key == Key::MmuReset);
+    let told = |key: Key| !(key == Key::MmuInit && reset || key == Key::Exit && both_exit);
+    let one = |(key, n): &(Key, u64)| match n {
         1 => key.name().to_owned(),
         n => format!("{n}x{}", key.name()),
     };
-    outcome.acts.iter().map(one).collect()
+    let acts: Vec<String> = outcome.acts.iter().filter(|(key, _)| told(*key)).map(one).collect();
+    if acts.is_empty() { vec!["nothing".to_owned()] } else { acts }
 }
 
 /// Acts on the left, broken between words, the verdict on the right of the first line.
@@ -128,7 +143,8 @@ fn wrap(out: &mut String, lead: &str, acts: &[String], verdict: &str) {
     }
     for (n, line) in lines.iter().enumerate() {
         if n == 0 {
-            let _ = writeln!(out, "{lead}{line:room$} {verdict}");
+            let line = format!("{lead}{line:room$} {verdict}");
+            let _ = writeln!(out, "{}", line.trim_end());
         } else {
             let _ = writeln!(out, "{:1$}{line}", "", lead.chars().count());
         }
