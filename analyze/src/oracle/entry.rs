@@ -50,7 +50,10 @@ impl Oracle {
                 vcpu.window.open.retain(|open| {
                     log.iter().rev().take(8).all(|o| o.time != open.time || o.event != event)
                 });
-                self.reside(id, world);
+                // Outside the guest nothing refills the container: the next entry says from what.
+                if vcpu.in_guest {
+                    self.reside(id, world);
+                }
             }
             Inv::Exact => {
                 for open in &mut vcpu.window.open {

@@ -73,11 +73,16 @@ impl Machine {
         let write = rights.write && dirty && self.guest_may_write(gpa) && !self.is_protected(gpa);
         let spte = Leaf { gpa, hpa, write, user: rights.user, xd: rights.xd };
         let at = index(access.gva.0, 1);
-        let lost = matches!(self.shadow.spte(sp, at), Spte::Leaf(old)
-            if old.hpa != hpa || old.write && !write);
+        let old = self.shadow.spte(sp, at);
+        let lost = matches!(old, Spte::Leaf(old) if old.hpa != hpa || old.write && !write);
+        let moved = matches!(old, Spte::Leaf(old) if old.hpa != hpa);
+        if moved {
+            self.act(o, Act::SpteClear { sp, index: at });
+        }
         self.shadow.set(sp, at, Spte::Leaf(spte));
         self.act(o, Act::SpteSet { sp, index: at });
-        if lost && self.policy.mechanics.set_spte_remote_flush {
+        let mechanics = &self.policy.mechanics;
+        if moved && mechanics.remote_flush.pfn_change || lost && mechanics.set_spte_remote_flush {
             self.remote_flush(o);
         }
         if access.kind == AccessKind::Write && !write && self.is_protected(gpa) {
@@ -85,6 +90,7 @@ impl Machine {
             self.table_write_fault(gpa, o);
             let spte = Leaf { write: rights.write && dirty && !self.is_protected(gpa), ..spte };
             self.shadow.set(sp, at, Spte::Leaf(spte));
+            self.act(o, Act::SpteSet { sp, index: at });
         }
         Fixed::Retry
     }
