@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use tlbscope_trace::Recording;
 use xxhash_rust::xxh3::Xxh3;
@@ -27,6 +27,9 @@ impl Input {
         }
         let failed = || format!("cannot read {}", path.display());
         let mut file = File::open(path).with_context(failed)?;
+        if file.metadata().with_context(failed)?.is_dir() {
+            bail!("{}: is a directory, a file is wanted", path.display());
+        }
         let mut hasher = Xxh3::new();
         let mut buffer = vec![0; 1 << 16];
         loop {
@@ -50,4 +53,10 @@ pub fn open(path: &Path) -> Result<(Recording, Input)> {
     let input = Input::of_file(path)?;
     let recording = tlbscope_trace::open(path)?;
     Ok((recording, input))
+}
+
+/// Whether an error is a native trace that is damaged so that nothing of it can be read.
+pub fn is_ruin(error: &anyhow::Error) -> bool {
+    use tlbscope_trace::{Error, native::NativeError};
+    matches!(error.downcast_ref(), Some(Error::Native(NativeError::Hopeless(_))))
 }

@@ -43,7 +43,8 @@ fn main() -> ExitCode {
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::report(&error, args.global.color);
-            ExitCode::from(2)
+            // A native trace of which nothing is left is damaged, not wrong usage.
+            if input::is_ruin(&error) { Verdict::Damaged.exit_code() } else { ExitCode::from(2) }
         }
     }
 }

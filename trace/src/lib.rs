@@ -22,7 +22,7 @@ pub mod text;
 
 pub use recording::{Body, Census, Meta, Record, Recording};
 
-use std::io::BufRead as _;
+use std::io::{self, Read as _};
 use std::path::Path;
 
 use thiserror::Error;
@@ -40,17 +40,38 @@ pub enum Error {
     #[error(transparent)]
     Native(#[from] native::NativeError),
     /// Event text with a mistake.
-    #[error("{name}: {error}")]
+    #[error("{name}:{}:{}: {}{}", error.line, error.column, error.message, error.hint())]
     Text {
         /// The source.
         name: String,
         /// Where and what.
-        #[source]
         error: text::TextError,
     },
+    /// Event text whose times are not in order.
+    #[error(
+        "{name}:{line}: time runs backwards, from {from} ns to {to} ns: sort the lines by time"
+    )]
+    Backwards {
+        /// The source.
+        name: String,
+        /// The first line that is earlier than one before it.
+        line: u32,
+        /// The time before it.
+        from: u64,
+        /// Its own.
+        to: u64,
+    },
     /// Binary content of no known form.
-    #[error("{0}: binary content that is neither a native trace nor text")]
-    Binary(String),
+    #[error(
+        "{name}: binary content from byte {offset} on, no trace: give a recording as text, a \
+         native trace (.tlbt) or an event list, plain or packed with zstd, xz or gzip"
+    )]
+    Binary {
+        /// The source.
+        name: String,
+        /// The first byte that is no text.
+        offset: usize,
+    },
     /// More text than an event list may have.
     #[error("{0}: an event list of more than {TEXT_BYTES_MAX} bytes; import it piece by piece")]
     TooLong(String),
@@ -59,6 +80,9 @@ pub enum Error {
 /// Event text is read whole; this is the most of it.
 pub const TEXT_BYTES_MAX: u64 = 256 << 20;
 
+/// Bytes by which a form is recognised.
+const HEAD_BYTES: u64 = 64 << 10;
+
 /// Opens a trace of any known form, packed or not, by its content; `-` is standard input.
 ///
 /// # Errors
@@ -66,11 +90,15 @@ pub const TEXT_BYTES_MAX: u64 = 256 << 20;
 pub fn open(path: &Path) -> Result<Recording, Error> {
     let name = path.display().to_string();
     let mut stream = source::open(path)?;
-    let io = |error| source::SourceError::Io { name: name.clone(), error };
-    let head = stream.fill_buf().map_err(io)?;
+    // One read may give a few bytes only. An error behind some bytes comes again.
+    let mut head = Vec::with_capacity(HEAD_BYTES as usize);
+    let read = stream.by_ref().take(HEAD_BYTES).read_to_end(&mut head);
     if head.is_empty() {
+        read.map_err(|error| source::SourceError::Io { name: name.clone(), error })?;
         return Err(source::SourceError::Empty(name).into());
     }
+    let whole = io::Cursor::new(head.clone()).chain(stream);
+    let stream = source::Stream::new(Box::new(whole));
     if head.starts_with(&native::MAGIC) {
         return Ok(native::decode(stream, &name)?);
     }
@@ -79,27 +107,36 @@ pub fn open(path: &Path) -> Result<Recording, Error> {
     if known {
         return Ok(import::ftrace::import(stream, &name)?);
     }
-    if head.iter().take(4096).any(|&c| c == 0) {
-        return Err(Error::Binary(name));
+    if let Some(offset) = head.iter().take(4096).position(|&c| c == 0) {
+        return Err(Error::Binary { name, offset });
     }
     event_text(stream, name)
 }
 
 /// Event text as a recording: lines without a time come 1 ns after the one before.
 fn event_text(stream: source::Stream, name: String) -> Result<Recording, Error> {
-    use std::io::Read as _;
-    let mut list = String::new();
+    let mut bytes = Vec::new();
     let mut limited = stream.take(TEXT_BYTES_MAX + 1);
-    if limited.read_to_string(&mut list).is_err() {
-        return Err(Error::Binary(name));
-    }
-    if list.len() as u64 > TEXT_BYTES_MAX {
+    let read = limited.read_to_end(&mut bytes);
+    read.map_err(|error| source::SourceError::Io { name: name.clone(), error })?;
+    if bytes.len() as u64 > TEXT_BYTES_MAX {
         return Err(Error::TooLong(name));
     }
+    let list = String::from_utf8(bytes).map_err(|error| {
+        let offset = error.utf8_error().valid_up_to();
+        Error::Binary { name: name.clone(), offset }
+    })?;
     let lines = text::parse(&list).map_err(|error| Error::Text { name: name.clone(), error })?;
     let mut recording = Recording::default();
-    let mut next = addr::Time(0);
+    let (mut next, mut last) = (addr::Time(0), addr::Time(0));
     for line in lines {
+        if let Some(time) = line.time {
+            if time < last {
+                let (from, to) = (last.0, time.0);
+                return Err(Error::Backwards { name, line: line.number, from, to });
+            }
+            last = time;
+        }
         let time = line.time.unwrap_or(next);
         next = addr::Time(time.0.saturating_add(1));
         if let op::Actor::Vcpu(vcpu) = line.actor {

@@ -73,7 +73,7 @@ pub enum NativeError {
         error: CodecError,
     },
     /// Nothing whole is left of it.
-    #[error("{0}: no section of the file is whole")]
+    #[error("{0}: cut or damaged: no section of the file is whole; import the recording again")]
     Hopeless(String),
 }
 
@@ -237,6 +237,9 @@ impl Reader {
                     at = next;
                 }
             }
+        }
+        if self.index.is_some() && self.losses.is_empty() {
+            self.losses.push("the last eight bytes of the file are cut off".to_owned());
         }
     }
 

@@ -110,7 +110,9 @@ fn find_inside(
 
 fn required(source: Source<'_>, root: &DeTable<'_>, name: &str) -> Result<String, ScenarioError> {
     let Some(value) = root.get(name) else {
-        return Err(source.error_at(1, 1, format!("`{name}` is missing")));
+        return Err(source
+            .error_at(1, 1, format!("`{name}` is missing"))
+            .hint(format!("write `{name} = \"...\"` above the first `[table]`")));
     };
     Ok(string(source, value, &format!("`{name}`"))?.to_owned())
 }

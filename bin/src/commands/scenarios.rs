@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rayon::prelude::*;
 use serde_json::{Map, json};
 use tlbscope_analyze::scenario::{CaseReport, Scenario};
@@ -91,8 +91,17 @@ fn collect(path: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<()> {
 
 fn read(file: &Path) -> Result<String> {
     let failed = || format!("cannot read {}", file.display());
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     let opened = File::open(file).with_context(failed)?;
-    opened.take(FILE_BYTES_MAX).read_to_string(&mut text).with_context(failed)?;
-    Ok(text)
+    opened.take(FILE_BYTES_MAX).read_to_end(&mut bytes).with_context(failed)?;
+    if bytes.trim_ascii().is_empty() {
+        bail!("{}: is empty, no scenario", file.display());
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let offset = error.utf8_error().valid_up_to();
+        anyhow!(
+            "{}: binary content from byte {offset} on, no scenario: a scenario is TOML in UTF-8",
+            file.display()
+        )
+    })
 }

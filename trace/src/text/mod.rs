@@ -57,11 +57,15 @@ pub struct TextError {
 
 impl fmt::Display for TextError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {}, column {}: {}", self.line, self.column, self.message)?;
-        match &self.suggestion {
-            Some(name) => write!(f, "; did you mean `{name}`?"),
-            None => Ok(()),
-        }
+        write!(f, "line {}, column {}: {}{}", self.line, self.column, self.message, self.hint())
+    }
+}
+
+impl TextError {
+    /// `; did you mean ...?`, or nothing.
+    pub(crate) fn hint(&self) -> String {
+        let hint = |name| format!("; did you mean `{name}`?");
+        self.suggestion.as_ref().map(hint).unwrap_or_default()
     }
 }
 

@@ -34,7 +34,7 @@ const VCPUS: u64 = 4096;
 /// Reads a recording. `name` is for messages.
 ///
 /// # Errors
-/// Reading fails, or nothing in it is an event of ftrace.
+/// Reading fails, time runs backwards, or nothing in it is an event of ftrace.
 pub fn import(mut reader: impl BufRead, name: &str) -> Result<Recording, ImportError> {
     let mut importer = Importer::new();
     let mut buffer = Vec::with_capacity(1024);
@@ -55,6 +55,10 @@ pub fn import(mut reader: impl BufRead, name: &str) -> Result<Recording, ImportE
             }
         }
         importer.line(&buffer);
+        if let Some((from, to)) = importer.backwards {
+            let (name, line) = (name.to_owned(), importer.number);
+            return Err(ImportError::Backwards { name, line, from, to });
+        }
         if first.is_none() && !buffer.trim_ascii().is_empty() {
             first = Some(buffer[..buffer.len().min(80)].to_vec());
         }
@@ -85,6 +89,10 @@ struct Importer {
     /// Lines that are no events and no header.
     junk: u64,
     base: Option<u64>,
+    /// Time of the last event, as recorded.
+    last: u64,
+    /// The step with which time ran backwards, as recorded.
+    backwards: Option<(u64, u64)>,
     now: Time,
     names: Names,
     clues: Clues,
@@ -105,6 +113,8 @@ impl Importer {
             events: 0,
             junk: 0,
             base: None,
+            last: 0,
+            backwards: None,
             now: Time(0),
             names: Names::new(),
             clues: Clues::default(),
@@ -145,6 +155,11 @@ impl Importer {
         self.events += 1;
         let event = &self.resolve(event);
         let base = *self.base.get_or_insert(event.ns);
+        if event.ns < self.last {
+            self.backwards = Some((self.last, event.ns));
+            return;
+        }
+        self.last = event.ns;
         self.now = Time(event.ns.saturating_sub(base));
         let Some(shows) = self.names.look_up(event.name, event.ret) else { return };
         self.clues.event(event, shows);
