@@ -153,7 +153,13 @@ impl Machine {
             // The pseudo level 3 above a 32-bit guest's directory.
             None => mode == Mode::Bits32 && level == 3,
         };
-        if !table_below || mode == Mode::Off {
+        if mode == Mode::Off {
+            // A direct page stands for the frames of its whole span, whichever is accessed.
+            let base = gva.0 & !(child_span - 1);
+            let role = Role(top.0 | Role::DIRECT).child(level - 1, 0, access);
+            return (base / PAGE_BYTES, role, access);
+        }
+        if !table_below {
             let base = leaf.map_or(0, |l| l.gpa.0) + (gva.0 & (size - 1) & !(child_span - 1));
             let rights = leaf.map_or(Rights::default(), |l| l.rights);
             let below = (rights.write, rights.user, !rights.xd);
