@@ -150,8 +150,8 @@ impl Machine {
         let child_span = PAGE_BYTES << (9 * u32::from(level - 1));
         let table_below = match step {
             Some(_) => size < child_span << u32::from(mode == Mode::Bits32),
-            // The pseudo level 3 above a 32-bit guest's directory.
-            None => mode == Mode::Bits32 && level == 3,
+            // The pseudo level 3 above a 32-bit guest's directory, and Intel's PDPTE registers.
+            None => matches!(mode, Mode::Bits32 | Mode::Pae) && level == 3,
         };
         if mode == Mode::Off {
             // A direct page stands for the frames of its whole span, whichever is accessed.
@@ -168,6 +168,11 @@ impl Machine {
         }
         let Some(step) = step else {
             let quadrant = (gva.0 >> 30) as u16 & 3;
+            if mode == Mode::Pae {
+                let pdpte = self.pdpte(regs, quadrant);
+                let gfn = (pdpte & 0x000f_ffff_ffff_f000) / PAGE_BYTES;
+                return (gfn, top.child(2, 0, access), access);
+            }
             return (regs.root().0 / PAGE_BYTES, top.child(2, quadrant, access), access);
         };
         let pdpte = mode == Mode::Pae && level == 3;
