@@ -41,6 +41,15 @@ pub struct Scenario {
 }
 
 impl Scenario {
+    /// The same scenario with another policy behind a name that its expectations use.
+    #[must_use]
+    pub fn with_policy(mut self, name: &str, policy: &Policy) -> Self {
+        for (_, known) in self.policies.iter_mut().filter(|(known, _)| known == name) {
+            *known = policy.clone();
+        }
+        self
+    }
+
     /// The policy of an expectation.
     #[must_use]
     pub fn policy(&self, expect: &Expect) -> Option<&Policy> {
