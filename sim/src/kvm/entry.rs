@@ -1,7 +1,9 @@
 //! vcpu_enter_guest: requests in their order, LOAD, the last check, the hardware entry
 //! (facts/kvm.md 5.4, 10.3).
 
-use tlbscope_trace::act::{Act, Class, Context, Hook, HookBy, Inv, Request, Tag};
+use tlbscope_trace::act::{
+    Act, Class, Context, FreeWhy, Hook, HookBy, Inv, Request, RootSlot, Tag,
+};
 use tlbscope_trace::addr::{Ep4ta, Vpid};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::regs::{MmuKind, Vendor};
@@ -80,8 +82,7 @@ impl Machine {
         }
         // Patch 18 of the seed's series, never merged: after RELOAD (facts 9.4).
         if self.serve(v, Request::MmuUpdateRoot, o) {
-            let pgd = self.vcpus[v].regs.cr3;
-            self.new_pgd(v, pgd, o);
+            self.update_root(v, o);
         }
         if self.serve(v, Request::MmuSync, o) {
             self.sync_roots(v, o);
@@ -106,6 +107,18 @@ impl Machine {
             self.guest_flush(v, o);
         }
         self.serve(v, Request::StealUpdate, o);
+    }
+
+    /// The root follows the role. An ideal policy takes no cached root of another role in shadow
+    /// mode: what the TLB holds was made from the root before, and only LOAD flushes it.
+    fn update_root<O: Observer>(&mut self, v: usize, o: &mut O) {
+        let mmu = self.vcpus[v].mmu;
+        let other_role = mmu.root.is_some_and(|root| root.role != mmu.role);
+        if self.ideal() && other_role && self.config.mmu == MmuKind::Shadow {
+            return self.free_root(v, RootSlot::Current, FreeWhy::NotCacheable, o);
+        }
+        let pgd = self.vcpus[v].regs.cr3;
+        self.new_pgd(v, pgd, o);
     }
 
     fn hardware_entry<O: Observer>(&mut self, v: usize, fail: bool, o: &mut O) -> bool {
