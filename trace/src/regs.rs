@@ -110,7 +110,7 @@ bitflags! {
 
 /// Bit 63 of the MOV CR3 operand with CR4.PCIDE = 1: no invalidation required. Never stored.
 pub const CR3_NOFLUSH: u64 = 1 << 63;
-/// CR3[11:0] with CR4.PCIDE = 1.
+/// CR3 bits 11:0 with CR4.PCIDE = 1.
 pub const CR3_PCID_MASK: u64 = 0xfff;
 
 /// The registers of one vCPU that decide how an address is translated.
@@ -161,7 +161,7 @@ impl Regs {
         Efer::from_bits_truncate(self.efer)
     }
 
-    /// The current PCID: CR3[11:0] if CR4.PCIDE, else 0.
+    /// The current PCID: CR3 bits 11:0 if CR4.PCIDE, else 0.
     #[must_use]
     pub const fn pcid(&self) -> Pcid {
         if self.cr4 & Cr4::PCIDE.bits() != 0 {

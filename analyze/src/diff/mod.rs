@@ -1,6 +1,6 @@
 //! Two policies side by side without a trace: every legal change of one or two flush-relevant bits
 //! of CR0 and CR4, on both vendors, with shadow paging and with TDP, each judged by the oracle in
-//! a [`micro`] scenario of its own.
+//! a `micro` scenario of its own.
 //!
 //! Limits. The oracle does not judge the breadth of LOAD's flush, so what a reset's reload serves
 //! is never called over-broad here. A micro scenario has one vCPU on one pCPU.

@@ -2,9 +2,9 @@
 //!
 //! A clock counts the calls of the [`Observer`]. Every cached copy carries the instant at which it
 //! was last known equal to what it copies (its *stamp*, in the [`Mark`] that [`Oracle::fill`]
-//! returns); every obligation raises a floor ([`floors`]). A copy below a floor that covers it is
-//! outlawed. Containers ([`hardware`]) and shadow roots ([`shadow`]) carry the oldest stamp that
-//! may be in them, so that an entry can be judged although no access follows. [`credit`] judges
+//! returns); every obligation raises a floor (`floors`). A copy below a floor that covers it is
+//! outlawed. Containers (`hardware`) and shadow roots (`shadow`) carry the oldest stamp that
+//! may be in them, so that an entry can be judged although no access follows. `credit` judges
 //! what was too much.
 //!
 //! Limits. Address-sized obligations are judged as exposed for the current root only. A recycled
