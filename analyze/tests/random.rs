@@ -8,7 +8,7 @@ mod chance;
 use chance::{Case, Pick, Run, cases, check, run};
 use tlbscope_analyze::finding::{Class, Finding, Kind};
 use tlbscope_trace::op::{Op, RegWrite};
-use tlbscope_trace::regs::{Efer, MmuKind};
+use tlbscope_trace::regs::{Cr4, Efer, MmuKind};
 
 /// Kernels from 5.19 on force NX in the role of every shadow root, so that shadow pages are shared
 /// across a change of EFER.NXE: a page with XD set stays readable where a walk with NXE = 0 finds
@@ -21,9 +21,32 @@ fn nx_forced(case: &Case, found: &Finding) -> bool {
         && case.events.iter().any(|e| matches!(&e.op, Op::Efer(w) if nxe(w)))
 }
 
+/// Two vCPUs in shadow mode of which one switches CR4.PAE share tables of 4-byte and 8-byte entries;
+/// the accessed bits that the one's walks set change the other's tables unseen.
+fn two_sizes(case: &Case, found: &Finding) -> bool {
+    let pae = |w: &RegWrite| (w.clear | w.set) & Cr4::PAE.bits() != 0;
+    found.rule == "impossible-translation"
+        && (case.machine.mmu, case.machine.vcpus) == (MmuKind::Shadow, 2)
+        && case.events.iter().any(|e| matches!(&e.op, Op::Cr4(w) if pae(w)))
+}
+
+/// A raw store may make a data frame a page table. A write to it through its own translation write-
+/// protects and unprotects the frame within the one access, which then counts as a benign use.
+fn own_table(case: &Case, found: &Finding) -> bool {
+    found.rule == "host-change"
+        && found.kind == Kind::Missed { harmful: false }
+        && case.machine.mmu == MmuKind::Shadow
+        && case.events.iter().any(|e| matches!(e.op, Op::Store { .. }))
+}
+
+/// What is known and left out.
+fn known(case: &Case, found: &Finding) -> bool {
+    nx_forced(case, found) || two_sizes(case, found) || own_table(case, found)
+}
+
 fn none_of(case: &Case, wrong: impl Fn(&Finding) -> bool) -> Result<(), String> {
     let findings = run(case).findings;
-    match findings.kept().iter().find(|f| wrong(f) && !nx_forced(case, f)) {
+    match findings.kept().iter().find(|f| wrong(f) && !known(case, f)) {
         Some(found) => Err(format!("{found:?}")),
         None => Ok(()),
     }
