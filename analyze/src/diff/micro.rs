@@ -1,7 +1,7 @@
 //! The micro scenario of one transition under one policy.
 //!
 //! Two address spaces A and B map a plain and a global page each, both are read, A is current and
-//! B's root cached. Then the guest edits the four leaves without a flush: what the TLB holds is
+//! B's root cached. The global page is the same in both, as global pages must be. Then the guest edits the four leaves without a flush: what the TLB holds is
 //! stale, and in shadow mode the shadow tables turn unsync. Then comes the write; then every copy
 //! is tried: in A, in B (NOFLUSH where there are PCIDs), in A again.
 
@@ -81,11 +81,14 @@ impl Script {
             read(GLOBAL),
             Op::Cr3(b),
             map(PLAIN, 0x7000, None),
-            map(GLOBAL, 0x8000, None),
+            map(GLOBAL, 0x6000, None),
             read(PLAIN),
+            // Without it B's own entries would never be walked, nor their accessed bits set.
+            Op::Invlpg(Gva(GLOBAL)),
             read(GLOBAL),
             back(a, pcids),
             read(PLAIN),
+            Op::Invlpg(Gva(GLOBAL)),
             read(GLOBAL),
         ];
         if off {
@@ -104,7 +107,7 @@ impl Script {
                 map(PLAIN, 0x9000, Some(A)),
                 map(GLOBAL, 0xa000, Some(A)),
                 map(PLAIN, 0xb000, Some(B)),
-                map(GLOBAL, 0xc000, Some(B)),
+                map(GLOBAL, 0xa000, Some(B)),
             ]);
         }
         let write = events.len();

@@ -88,6 +88,8 @@ fn resets_that_keep_their_roots() {
     let [before, posted] = both(ept, "kvm-5.17-keep-roots", "kvm-patch-v2-18");
     assert_eq!((before.verdict, before.owed), (Verdict::MissedHarmful, vec!["cr4-smep-set"]));
     assert!(!posted.verdict.missed(), "{posted:?}");
+    let smep_only = before.unedited;
+    assert_eq!(smep_only, Some(Verdict::MissedBenign), "the check of SMEP is made at each use");
     // CURRENT flushes the hardware and leaves the unsync page.
     let shadow = smep(Vendor::Intel, MmuKind::Shadow);
     let [_, posted] = both(shadow, "kvm-patch-v2", "kvm-patch-v2-18");
@@ -103,6 +105,16 @@ fn resets_that_keep_their_roots() {
         let [_, kept] = both(case, "kvm-patch-v2", "kvm-patch-v2-18");
         assert!(kept.owed.is_empty() && !kept.verdict.missed(), "{change}");
     }
+}
+
+#[test]
+fn paging_on_over_a_cached_root() {
+    let change = Change { register: Register::Cr0, set: (Cr0::PG | Cr0::WP).bits(), clear: 0 };
+    let case = (Vendor::Amd, MmuKind::Tdp, State::Level4, change);
+    let [whole, kept] = both(case, "kvm-patch-v2", "kvm-patch-v2-18");
+    assert_eq!((whole.verdict, whole.owed), (Verdict::Served, vec!["cr0-pg-set"]));
+    assert_eq!(kept.verdict, Verdict::MissedHarmful);
+    assert!(kept.acts.contains(&(Key::RootHit, 1)));
 }
 
 #[test]
