@@ -4,7 +4,7 @@ use tlbscope_trace::act::{ArchOp, Request};
 use tlbscope_trace::addr::{Gpa, PAGE_BYTES, PcpuId};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{HostOp, Op, Sregs};
-use tlbscope_trace::regs::{MmuKind, Regs, Vendor};
+use tlbscope_trace::regs::{Regs, Vendor};
 
 use super::{Machine, Refused, Step};
 use crate::policy::mechanics::{MigrateVmx, Sregs as SregsRule};
@@ -257,11 +257,5 @@ impl Machine {
             self.post(v, Request::TlbFlush, o);
         }
         Ok(())
-    }
-
-    /// Whether two-dimensional paging is in use.
-    #[must_use]
-    pub fn is_tdp(&self) -> bool {
-        self.config.mmu == MmuKind::Tdp
     }
 }
