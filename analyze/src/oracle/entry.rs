@@ -3,7 +3,7 @@
 
 use tlbscope_sim::arch::required::{NOFLUSH_RESIDENCE, Scope};
 use tlbscope_trace::act::{Class, Context, Inv};
-use tlbscope_trace::addr::VcpuId;
+use tlbscope_trace::addr::{Sp, VcpuId};
 use tlbscope_trace::observe::World;
 use tlbscope_trace::regs::{Cr4, MmuKind};
 
@@ -23,6 +23,25 @@ fn holds(o: &Obligation, key: &GroupKey, (pcid, global): (u16, bool), held: &Hel
     match gva {
         Some(_) => held.since < o.time && o.done != Some((key.pcpu, key.id)),
         None => held.stamp < o.time,
+    }
+}
+
+impl Vcpu {
+    /// A root becomes the active one. More than the latest few no hypervisor keeps.
+    fn uses(&mut self, root: Sp, pcid: u16) {
+        const ROOTS: usize = 16;
+        if self.roots.last() == Some(&(root, pcid)) {
+            return;
+        }
+        match self.roots.iter().position(|slot| *slot == (root, pcid)) {
+            Some(place) => self.roots[place..].rotate_left(1),
+            None => {
+                if self.roots.len() == ROOTS {
+                    self.roots.remove(0);
+                }
+                self.roots.push((root, pcid));
+            }
+        }
     }
 }
 
@@ -96,10 +115,7 @@ impl Oracle {
         vcpu.in_guest = true;
         vcpu.pcpu = context.tag.pcpu.0;
         if let Some(root) = context.shadow_root {
-            let slot = (root, context.tag.pcid.0);
-            if !vcpu.roots.contains(&slot) {
-                vcpu.roots.push(slot);
-            }
+            vcpu.uses(root, context.tag.pcid.0);
         }
         self.hardware.own(&context.tag, id as u16, self.now);
         self.reside(id, world);
