@@ -13,6 +13,9 @@ use super::hardware::{Group, GroupKey, Held, one_page};
 use super::{Oracle, Vcpu};
 use crate::finding::{Finding, Findings, Kind};
 
+/// Obligations of one page that wait for their PCID to be current.
+const DEFERRED: usize = 256;
+
 /// Whether a container may hold a copy that the obligation outlaws.
 fn holds(o: &Obligation, key: &GroupKey, (pcid, global): (u16, bool), held: &Held) -> bool {
     let gva = address(&o.scope);
@@ -146,7 +149,7 @@ impl Oracle {
     /// Reports binding obligations of this vCPU that something reachable may violate.
     fn expose<W: World>(&mut self, id: usize, world: &W, unchanged: bool) {
         let Self { vcpus, hardware, shadow, findings, now, .. } = self;
-        let Vcpu { floors, context, judged, .. } = &mut vcpus[id];
+        let Vcpu { floors, context, judged, deferred, .. } = &mut vcpus[id];
         if unchanged && floors.latest < *judged {
             return;
         }
@@ -169,6 +172,16 @@ impl Oracle {
                 }
             }
         }
+        deferred.retain(|time| {
+            let place = floors.log.partition_point(|o| o.time < *time);
+            let at_time = |o: &&mut Obligation| o.time == *time && address(&o.scope).is_some();
+            let Some(o) = floors.log.range_mut(place..).take(4).find(at_time) else { return false };
+            let held = group.iter().any(|(tag, held)| reach(tag) && holds(o, &key, *tag, held));
+            if held {
+                report(o, id, findings);
+            }
+            !held && group.iter().any(|(tag, held)| holds(o, &key, *tag, held))
+        });
         let start = floors.log.partition_point(|o| o.time < *judged);
         for o in floors.log.range_mut(start..) {
             let Some(gva) = address(&o.scope) else { continue };
@@ -179,6 +192,11 @@ impl Oracle {
             let held = group.iter().any(|(tag, held)| reach(tag) && holds(o, &key, *tag, held));
             if held || below().is_some() {
                 report(o, id, findings);
+            } else if o.must && group.iter().any(|(tag, held)| holds(o, &key, *tag, held)) {
+                if deferred.len() == DEFERRED {
+                    deferred.remove(0);
+                }
+                deferred.push(o.time);
             }
         }
         *judged = *now;
