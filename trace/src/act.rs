@@ -220,6 +220,13 @@ pub enum Inv {
     Guest(GuestInv),
     /// An ideal flush of exactly what is owed (`scope = "exact"`).
     Exact,
+    /// An ideal flush of every copy that maps these guest frames (`remote-flush.range`).
+    Frames {
+        /// First byte.
+        gpa: Gpa,
+        /// Bytes.
+        size: u64,
+    },
 }
 
 /// The scope of an invalidation by a guest instruction, within the current VPID or ASID.
@@ -621,6 +628,12 @@ pub enum ArchOp {
         gpa: Gpa,
         /// Bytes.
         size: u64,
+    },
+    /// Another vCPU of the guest asked the hypervisor to flush this one (paravirtual or Hyper-V
+    /// flush): from here on it must use nothing older.
+    RemoteFlush {
+        /// One page under the current PCID and as a global translation; `None`: everything.
+        page: Option<Gva>,
     },
     /// Software declares frames reused.
     Release {

@@ -29,6 +29,9 @@ fn holds(o: &Obligation, key: &GroupKey, (pcid, global): (u16, bool), held: &Hel
 impl Oracle {
     /// The hardware invalidates.
     pub(super) fn invalidate<W: World>(&mut self, id: usize, inv: &Inv, world: &W) {
+        if let Inv::Frames { gpa, size } = *inv {
+            return self.host.served(gpa.0, size, id as u16);
+        }
         let vcpu = &mut self.vcpus[id];
         let context = vcpu.context;
         if matches!(inv, Inv::Guest(_) | Inv::VpidZeroTransition) {

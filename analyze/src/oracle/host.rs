@@ -22,6 +22,8 @@ pub struct Change {
     pub end: u64,
     /// When the old backing was declared dead; 0: not yet.
     pub dead: u64,
+    /// On which vCPUs exactly these frames were flushed.
+    pub served: Vec<u16>,
     /// On which vCPUs an exposure was reported.
     pub exposed: Vec<u16>,
     /// On which vCPUs a missed use was reported, where, and whether it is harmful.
@@ -56,6 +58,7 @@ impl Host {
             gpa,
             end,
             dead: 0,
+            served: Vec::new(),
             exposed: Vec::new(),
             missed: Vec::new(),
         });
@@ -71,6 +74,13 @@ impl Host {
                 self.latest_due = self.latest_due.max(change.obligation.time);
             }
         }
+    }
+
+    /// A flush of exactly these frames, on one vCPU.
+    pub fn served(&mut self, gpa: u64, size: u64, vcpu: u16) {
+        let end = gpa.saturating_add(size);
+        let within = |c: &&mut Change| c.dead == 0 && gpa <= c.gpa && c.end <= end;
+        self.changes.iter_mut().filter(within).for_each(|c| c.served.push(vcpu));
     }
 
     /// Software reuses frames.
@@ -140,6 +150,7 @@ impl Host {
             c.dead != 0
                 && c.obligation.time > since
                 && !c.exposed.contains(&vcpu)
+                && !c.served.contains(&vcpu)
                 && self.cached(c.gpa, c.end, since, c.obligation.time)
         });
         due.map(|(n, _)| n).collect()

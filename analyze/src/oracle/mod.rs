@@ -177,6 +177,7 @@ const fn op_name(op: &ArchOp) -> &'static str {
         ArchOp::Sregs => "sregs",
         ArchOp::HostChange { .. } => "host-change",
         ArchOp::HostDead { .. } => "host-dead",
+        ArchOp::RemoteFlush { .. } => "remote-flush",
         ArchOp::Release { .. } => "release",
     }
 }

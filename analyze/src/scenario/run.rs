@@ -130,15 +130,23 @@ impl Case<'_> {
             Err(error) => return vec![self.of_expect("machine", "one that can be made", error)],
         };
         let mut failures = Vec::new();
+        let mut waiting = BTreeSet::new();
         for (index, ordered) in order.iter().enumerate() {
             match machine.run(&ordered.event, index as u64, &mut watching) {
+                Ok(step) if step.waits => _ = waiting.insert(index as u64),
                 Ok(step) => failures.extend(self.outcome(ordered.line, &step)),
                 Err(refused) => {
                     failures.push(self.of_event(ordered.line, "carried out", refused));
                     return failures;
                 }
             }
+            for (late, step) in machine.take_late() {
+                waiting.remove(&late);
+                failures.extend(self.outcome(order[late as usize].line, &step));
+            }
         }
+        let still = waiting.iter().map(|index| order[*index as usize].line);
+        failures.extend(still.map(|line| self.of_event(line, "carried out", "it waits still")));
         watching.0.finish(&machine);
         let (oracle, tally) = &watching;
         failures.extend(self.findings(oracle.findings(), &order));

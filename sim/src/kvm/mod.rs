@@ -6,8 +6,12 @@
 pub mod entry;
 pub mod fault;
 pub mod flush;
+pub mod hyperv;
 pub mod ideal;
 pub mod mmu;
+pub mod notifier;
+pub mod pv;
+pub mod requests;
 pub mod role;
 pub mod root;
 pub mod shadow;

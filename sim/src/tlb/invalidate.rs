@@ -72,6 +72,15 @@ impl Tlb {
             }
             Inv::Guest(guest) => self.guest(guest, current, event, dropped),
             Inv::Exact => {}
+            Inv::Frames { gpa, size } => {
+                let (first, end) = (gpa.0 & !0xfff, gpa.0.saturating_add(size));
+                for index in 0..self.containers.len() {
+                    self.kill_where(index, event, dropped, |_, entry| {
+                        let from = entry.copy.gpa.0;
+                        from < end && first < from.saturating_add(entry.size.bytes())
+                    });
+                }
+            }
         }
     }
 
