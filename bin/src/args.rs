@@ -142,6 +142,32 @@ pub struct Scenarios {
     /// Files and folders
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
+    /// Run other orders of the events of host and hypervisor too: `all` of them (up to 10000 for
+    /// each expectation, those closest to the file first), or N drawn by the seed
+    #[arg(long, value_name = "all|N", value_parser = interleave)]
+    pub interleave: Option<Interleave>,
+    /// Seed of `--interleave N`
+    #[arg(long, default_value_t = 1, value_name = "S", requires = "interleave")]
+    pub seed: u64,
+}
+
+/// How many orders `scenarios --interleave` runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interleave {
+    /// All, up to a bound.
+    All,
+    /// So many.
+    Sampled(u64),
+}
+
+fn interleave(text: &str) -> Result<Interleave, String> {
+    match text {
+        "all" => Ok(Interleave::All),
+        number => match number.parse() {
+            Ok(n) if n > 0 => Ok(Interleave::Sampled(n)),
+            _ => Err("`all`, or how many orders to draw".to_owned()),
+        },
+    }
 }
 
 /// Arguments of `import`.

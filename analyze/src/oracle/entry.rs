@@ -30,7 +30,7 @@ impl Oracle {
     /// The hardware invalidates.
     pub(super) fn invalidate<W: World>(&mut self, id: usize, inv: &Inv, world: &W) {
         if let Inv::Frames { gpa, size } = *inv {
-            return self.host.served(gpa.0, size, id as u16);
+            return self.host.flushed(gpa.0, size, id as u16, self.now);
         }
         let vcpu = &mut self.vcpus[id];
         let context = vcpu.context;

@@ -22,8 +22,6 @@ pub struct Change {
     pub end: u64,
     /// When the old backing was declared dead; 0: not yet.
     pub dead: u64,
-    /// On which vCPUs exactly these frames were flushed.
-    pub served: Vec<u16>,
     /// On which vCPUs an exposure was reported.
     pub exposed: Vec<u16>,
     /// On which vCPUs a missed use was reported, where, and whether it is harmful.
@@ -41,6 +39,8 @@ pub struct Host {
     pub latest_dead: u64,
     /// Frames reused: (first byte, end, time, event), oldest first.
     pub releases: VecDeque<(u64, u64, u64, u64)>,
+    /// Flushes of exactly some frames: (first byte, end, vCPU, time).
+    flushed: VecDeque<(u64, u64, u16, u64)>,
     /// When each frame (page number at its size, log2 of the size) was filled last, and before.
     fills: FxHashMap<(u64, u8), (u64, u64)>,
     sizes: u64,
@@ -58,7 +58,6 @@ impl Host {
             gpa,
             end,
             dead: 0,
-            served: Vec::new(),
             exposed: Vec::new(),
             missed: Vec::new(),
         });
@@ -77,10 +76,18 @@ impl Host {
     }
 
     /// A flush of exactly these frames, on one vCPU.
-    pub fn served(&mut self, gpa: u64, size: u64, vcpu: u16) {
-        let end = gpa.saturating_add(size);
-        let within = |c: &&mut Change| c.dead == 0 && gpa <= c.gpa && c.end <= end;
-        self.changes.iter_mut().filter(within).for_each(|c| c.served.push(vcpu));
+    pub fn flushed(&mut self, gpa: u64, size: u64, vcpu: u16, now: u64) {
+        if self.flushed.len() == LOG {
+            self.flushed.pop_front();
+        }
+        self.flushed.push_back((gpa, gpa.saturating_add(size), vcpu, now));
+    }
+
+    /// Since when copies of these frames can be in containers that are filled since `since`.
+    fn filled_since(&self, since: u64, vcpu: u16, c: &Change) -> u64 {
+        let covers = |f: &&(u64, u64, u16, u64)| f.2 == vcpu && f.0 <= c.gpa && c.end <= f.1;
+        let last = self.flushed.iter().rev().find(covers);
+        last.map_or(since, |(_, _, _, time)| since.max(*time))
     }
 
     /// Software reuses frames.
@@ -150,8 +157,7 @@ impl Host {
             c.dead != 0
                 && c.obligation.time > since
                 && !c.exposed.contains(&vcpu)
-                && !c.served.contains(&vcpu)
-                && self.cached(c.gpa, c.end, since, c.obligation.time)
+                && self.cached(c.gpa, c.end, self.filled_since(since, vcpu, c), c.obligation.time)
         });
         due.map(|(n, _)| n).collect()
     }

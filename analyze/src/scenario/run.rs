@@ -263,15 +263,15 @@ impl Case<'_> {
 }
 
 /// An event of a list, in the order of the run.
-struct Ordered {
+pub(super) struct Ordered {
     /// Its index in the list.
-    line: usize,
-    event: Event,
+    pub line: usize,
+    pub event: Event,
 }
 
 /// The events in the order of (time, actor, place in the file); one without a time follows the
 /// line before it by a nanosecond.
-fn run_order(list: &List) -> Vec<Ordered> {
+pub(super) fn run_order(list: &List) -> Vec<Ordered> {
     let mut time = Time(0);
     let mut order = Vec::with_capacity(list.lines.len());
     for (at, line) in list.lines.iter().enumerate() {
@@ -319,7 +319,7 @@ fn outcome_text(came: act::Outcome) -> String {
     }
 }
 
-fn pair_text(used: &str, cause: &str) -> String {
+pub(super) fn pair_text(used: &str, cause: &str) -> String {
     format!("use `{used}` of cause `{cause}`")
 }
 
