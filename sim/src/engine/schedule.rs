@@ -12,7 +12,7 @@ use std::fmt;
 
 use tlbscope_trace::addr::VcpuId;
 use tlbscope_trace::observe::Observer;
-use tlbscope_trace::op::{Actor, Event, Op};
+use tlbscope_trace::op::{Actor, Event, HostOp, Op};
 
 use super::{BOOT, Machine, Refused, Step};
 
@@ -264,7 +264,7 @@ impl Machine {
         if schedule.suspended.contains(&v) {
             return false;
         }
-        let Some(vcpu) = self.vcpus.get(v) else {
+        let Some(vcpu) = self.vcpus.get(v).filter(|vcpu| !vcpu.destroyed) else {
             // It may be created yet; if not, the refusal says that it does not exist.
             return schedule.host.is_empty();
         };
@@ -276,8 +276,22 @@ impl Machine {
     }
 
     fn host_can_start(&self) -> bool {
-        let free = |s: &Schedule| s.host_suspended == 0 && !s.host.is_empty();
-        !self.notifier.lock_held() && self.schedule.as_ref().is_some_and(|s| free(s))
+        let Some(schedule) = &self.schedule else { return false };
+        let Some((index, event)) = schedule.host.front() else { return false };
+        let free = schedule.host_suspended == 0 && !self.notifier.lock_held();
+        let Op::Host(op) = &event.op else { return free };
+        free && match **op {
+            // What needs the vCPU's mutex waits for its KVM_RUN to return.
+            HostOp::MsrEfer { vcpu, .. } => !schedule.suspended.contains(&usize::from(vcpu.0)),
+            HostOp::VcpuDestroy { vcpu } => {
+                let mine = |(at, e): &(u64, Event)| at < index && e.actor == Actor::Vcpu(vcpu);
+                let v = usize::from(vcpu.0);
+                !schedule.suspended.contains(&v)
+                    && !self.backlog.holds(v)
+                    && !schedule.guest.iter().any(mine)
+            }
+            _ => true,
+        }
     }
 
     /// Starts the next event of the guest or of the host.
