@@ -70,7 +70,8 @@ pub enum Color {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Replay a trace under one policy: findings, counts and costs
-    #[command(after_help = "Example:\n  tlbscope simulate trace.txt --policy kvm-5.17")]
+    #[command(after_help = "Examples:\n  tlbscope simulate trace.txt --policy kvm-5.17\n  \
+                            tlbscope simulate trace.txt --policy never --explain 1")]
     Simulate(Simulate),
     /// The same guest work under several policies, side by side
     #[command(after_help = "Example:\n  tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19")]
@@ -117,6 +118,9 @@ pub struct Simulate {
     /// A built-in policy or a file; default: the policy of the recorded kernel
     #[arg(long, value_name = "NAME|FILE")]
     pub policy: Option<String>,
+    /// Only the finding of this number, at full length
+    #[arg(long, value_name = "N")]
+    pub explain: Option<usize>,
     /// The machine.
     #[command(flatten)]
     pub machine: Machine,
