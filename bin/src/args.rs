@@ -205,6 +205,28 @@ pub enum PolicyCommand {
         /// Another
         b: String,
     },
+    /// What a policy does at one operation, step by step, from the write to the next entry
+    #[command(after_help = "Examples:\n  tlbscope policy explain kvm-6.12-lts 'cr4 +SMEP'\n  \
+                            tlbscope policy explain kvm-5.17 'cr3 0x20000'")]
+    Explain {
+        /// A built-in's name or a file
+        policy: String,
+        /// The operation, as scenarios write it
+        operation: String,
+    },
+    /// A policy file to start from: it inherits everything, and shows what it could change
+    #[command(after_help = "Example:\n  tlbscope policy new --from kvm-6.12-lts -o my-patch.toml")]
+    New {
+        /// The policy that it extends
+        #[arg(long, value_name = "NAME|FILE")]
+        from: String,
+        /// Its name; default: that of the file, or `my-patch`
+        #[arg(long)]
+        name: Option<String>,
+        /// Where to write; default: standard output
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
     /// Check a policy file
     Check {
         /// The file

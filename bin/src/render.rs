@@ -62,7 +62,7 @@ pub fn finding(work: &Work, number: usize, finding: &Finding, chain: &Chain) -> 
 }
 
 /// Text broken between words at 100 columns, later lines under the first word.
-fn hanging(lead: &str, text: &str) -> String {
+pub fn hanging(lead: &str, text: &str) -> String {
     const WIDTH: usize = 100;
     let mut out = lead.trim_end().to_owned();
     let mut column = out.chars().count();

@@ -6,7 +6,7 @@
 //! that watches for the findings' events: the run is deterministic, so it is the same run.
 
 mod witness;
-mod words;
+pub mod words;
 
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;

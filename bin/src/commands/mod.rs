@@ -7,6 +7,8 @@ mod export;
 mod import;
 mod info;
 mod policy_diff;
+mod policy_explain;
+mod policy_new;
 mod scenarios;
 mod simulate;
 
