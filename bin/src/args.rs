@@ -97,6 +97,39 @@ pub enum Command {
     /// A rule of the manuals: its sentence and its citation
     #[command(after_help = "Example:\n  tlbscope explain cr4-pge")]
     Explain(Explain),
+    /// Completions for a shell, or the manual pages
+    #[command(after_help = "Examples:\n  tlbscope completions bash > \
+                            ~/.local/share/bash-completion/completions/tlbscope\n  tlbscope \
+                            completions man -o ~/.local/share/man/man1")]
+    Completions(Completions),
+}
+
+/// Arguments of `completions`.
+#[derive(Debug, Arguments)]
+pub struct Completions {
+    /// For whom
+    #[arg(value_enum)]
+    pub of: CompletionsOf,
+    /// Where to write: a file, for `man` a folder; default: standard output
+    #[arg(short, long, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+}
+
+/// What `completions` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CompletionsOf {
+    /// GNU Bash.
+    Bash,
+    /// Elvish.
+    Elvish,
+    /// Fish.
+    Fish,
+    /// PowerShell.
+    Powershell,
+    /// Z shell.
+    Zsh,
+    /// A manual page for each command.
+    Man,
 }
 
 /// The machine of a replay.

@@ -2,6 +2,7 @@
 
 mod catalog;
 mod compare;
+mod completions;
 mod explain;
 mod export;
 mod import;
@@ -35,5 +36,6 @@ pub fn run(args: &Args) -> Result<Verdict> {
         Command::Policy(command) => catalog::policy(command, global),
         Command::Machine(command) => catalog::machine(command, global),
         Command::Explain(command) => explain::explain(command, global),
+        Command::Completions(command) => completions::run(command),
     }
 }
