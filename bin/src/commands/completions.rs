@@ -37,16 +37,16 @@ fn manual(folder: Option<&Path>) -> Result<Verdict> {
         return Ok(Verdict::Clean);
     };
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    page(&args, "tlbscope", folder)?;
+    write_page(&args, "tlbscope", folder)?;
     Ok(Verdict::Clean)
 }
 
-fn page(command: &clap::Command, name: &str, folder: &Path) -> Result<()> {
-    let titled = command.clone().name(name.to_owned()).display_name(name.to_owned());
+fn write_page(command: &clap::Command, name: &str, folder: &Path) -> Result<()> {
+    let page = Man::new(command.clone().display_name(name.to_owned())).title(name);
     let path = folder.join(format!("{name}.1"));
-    output::write_file(&path, |out| Ok(Man::new(titled).render(out)?))?;
+    output::write_file(&path, |out| Ok(page.render(out)?))?;
     for below in command.get_subcommands().filter(|below| below.get_name() != "help") {
-        page(below, &format!("{name}-{}", below.get_name()), folder)?;
+        write_page(below, &format!("{name}-{}", below.get_name()), folder)?;
     }
     Ok(())
 }
