@@ -25,10 +25,7 @@ const OPERATIONS: [(&str, &[&str]); 29] = [
     ("invlpg", &["va"]),
     ("invpcid", &["type", "pcid?", "va?", "desc_lo?"]),
     ("invlpga", &["va", "asid"]),
-    (
-        "invlpgb",
-        &["valid", "va?", "pcid?", "asid?", "include_global?", "count?", "stride?"],
-    ),
+    ("invlpgb", &["valid", "va?", "pcid?", "asid?", "include_global?", "count?", "stride?"]),
     ("tlbsync", &[]),
     ("invvpid", &["type", "vpid?", "va?", "desc_lo?"]),
     ("invept", &["type", "eptp?"]),
@@ -120,9 +117,7 @@ fn check(raw: &RawOp) -> Result<(), Missing> {
     let keys = || known.iter().map(|key| key.trim_end_matches('?')).chain(["cpu", "note"]);
     match raw.operands.keys().find(|key| !keys().any(|known| known == key.as_str())) {
         None => Ok(()),
-        Some(key) => {
-            Err(format!("`{}` takes no operand {}", raw.name, unknown(key, keys())))
-        }
+        Some(key) => Err(format!("`{}` takes no operand {}", raw.name, unknown(key, keys()))),
     }
 }
 
@@ -179,7 +174,8 @@ fn instruction(name: &str, o: &Operands<'_>) -> Result<Instruction, Missing> {
 }
 
 fn vm_entry(o: &Operands<'_>) -> Result<Instruction, Missing> {
-    let number = o.number("guest_vpid")?.map(|n| o.narrow("guest_vpid", n).map(Vpid)).transpose()?;
+    let number =
+        o.number("guest_vpid")?.map(|n| o.narrow("guest_vpid", n).map(Vpid)).transpose()?;
     let enabled = o.needed("enable_vpid")? != 0;
     Ok(Instruction::VmEntry {
         vpid: enabled.then_some(number),
@@ -192,7 +188,10 @@ fn broadcast(o: &Operands<'_>) -> Result<Broadcast, Missing> {
     let valid = o.text("valid").ok_or("`invlpgb` needs `valid`, a list of va, pcid and asid")?;
     let words = || valid.split([',', ' ']).filter(|word| !word.is_empty());
     if let Some(word) = words().find(|word| !["va", "pcid", "asid"].contains(word)) {
-        return Err(format!("`valid` of `invlpgb` names {}", unknown(word, ["va", "pcid", "asid"])));
+        return Err(format!(
+            "`valid` of `invlpgb` names {}",
+            unknown(word, ["va", "pcid", "asid"])
+        ));
     }
     let named = |key: &str| words().any(|word| word == key).then(|| o.needed(key)).transpose();
     let stride = match o.text("stride") {

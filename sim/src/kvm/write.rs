@@ -169,7 +169,8 @@ impl Machine {
             self.serve_ideal(v, &write.op, &before, o);
         } else {
             let (vendor, after) = (self.config.vendor, self.vcpus[v].regs);
-            if let Some((_, inv)) = instruction::register_write(vendor, &write.op, &before, &after) {
+            if let Some((_, inv)) = instruction::register_write(vendor, &write.op, &before, &after)
+            {
                 self.invalidate(v, Inv::Guest(inv), o);
             }
         }

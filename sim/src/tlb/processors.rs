@@ -103,9 +103,7 @@ impl Tlb {
             Drop::EveryAsid => self.invalidate(Inv::TlbControlAll, current, 0, quiet),
             Drop::AddressPath { pcid, gva } => {
                 let own = |c: &Container| c.tag.class == Class::Asid && c.tag.id == current.id;
-                let of = |c: &Container| {
-                    own(c) && c.space == Space::Pcid && c.tag.pcid == pcid
-                };
+                let of = |c: &Container| own(c) && c.space == Space::Pcid && c.tag.pcid == pcid;
                 self.address(of, Upper::Path, gva, None, 0, quiet);
                 let global = |c: &Container| own(c) && c.space == Space::Global;
                 self.address(global, Upper::Keep, gva, None, 0, quiet);
@@ -116,9 +114,7 @@ impl Tlb {
                         && c.tag.id == u32::from(vpid.0)
                         && c.tag.ep4ta == root
                 };
-                let of = |c: &Container| {
-                    own(c) && c.space == Space::Pcid && c.tag.pcid == pcid
-                };
+                let of = |c: &Container| own(c) && c.space == Space::Pcid && c.tag.pcid == pcid;
                 self.address(of, Upper::Path, gva, None, 0, quiet);
                 let global = |c: &Container| own(c) && c.space == Space::Global;
                 self.address(global, Upper::Keep, gva, Some(pcid), 0, quiet);

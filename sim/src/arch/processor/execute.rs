@@ -69,17 +69,19 @@ impl Processor {
                 let number = match vpid {
                     None => None,
                     Some(None) => Some(self.guest_vpid),
-                    Some(Some(vpid)) => Some(NonZeroU16::new(vpid.0).ok_or(Refusal::VmFail(
-                        7,
-                        "\"enable VPID\" with VPID 0000H",
-                    ))?),
+                    Some(Some(vpid)) => Some(
+                        NonZeroU16::new(vpid.0)
+                            .ok_or(Refusal::VmFail(7, "\"enable VPID\" with VPID 0000H"))?,
+                    ),
                 };
                 after.guest_vpid = number.unwrap_or(self.guest_vpid);
                 after.place = Place::VmxGuest { vpid: number, eptp: self.guest_eptp };
                 let (cr3, cr4) = (cr3.unwrap_or(self.regs.cr3), cr4.unwrap_or(self.regs.cr4));
                 after.write(Regs { cr3, cr4, ..self.regs });
             }
-            Instruction::VmExit { .. } | Instruction::EptViolation { .. } | Instruction::SvmExit => {
+            Instruction::VmExit { .. }
+            | Instruction::EptViolation { .. }
+            | Instruction::SvmExit => {
                 after.place = Place::Host;
             }
             Instruction::Vmrun { asid, control } => {
