@@ -6,6 +6,7 @@
 //! expects of them. [`diff`] compares two policies without a trace.
 
 pub mod compare;
+pub mod conformance;
 pub mod diff;
 pub mod explain;
 pub mod finding;

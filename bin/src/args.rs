@@ -79,6 +79,9 @@ pub enum Command {
     /// Run scenario files, and folders of them
     #[command(after_help = "Example:\n  tlbscope scenarios testdata/scenarios")]
     Scenarios(Scenarios),
+    /// Run architecture cases against the TLB model and the table of requirements
+    #[command(after_help = "Example:\n  tlbscope conformance testdata/conformance/*.json")]
+    Conformance(Conformance),
     /// Turn any recording into a native trace
     #[command(after_help = "Example:\n  tlbscope import trace.txt.zst -o trace.tlbt")]
     Import(Import),
@@ -179,6 +182,14 @@ pub struct Scenarios {
     /// Files and folders
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
+}
+
+/// Arguments of `conformance`.
+#[derive(Debug, Arguments)]
+pub struct Conformance {
+    /// Files of cases, `-` for standard input
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
 }
 
 /// Arguments of `import`.

@@ -3,6 +3,7 @@
 mod catalog;
 mod compare;
 mod completions;
+mod conformance;
 mod explain;
 mod export;
 mod import;
@@ -30,6 +31,7 @@ pub fn run(args: &Args) -> Result<Verdict> {
         Command::Simulate(command) => simulate::run(command, global),
         Command::Compare(command) => compare::run(command, global),
         Command::Scenarios(command) => scenarios::run(command, global),
+        Command::Conformance(command) => conformance::run(command, global),
         Command::Import(command) => import::run(command, global),
         Command::Export(command) => export::run(command),
         Command::Info(command) => info::run(command, global),

@@ -12,6 +12,7 @@ use crate::arch::mode::Mode;
 use crate::engine::Machine;
 use crate::policy::mechanics::{InvlpgKind, InvlpgRoots};
 use crate::policy::rule::{Action, Change, HookName, Register};
+use crate::tlb::instruction;
 
 /// A register write that has been found legal.
 #[derive(Clone, Copy, Debug)]
@@ -166,8 +167,12 @@ impl Machine {
             self.vendor_register_hook(v, &write, o);
             self.apply_rules(v, &write, o);
             self.serve_ideal(v, &write.op, &before, o);
-        } else if let Some(inv) = native(self.config.vendor, &write.op, &self.vcpus[v].regs) {
-            self.invalidate(v, Inv::Guest(inv), o);
+        } else {
+            let (vendor, after) = (self.config.vendor, self.vcpus[v].regs);
+            if let Some((_, inv)) = instruction::register_write(vendor, &write.op, &before, &after)
+            {
+                self.invalidate(v, Inv::Guest(inv), o);
+            }
         }
         Ok(())
     }
@@ -375,13 +380,7 @@ impl Machine {
             self.serve_ideal(v, &ArchOp::Invpcid(*operands), &regs, o);
         } else if exits {
             self.kvm_handle_invpcid(v, operands, pcid, o);
-        } else {
-            let inv = match operands.kind {
-                InvpcidType::Addr => GuestInv::AddressNonglobal { pcid, gva: operands.gva },
-                InvpcidType::Single => GuestInv::PcidNonglobal(pcid),
-                InvpcidType::AllNonglobal => GuestInv::Nonglobal,
-                _ => GuestInv::All,
-            };
+        } else if let Some((_, inv)) = instruction::invpcid(operands) {
             self.invalidate(v, Inv::Guest(inv), o);
         }
         Ok(())
@@ -491,32 +490,4 @@ fn updated(before: &Regs, register: Register, new: u64) -> Regs {
     let long = regs.paging() && regs.efer().contains(Efer::LME);
     regs.efer = regs.efer & !Efer::LMA.bits() | if long { Efer::LMA.bits() } else { 0 };
     regs
-}
-
-/// What the CPU itself invalidates for a write that does not exit: its own behaviour, which here is
-/// the least that each vendor's manual lets it do (facts B.1, C.1).
-fn native(vendor: Vendor, op: &ArchOp, after: &Regs) -> Option<GuestInv> {
-    let amd = vendor == Vendor::Amd;
-    match *op {
-        ArchOp::Cr3 { noflush, .. } => (!noflush).then(|| GuestInv::PcidNonglobal(after.pcid())),
-        ArchOp::Cr0 { old, new } => {
-            let pg = (old ^ new) & Cr0::PG.bits() != 0;
-            let cleared = pg && new & Cr0::PG.bits() == 0;
-            (cleared || amd && pg).then_some(GuestInv::All)
-        }
-        ArchOp::Cr4 { old, new } => {
-            let changed = Cr4::from_bits_truncate(old ^ new);
-            let set = Cr4::from_bits_truncate(new & !old);
-            let cleared = Cr4::from_bits_truncate(old & !new);
-            let amd_all = changed.intersects(Cr4::PAE | Cr4::PSE) || set.contains(Cr4::PKE);
-            if changed.contains(Cr4::PGE) || cleared.contains(Cr4::PCIDE) || amd && amd_all {
-                Some(GuestInv::All)
-            } else if !amd && (changed.contains(Cr4::PAE) || set.contains(Cr4::SMEP)) {
-                Some(GuestInv::Pcid(after.pcid()))
-            } else {
-                None
-            }
-        }
-        _ => None,
-    }
 }
