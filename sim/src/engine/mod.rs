@@ -191,6 +191,7 @@ impl Machine {
             in_guest: false,
             held: false,
             smm: false,
+            smram: Default::default(),
             context: Default::default(),
         }
     }

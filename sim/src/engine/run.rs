@@ -75,8 +75,10 @@ impl Machine {
                 | Op::InFail
                 | Op::Out
                 | Op::Sregs(_)
+                | Op::Cpuid
                 | Op::Init
                 | Op::Reset
+                | Op::Smi
                 | Op::Release { .. }
         );
         if guest && !self.vcpus[v].in_guest && self.vcpus[v].held && !self.emulated {
@@ -97,6 +99,10 @@ impl Machine {
             Op::Cr4(w) => Self::step(self.write_cr4(v, w.apply(regs.cr4), o)),
             Op::Efer(w) => Self::step(self.write_efer(v, w.apply(regs.efer), o)),
             Op::Invpcid(operands) => Self::step(self.invpcid(v, operands, o)),
+            Op::Rsm => Self::step(self.rsm(v, o)),
+            Op::Invlpga { gva, .. } => Self::step(self.invlpga(v, *gva, o)),
+            Op::Invlpgb(operands) => Self::step(self.invlpgb(v, operands, o)),
+            Op::Tlbsync => Self::step(self.tlbsync(v, o)),
             Op::Access(access) => Step { outcome: Some(self.access(v, access, o)), fault: None },
             Op::Emul(inner) => self.emulate(v, inner, o)?,
             other => {
@@ -121,6 +127,8 @@ impl Machine {
                 | Op::TaskSwitch(_)
                 | Op::Invlpg(_)
                 | Op::Invpcid(_)
+                | Op::Invlpga { .. }
+                | Op::Rsm
         );
         if !known {
             let why = format!("the emulator of this machine does not know `{}` yet", name(op));
@@ -149,6 +157,8 @@ impl Machine {
             Op::Invlpg(gva) => self.invlpg(v, *gva, o),
             Op::Init => self.init(v, true, o),
             Op::Reset => self.init(v, false, o),
+            Op::Smi => self.smi(v, o),
+            Op::Cpuid => self.set_cpuid(v, o),
             Op::MsrMtrr(_) => self.msr(v, &ArchOp::Mtrr, o),
             Op::MsrPat(_) => self.msr(v, &ArchOp::Pat, o),
             Op::Pkru(value) => {
@@ -246,6 +256,9 @@ impl Machine {
             return Err(Refused { op: "host migrate", why });
         }
         self.exit(v, None, o);
+        if self.vcpus[v].pcpu != pcpu {
+            self.svm_vcpu_load(v);
+        }
         self.vcpus[v].pcpu = pcpu;
         self.vcpus[v].context.tag.pcpu = pcpu;
         let at = self.at_vcpu(v);

@@ -7,6 +7,7 @@ use tlbscope_trace::regs::{MmuKind, Vendor};
 
 use crate::engine::Machine;
 use crate::machine::config::{InveptTypes, InvvpidTypes};
+use crate::policy::mechanics::{MigrateSvm, SvmFlush};
 
 impl Machine {
     /// Sets a request bit of one vCPU.
@@ -115,10 +116,18 @@ impl Machine {
             return self.hook_act(v, hook, by, Some(Inv::Invlpga { asid, gva }), o);
         }
         let by_asid = self.config.flushbyasid;
+        // The wide TLB_CONTROL needs no FLUSHBYASID, and drops every ASID of the processor.
+        let wide = self.policy.mechanics.svm_flush == SvmFlush::All;
         let vmcb = &mut self.vcpus[v].vmcb;
-        let effective = if by_asid {
+        let effective = if wide {
+            let set = vmcb.tlb_control != 1;
+            vmcb.tlb_control = 1;
+            set
+        } else if by_asid {
             let set = vmcb.tlb_control == 0;
-            vmcb.tlb_control = vmcb.tlb_control.max(3);
+            if set {
+                vmcb.tlb_control = 3;
+            }
             set
         } else {
             let set = vmcb.generation != 0;
@@ -140,14 +149,28 @@ impl Machine {
         tlb.invalidate(inv, &tag, event, &mut |tag, global, n| o.dropped(&at, tag, global, n));
     }
 
+    /// svm_vcpu_load: V510 gives the ASID up whenever the vCPU is loaded on another pCPU than before,
+    /// later kernels look at the VMCB when it runs (facts 5.10).
+    pub(crate) fn svm_vcpu_load(&mut self, v: usize) {
+        if self.policy.mechanics.migrate_svm == MigrateSvm::PerVcpu {
+            self.vcpus[v].vmcb.generation = 0;
+        }
+    }
+
     /// pre_svm_run: the ASID of the next VMRUN, and a TLB_CONTROL that a wrap asks for.
     pub(crate) fn pre_svm_run<O: Observer>(&mut self, v: usize, o: &mut O) {
         let pcpu = self.vcpus[v].pcpu;
+        let per_vmcb = match self.policy.mechanics.migrate_svm {
+            MigrateSvm::PerVmcb | MigrateSvm::BothVmcbs => true,
+            MigrateSvm::PerVcpu | MigrateSvm::None => false,
+        };
         let pool = &mut self.pcpus[pcpu.0 as usize].asids;
         let vmcb = &mut self.vcpus[v].vmcb;
         if vmcb.pcpu != Some(pcpu) {
             vmcb.pcpu = Some(pcpu);
-            vmcb.generation = 0;
+            if per_vmcb {
+                vmcb.generation = 0;
+            }
         }
         if vmcb.generation == pool.generation {
             return;

@@ -89,9 +89,16 @@ impl Machine {
             Some(_) => {}
             None => {
                 let vm = self.policy.mechanics.tdp_root_lifetime == TdpRootLifetime::Vm;
-                self.trees.put(root.hpa, vm);
+                // Without the TDP MMU the root stays in the hash with all its SPTEs (facts 7.3).
+                let stays = vm || !self.tdp_mmu();
+                self.trees.put(root.hpa, stays);
             }
         }
+    }
+
+    /// Whether the TDP MMU is in use: the machine has it on and the kernel too (facts 7.1).
+    fn tdp_mmu(&self) -> bool {
+        self.config.tdp_mmu && self.policy.mechanics.tdp_mmu
     }
 
     /// Takes a shadow page out of the tables: its entries, its links and itself.

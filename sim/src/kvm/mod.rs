@@ -3,6 +3,7 @@
 //! Each file is named for what a reader of KVM looks for. All are written from facts about the
 //! kernel's behaviour (recorded or documented), none from its source.
 
+pub mod amd_inv;
 pub mod entry;
 pub mod fault;
 pub mod flush;
@@ -11,6 +12,7 @@ pub mod mmu;
 pub mod role;
 pub mod root;
 pub mod shadow;
+pub mod smm;
 pub mod sync;
 pub mod tdp;
 pub mod vcpu;

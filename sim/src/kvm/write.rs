@@ -7,6 +7,7 @@ use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{Invpcid, InvpcidType};
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs, Vendor};
 
+use super::smm::Smram;
 use crate::arch::fault::{self, Gp};
 use crate::arch::mode::Mode;
 use crate::engine::Machine;
@@ -24,7 +25,7 @@ struct Write {
 }
 
 impl Machine {
-    fn tdp(&self) -> bool {
+    pub(super) fn tdp(&self) -> bool {
         self.config.mmu == MmuKind::Tdp
     }
 
@@ -218,6 +219,41 @@ impl Machine {
         }
     }
 
+    /// One setter with its full post-set logic, as a part of a larger operation (facts 3.3): what it
+    /// takes is known to be legal, and the judge hears of the whole operation only.
+    pub(super) fn set_register<O: Observer>(
+        &mut self,
+        v: usize,
+        register: Register,
+        new: u64,
+        op: ArchOp,
+        o: &mut O,
+    ) {
+        let before = self.vcpus[v].regs;
+        let after = updated(&before, register, new);
+        if register != Register::Cr3 && self.reloads_pdptrs(&before, &after, register) {
+            self.load_pdptrs(v, o);
+        }
+        let pdpte = self.vcpus[v].regs.pdpte;
+        self.vcpus[v].regs = Regs { pdpte, ..after };
+        let old = match register {
+            Register::Cr0 => before.cr0,
+            Register::Cr3 => before.cr3,
+            Register::Cr4 => before.cr4,
+            _ => before.efer,
+        };
+        let write = Write { register, old, new, noflush: false, op };
+        self.vendor_register_hook(v, &write, o);
+        self.apply_rules(v, &write, o);
+    }
+
+    /// The vendor's set_cr4 alone, without the common post-set logic (SMM entry, facts 3.3).
+    pub(super) fn vendor_set_cr4<O: Observer>(&mut self, v: usize, old: u64, new: u64, o: &mut O) {
+        let op = ArchOp::Cr4 { old, new };
+        let write = Write { register: Register::Cr4, old, new, noflush: false, op };
+        self.vendor_register_hook(v, &write, o);
+    }
+
     fn apply_rules<O: Observer>(&mut self, v: usize, write: &Write, o: &mut O) {
         let regs = self.vcpus[v].regs;
         let change = Change {
@@ -297,9 +333,14 @@ impl Machine {
 
     /// INVLPG. Non-canonical addresses are a no-op (facts B.4).
     pub(crate) fn invlpg<O: Observer>(&mut self, v: usize, gva: Gva, o: &mut O) {
+        let exits = !self.tdp() || self.emulated;
+        self.invlpg_as(v, gva, exits, o);
+    }
+
+    /// INVLPG that exits or not; INVLPGA of a guest always does (facts 1.2).
+    pub(super) fn invlpg_as<O: Observer>(&mut self, v: usize, gva: Gva, exits: bool, o: &mut O) {
         let regs = self.vcpus[v].regs;
         let canonical = Mode::of(&regs).canonical(gva);
-        let exits = !self.tdp() || self.emulated;
         if exits {
             self.exit(v, None, o);
         }
@@ -447,6 +488,7 @@ impl Machine {
             self.vcpus[v].vmcb.generation = 0;
         }
         self.vcpus[v].smm = false;
+        self.vcpus[v].smram = Smram::default();
         let at = self.at_vcpu(v);
         let op = if init { ArchOp::Init } else { ArchOp::Reset };
         o.arch(&at, &op, &before, false, self);
