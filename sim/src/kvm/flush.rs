@@ -3,10 +3,11 @@
 use tlbscope_trace::act::{Act, Hook, HookBy, Inv, Request};
 use tlbscope_trace::addr::{Asid, Ep4ta, Hpa, PAGE_BYTES, Vpid};
 use tlbscope_trace::observe::Observer;
-use tlbscope_trace::regs::{MmuKind, Vendor};
+use tlbscope_trace::regs::{MmuKind, Regs, Vendor};
 
+use super::errata;
 use crate::engine::Machine;
-use crate::machine::config::{InveptTypes, InvvpidTypes};
+use crate::machine::config::{Errata, InveptTypes, InvvpidTypes};
 use crate::policy::mechanics::{MigrateSvm, SvmFlush};
 
 impl Machine {
@@ -67,6 +68,16 @@ impl Machine {
         if let Some(inv) = inv {
             self.invalidate(v, inv, o);
         }
+    }
+
+    /// vmx_vcpu_reset flushes vpid01 by itself (facts 3.2).
+    pub(super) fn vmx_reset_flush<O: Observer>(&mut self, v: usize, before: &Regs, o: &mut O) {
+        if self.never() {
+            return;
+        }
+        let inv = self.invvpid_context(self.vcpus[v].vpid);
+        let inv = inv.map(|inv| errata::of_init(self.config.errata, inv, before));
+        self.hook_act(v, Hook::Guest, HookBy::Direct, inv, o);
     }
 
     /// The hooks of facts 6.2.
@@ -140,6 +151,8 @@ impl Machine {
 
     /// The hardware invalidates on the vCPU's processor.
     pub(crate) fn invalidate<O: Observer>(&mut self, v: usize, inv: Inv, o: &mut O) {
+        let regs = &self.vcpus[v].regs;
+        let Some(inv) = errata::carried_out(self.config.errata, inv, regs) else { return };
         let at = self.at_vcpu(v);
         o.act(&at, &Act::Inv(inv), self);
         let tag = self.vcpus[v].context.tag;
@@ -192,6 +205,10 @@ impl Machine {
     pub(crate) fn vmrun_flush<O: Observer>(&mut self, v: usize, o: &mut O) {
         let asid = self.vcpus[v].vmcb.asid;
         let control = std::mem::take(&mut self.vcpus[v].vmcb.tlb_control);
+        let first = !std::mem::replace(&mut self.vcpus[v].vmcb.entered, true);
+        if first && self.config.errata.contains(Errata::AMD_SEV_VMCB_FLUSH) {
+            return;
+        }
         match control {
             1 => self.invalidate(v, Inv::TlbControlAll, o),
             3 => self.invalidate(v, Inv::TlbControlAsid(asid), o),

@@ -5,6 +5,7 @@
 
 pub mod amd_inv;
 pub mod entry;
+mod errata;
 pub mod fault;
 pub mod flush;
 pub mod ideal;

@@ -49,6 +49,8 @@ pub struct Vmcb {
     pub tlb_control: u8,
     /// Where it ran last.
     pub pcpu: Option<PcpuId>,
+    /// Some VMRUN of it has succeeded.
+    pub entered: bool,
 }
 
 /// One vCPU.

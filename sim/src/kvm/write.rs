@@ -493,7 +493,7 @@ impl Machine {
         let op = if init { ArchOp::Init } else { ArchOp::Reset };
         o.arch(&at, &op, &before, false, self);
         if self.config.vendor == Vendor::Intel && self.policy.mechanics.vendor_reset_flush {
-            self.flush_hook(v, Hook::Guest, HookBy::Direct, o);
+            self.vmx_reset_flush(v, &before, o);
         }
         let change = Change {
             old: before.cr0,
