@@ -237,6 +237,7 @@ impl Machine {
         self.arch(o, None, &ArchOp::HostChange { gpa, size, rights: false }, false);
         let (first, frames) = (gpa.0 / PAGE_BYTES, size.div_ceil(PAGE_BYTES).max(1));
         let mut zapped = self.trees.zap(first, frames);
+        self.note_lost(first, frames);
         for gfn in first..first + frames.min(self.config.memory / PAGE_BYTES) {
             self.host.unmap(gfn);
             for (sp, at) in self.shadow.mapping(gfn) {

@@ -82,7 +82,11 @@ impl Machine {
         self.shadow.set(sp, at, Spte::Leaf(spte));
         self.act(o, Act::SpteSet { sp, index: at });
         let mechanics = &self.policy.mechanics;
-        if moved && mechanics.remote_flush.pfn_change || lost && mechanics.set_spte_remote_flush {
+        let populated = old == Spte::None && mechanics.remote_flush.populate;
+        if populated
+            || moved && mechanics.remote_flush.pfn_change
+            || lost && mechanics.set_spte_remote_flush
+        {
             self.remote_flush(o);
         }
         if access.kind == AccessKind::Write && !write && self.is_protected(gpa) {
@@ -239,6 +243,9 @@ impl Machine {
         let root = self.root_hpa(v);
         if let Some(tree) = self.trees.get_mut(root) {
             tree.map.insert(gpa.0 / PAGE_BYTES, hpa);
+        }
+        if self.policy.mechanics.remote_flush.populate {
+            self.remote_flush(o);
         }
         true
     }

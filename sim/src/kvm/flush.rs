@@ -8,7 +8,7 @@ use tlbscope_trace::regs::{MmuKind, Regs, Vendor};
 use super::errata;
 use crate::engine::Machine;
 use crate::machine::config::{Errata, InveptTypes, InvvpidTypes};
-use crate::policy::mechanics::{MigrateSvm, SvmFlush};
+use crate::policy::mechanics::{MigrateSvm, RemoteRange, SvmFlush};
 
 impl Machine {
     /// Sets a request bit of one vCPU.
@@ -38,7 +38,12 @@ impl Machine {
         if self.never() {
             return;
         }
+        let range = self.policy.mechanics.remote_flush.range;
         for _ in 0..self.policy.mechanics.remote_flush.repeat {
+            if range != RemoteRange::None {
+                self.flush_frames(range, o);
+                continue;
+            }
             let ipi = self.request_all(Request::TlbFlush, o);
             self.act(o, Act::RemoteFlush { ipi: Some(ipi) });
         }

@@ -238,13 +238,16 @@ impl Machine {
             }
             let sync = self.policy.mechanics.link_unsync == LinkUnsync::Sync && !self.never();
             if self.shadow.page(sp).unsync && sync && self.sync_page(sp, o) {
-                self.remote_flush(o);
+                if self.policy.mechanics.remote_flush.sync {
+                    self.remote_flush(o);
+                }
             }
             return sp;
         }
         let sp = self.shadow.create(gfn, role, false);
         self.act(o, Act::SpNew { sp, gfn, level: role.level(), role: role.0 });
-        if !role.direct() && self.write_protect(gfn, o) && !self.never() {
+        let flush = self.policy.mechanics.remote_flush.write_protect;
+        if !role.direct() && self.write_protect(gfn, o) && flush {
             self.remote_flush(o);
         }
         sp
@@ -336,6 +339,7 @@ impl Machine {
     pub(crate) fn zap_all<O: Observer>(&mut self, o: &mut O) {
         self.act(o, Act::ZapAll);
         let size = self.config.memory;
+        self.note_lost(0, size / PAGE_BYTES);
         self.arch(o, None, &ArchOp::HostChange { gpa: Gpa(0), size, rights: false }, false);
         self.trees.invalidate_all();
         for v in 0..self.vcpus.len() {

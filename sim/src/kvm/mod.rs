@@ -6,6 +6,7 @@
 pub mod amd_inv;
 pub mod entry;
 mod errata;
+mod exact;
 pub mod fault;
 pub mod flush;
 pub mod ideal;
