@@ -4,7 +4,7 @@ use tlbscope_trace::act::{Copied, Outcome};
 use tlbscope_trace::addr::{Gpa, Gva, Hpa};
 use tlbscope_trace::observe::World;
 use tlbscope_trace::op::{Access, AccessKind};
-use tlbscope_trace::regs::{Cr0, Cr4, Efer, Regs, Vendor};
+use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs, Vendor};
 
 const PRESENT: u64 = 1;
 const WRITE: u64 = 1 << 1;
@@ -132,9 +132,10 @@ pub fn walk<W: World>(
     }
 }
 
-/// Whether PAE paging starts from the PDPTE registers: on Intel. AMD may read them at any time.
+/// Whether PAE paging starts from the PDPTE registers: on Intel, and wherever the hypervisor's own
+/// walker loads them. With nested paging AMD reads memory during the walk (facts A.3).
 fn registers<W: World>(world: &W) -> bool {
-    matches!(world.vendor(), Vendor::Intel)
+    matches!(world.vendor(), Vendor::Intel) || matches!(world.mmu(), MmuKind::Shadow)
 }
 
 /// The bits of a present entry that must be 0 (facts A.2).

@@ -210,14 +210,10 @@ impl Machine {
         root
     }
 
-    /// The PDPTE that PAE paging uses: the register on Intel, memory on AMD (facts A.3).
+    /// The PDPTE that a shadow root of PAE paging is made from: what load_pdptrs read last, on AMD as
+    /// well (facts 2.2; only a guest with nested paging has them read by the walk, facts A.3).
     pub(crate) fn pdpte(&self, regs: &Regs, n: u16) -> u64 {
-        match self.config.vendor {
-            tlbscope_trace::regs::Vendor::Intel => regs.pdpte[n as usize & 3],
-            tlbscope_trace::regs::Vendor::Amd => {
-                self.memory.read(Gpa(regs.root().0 + u64::from(n & 3) * 8))
-            }
-        }
+        regs.pdpte[n as usize & 3]
     }
 
     /// kvm_mmu_get_page: an existing page with this role, or a new one.

@@ -190,7 +190,7 @@ impl Machine {
     /// Whether a load of the PDPTE registers would meet reserved bits.
     fn bad_pdptes(&self, regs: &Regs) -> bool {
         Mode::of(regs) == Mode::Pae
-            && self.config.vendor == Vendor::Intel
+            && (self.config.vendor == Vendor::Intel || !self.tdp())
             && (0..4).any(|n| {
                 let gpa = tlbscope_trace::addr::Gpa(regs.root().0 + 8 * n);
                 let value = self.memory.read(gpa);
