@@ -89,9 +89,16 @@ impl Machine {
             Some(_) => {}
             None => {
                 let vm = self.policy.mechanics.tdp_root_lifetime == TdpRootLifetime::Vm;
-                self.trees.put(root.hpa, vm);
+                // Without the TDP MMU the root stays in the hash with all its SPTEs (facts 7.3).
+                let stays = vm || !self.tdp_mmu();
+                self.trees.put(root.hpa, stays);
             }
         }
+    }
+
+    /// Whether the TDP MMU is in use: the machine has it on and the kernel too (facts 7.1).
+    fn tdp_mmu(&self) -> bool {
+        self.config.tdp_mmu && self.policy.mechanics.tdp_mmu
     }
 
     /// Takes a shadow page out of the tables: its entries, its links and itself.
@@ -233,13 +240,16 @@ impl Machine {
             }
             let sync = self.policy.mechanics.link_unsync == LinkUnsync::Sync && !self.never();
             if self.shadow.page(sp).unsync && sync && self.sync_page(sp, o) {
-                self.remote_flush(o);
+                if self.policy.mechanics.remote_flush.sync {
+                    self.remote_flush(o);
+                }
             }
             return sp;
         }
         let sp = self.shadow.create(gfn, role, false);
         self.act(o, Act::SpNew { sp, gfn, level: role.level(), role: role.0 });
-        if !role.direct() && self.write_protect(gfn, o) && !self.never() {
+        let flush = self.policy.mechanics.remote_flush.write_protect;
+        if !role.direct() && self.write_protect(gfn, o) && flush {
             self.remote_flush(o);
         }
         sp
@@ -331,6 +341,7 @@ impl Machine {
     pub(crate) fn zap_all<O: Observer>(&mut self, o: &mut O) {
         self.act(o, Act::ZapAll);
         let size = self.config.memory;
+        self.note_lost(0, size / PAGE_BYTES);
         self.arch(o, None, &ArchOp::HostChange { gpa: Gpa(0), size, rights: false }, false);
         self.trees.invalidate_all();
         for v in 0..self.vcpus.len() {

@@ -5,6 +5,7 @@ use tlbscope_trace::addr::{Asid, PcpuId, Vpid};
 use tlbscope_trace::regs::Regs;
 
 use super::root::Mmu;
+use super::smm::Smram;
 
 /// Pending requests: a bit for each [`Request`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -48,6 +49,8 @@ pub struct Vmcb {
     pub tlb_control: u8,
     /// Where it ran last.
     pub pcpu: Option<PcpuId>,
+    /// Some VMRUN of it has succeeded.
+    pub entered: bool,
 }
 
 /// One vCPU.
@@ -79,6 +82,8 @@ pub struct Vcpu {
     pub held: bool,
     /// In system management mode.
     pub smm: bool,
+    /// What SMM keeps for RSM.
+    pub smram: Smram,
     /// What the hardware runs with since the last entry.
     pub context: Context,
 }

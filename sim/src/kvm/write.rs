@@ -7,6 +7,7 @@ use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{Invpcid, InvpcidType};
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs, Vendor};
 
+use super::smm::Smram;
 use crate::arch::fault::{self, Gp};
 use crate::arch::mode::Mode;
 use crate::engine::Machine;
@@ -25,7 +26,7 @@ struct Write {
 }
 
 impl Machine {
-    fn tdp(&self) -> bool {
+    pub(super) fn tdp(&self) -> bool {
         self.config.mmu == MmuKind::Tdp
     }
 
@@ -144,8 +145,7 @@ impl Machine {
     ) -> Result<(), Gp> {
         let before = self.vcpus[v].regs;
         let after = updated(&before, write.register, write.new);
-        let reload = Mode::of(&after) == Mode::Pae
-            && (write.register == Register::Cr3 || fault::pdptes_changed_by(&before, &after));
+        let reload = loads_pdptes(&before, &after, write.register);
         if reload && self.bad_pdptes(&after) {
             self.refuse(v, exits, o);
             return Err(Gp("a present PDPTE has reserved bits set"));
@@ -194,7 +194,7 @@ impl Machine {
     /// Whether a load of the PDPTE registers would meet reserved bits.
     fn bad_pdptes(&self, regs: &Regs) -> bool {
         Mode::of(regs) == Mode::Pae
-            && self.config.vendor == Vendor::Intel
+            && (self.config.vendor == Vendor::Intel || !self.tdp())
             && (0..4).any(|n| {
                 let gpa = tlbscope_trace::addr::Gpa(regs.root().0 + 8 * n);
                 let value = self.memory.read(gpa);
@@ -228,6 +228,43 @@ impl Machine {
         {
             self.flush_hook(v, Hook::Current, HookBy::Register, o);
         }
+    }
+
+    /// One setter with its full post-set logic, as a part of a larger operation (facts 3.3): what it
+    /// takes is known to be legal, and the judge hears of the whole operation only.
+    pub(super) fn set_register<O: Observer>(
+        &mut self,
+        v: usize,
+        register: Register,
+        new: u64,
+        op: ArchOp,
+        o: &mut O,
+    ) {
+        let before = self.vcpus[v].regs;
+        let after = updated(&before, register, new);
+        if self.kvm_reloads_pdptrs(&before, &after, register) {
+            self.load_pdptrs(v, o);
+        }
+        self.vcpus[v].regs = after;
+        if loads_pdptes(&before, &after, register) {
+            self.reload_pdptes(v, false);
+        }
+        let old = match register {
+            Register::Cr0 => before.cr0,
+            Register::Cr3 => before.cr3,
+            Register::Cr4 => before.cr4,
+            _ => before.efer,
+        };
+        let write = Write { register, old, new, noflush: false, op };
+        self.vendor_register_hook(v, &write, o);
+        self.apply_rules(v, &write, o);
+    }
+
+    /// The vendor's set_cr4 alone, without the common post-set logic (SMM entry, facts 3.3).
+    pub(super) fn vendor_set_cr4<O: Observer>(&mut self, v: usize, old: u64, new: u64, o: &mut O) {
+        let op = ArchOp::Cr4 { old, new };
+        let write = Write { register: Register::Cr4, old, new, noflush: false, op };
+        self.vendor_register_hook(v, &write, o);
     }
 
     fn apply_rules<O: Observer>(&mut self, v: usize, write: &Write, o: &mut O) {
@@ -309,9 +346,14 @@ impl Machine {
 
     /// INVLPG. Non-canonical addresses are a no-op (facts B.4).
     pub(crate) fn invlpg<O: Observer>(&mut self, v: usize, gva: Gva, o: &mut O) {
+        let exits = !self.tdp() || self.emulated;
+        self.invlpg_as(v, gva, exits, o);
+    }
+
+    /// INVLPG that exits or not; INVLPGA of a guest always does (facts 1.2).
+    pub(super) fn invlpg_as<O: Observer>(&mut self, v: usize, gva: Gva, exits: bool, o: &mut O) {
         let regs = self.vcpus[v].regs;
         let canonical = Mode::of(&regs).canonical(gva);
-        let exits = !self.tdp() || self.emulated;
         if exits {
             self.exit(v, None, o);
         }
@@ -455,11 +497,12 @@ impl Machine {
             self.vcpus[v].vmcb.generation = 0;
         }
         self.vcpus[v].smm = false;
+        self.vcpus[v].smram = Smram::default();
         let at = self.at_vcpu(v);
         let op = if init { ArchOp::Init } else { ArchOp::Reset };
         o.arch(&at, &op, &before, false, self);
         if self.config.vendor == Vendor::Intel && self.policy.mechanics.vendor_reset_flush {
-            self.flush_hook(v, Hook::Guest, HookBy::Direct, o);
+            self.vmx_reset_flush(v, &before, o);
         }
         let change = Change {
             old: before.cr0,
@@ -475,6 +518,12 @@ impl Machine {
         self.run_rules(v, Register::Init, &change, Pcid(0), o);
         self.serve_ideal(v, &op, &before, o);
     }
+}
+
+/// Whether the architecture loads the PDPTE registers with this write (facts A.3).
+fn loads_pdptes(before: &Regs, after: &Regs, register: Register) -> bool {
+    Mode::of(after) == Mode::Pae
+        && (register == Register::Cr3 || fault::pdptes_changed_by(before, after))
 }
 
 /// The registers after a write; LMA follows PG and LME.
