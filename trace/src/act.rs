@@ -220,13 +220,6 @@ pub enum Inv {
     Guest(GuestInv),
     /// An ideal flush of exactly what is owed (`scope = "exact"`).
     Exact,
-    /// An ideal flush of every copy that maps these guest frames (`remote-flush.range`).
-    Frames {
-        /// First byte.
-        gpa: Gpa,
-        /// Bytes.
-        size: u64,
-    },
 }
 
 /// The scope of an invalidation by a guest instruction, within the current VPID or ASID.

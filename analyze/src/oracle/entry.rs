@@ -29,9 +29,6 @@ fn holds(o: &Obligation, key: &GroupKey, (pcid, global): (u16, bool), held: &Hel
 impl Oracle {
     /// The hardware invalidates.
     pub(super) fn invalidate<W: World>(&mut self, id: usize, inv: &Inv, world: &W) {
-        if let Inv::Frames { gpa, size } = *inv {
-            return self.host.flushed(gpa.0, size, id as u16, self.now);
-        }
         let vcpu = &mut self.vcpus[id];
         let context = vcpu.context;
         if matches!(inv, Inv::Guest(_) | Inv::VpidZeroTransition) {
@@ -65,6 +62,9 @@ impl Oracle {
                 }
                 let done = Some((vcpu.pcpu, context.tag.id));
                 vcpu.floors.log.iter_mut().rev().take(64).for_each(|o| o.done = done);
+                if vcpu.in_guest {
+                    self.reside(id, world);
+                }
             }
             _ => vcpu.window.carried_out(),
         }

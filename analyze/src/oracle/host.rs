@@ -39,8 +39,6 @@ pub struct Host {
     pub latest_dead: u64,
     /// Frames reused: (first byte, end, time, event), oldest first.
     pub releases: VecDeque<(u64, u64, u64, u64)>,
-    /// Flushes of exactly some frames: (first byte, end, vCPU, time).
-    flushed: VecDeque<(u64, u64, u16, u64)>,
     /// When each frame (page number at its size, log2 of the size) was filled last, and before.
     fills: FxHashMap<(u64, u8), (u64, u64)>,
     sizes: u64,
@@ -73,21 +71,6 @@ impl Host {
                 self.latest_due = self.latest_due.max(change.obligation.time);
             }
         }
-    }
-
-    /// A flush of exactly these frames, on one vCPU.
-    pub fn flushed(&mut self, gpa: u64, size: u64, vcpu: u16, now: u64) {
-        if self.flushed.len() == LOG {
-            self.flushed.pop_front();
-        }
-        self.flushed.push_back((gpa, gpa.saturating_add(size), vcpu, now));
-    }
-
-    /// Since when copies of these frames can be in containers that are filled since `since`.
-    fn filled_since(&self, since: u64, vcpu: u16, c: &Change) -> u64 {
-        let covers = |f: &&(u64, u64, u16, u64)| f.2 == vcpu && f.0 <= c.gpa && c.end <= f.1;
-        let last = self.flushed.iter().rev().find(covers);
-        last.map_or(since, |(_, _, _, time)| since.max(*time))
     }
 
     /// Software reuses frames.
@@ -157,7 +140,7 @@ impl Host {
             c.dead != 0
                 && c.obligation.time > since
                 && !c.exposed.contains(&vcpu)
-                && self.cached(c.gpa, c.end, self.filled_since(since, vcpu, c), c.obligation.time)
+                && self.cached(c.gpa, c.end, since, c.obligation.time)
         });
         due.map(|(n, _)| n).collect()
     }

@@ -245,7 +245,7 @@ fn inv_key(inv: Inv) -> Option<Key> {
         Inv::TlbControlAsid(_) => Key::TlbControl3,
         Inv::TlbControlNonglobal(_) => Key::TlbControl7,
         Inv::Invlpga { .. } => Key::Invlpga,
-        Inv::VpidZeroTransition | Inv::Guest(_) | Inv::Exact | Inv::Frames { .. } => return None,
+        Inv::VpidZeroTransition | Inv::Guest(_) | Inv::Exact => return None,
     })
 }
 

@@ -343,7 +343,7 @@ impl Machine {
             }
         }
         self.notifier.seq += 1;
-        self.remote_flush(o);
+        self.remote_flush_range(Gpa(0), self.config.memory, o);
         self.arch(o, None, &ArchOp::HostDead { gpa, size }, false);
     }
 }

@@ -6,6 +6,7 @@ use tlbscope_trace::op::{Op, Sregs};
 use tlbscope_trace::regs::Regs;
 
 use super::{Machine, Refused, Step};
+use crate::arch::mode::Mode;
 use crate::policy::mechanics::Sregs as SregsRule;
 
 /// The name of an operation in the text form.
@@ -74,8 +75,10 @@ impl Machine {
                 | Op::InFail
                 | Op::Out
                 | Op::Sregs(_)
+                | Op::Cpuid
                 | Op::Init
                 | Op::Reset
+                | Op::Smi
                 | Op::Release { .. }
         );
         if guest && !self.vcpus[v].in_guest && self.vcpus[v].held && !self.emulated {
@@ -101,6 +104,10 @@ impl Machine {
             Op::Cr4(w) => Self::step(self.write_cr4(v, w.apply(regs.cr4), o)),
             Op::Efer(w) => Self::step(self.write_efer(v, w.apply(regs.efer), o)),
             Op::Invpcid(operands) => Self::step(self.invpcid(v, operands, o)),
+            Op::Rsm => Self::step(self.rsm(v, o)),
+            Op::Invlpga { gva, .. } => Self::step(self.invlpga(v, *gva, o)),
+            Op::Invlpgb(operands) => Self::step(self.invlpgb(v, operands, o)),
+            Op::Tlbsync => Self::step(self.tlbsync(v, o)),
             Op::Access(access) => {
                 let outcome = self.access(v, access, o);
                 Step { outcome, waits: outcome.is_none(), ..Step::default() }
@@ -128,6 +135,8 @@ impl Machine {
                 | Op::TaskSwitch(_)
                 | Op::Invlpg(_)
                 | Op::Invpcid(_)
+                | Op::Invlpga { .. }
+                | Op::Rsm
         );
         if !known {
             let why = format!("the emulator of this machine does not know `{}` yet", name(op));
@@ -156,6 +165,8 @@ impl Machine {
             Op::Invlpg(gva) => self.invlpg(v, *gva, o),
             Op::Init => self.init(v, true, o),
             Op::Reset => self.init(v, false, o),
+            Op::Smi => self.smi(v, o),
+            Op::Cpuid => self.set_cpuid(v, o),
             Op::MsrMtrr(_) => self.msr(v, &ArchOp::Mtrr, o),
             Op::MsrPat(_) => self.msr(v, &ArchOp::Pat, o),
             Op::Pkru(value) => {
@@ -202,6 +213,11 @@ impl Machine {
             ..old
         };
         self.vcpus[v].regs = regs;
+        if Mode::of(&regs) == Mode::Pae {
+            // Userspace gives none here, so KVM reads them from memory.
+            self.reload_pdptes(v, false);
+            self.vcpus[v].kvm_pdpte = self.vcpus[v].regs.pdpte;
+        }
         let at = self.at_vcpu(v);
         o.arch(&at, &ArchOp::Sregs, &old, false, self);
         if self.ideal() {

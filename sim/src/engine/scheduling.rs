@@ -76,6 +76,9 @@ impl Machine {
             return Err(Refused { op: "host migrate", why });
         }
         self.exit(v, None, o);
+        if self.vcpus[v].pcpu != pcpu {
+            self.svm_vcpu_load(v);
+        }
         let from = usize::from(self.vcpus[v].pcpu.0);
         self.presence.placed(v, from, usize::from(pcpu.0));
         self.vcpus[v].pcpu = pcpu;
