@@ -76,6 +76,9 @@ pub enum Command {
     /// The same guest work under several policies, side by side
     #[command(after_help = "Example:\n  tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19")]
     Compare(Compare),
+    /// Judge what a real host did, from its own recording
+    #[command(after_help = "Example:\n  tlbscope audit trace.txt.zst")]
+    Audit(Audit),
     /// Run scenario files, and folders of them
     #[command(after_help = "Example:\n  tlbscope scenarios testdata/scenarios")]
     Scenarios(Scenarios),
@@ -174,6 +177,23 @@ pub struct Compare {
     /// The machine.
     #[command(flatten)]
     pub machine: Machine,
+}
+
+/// Arguments of `audit`.
+#[derive(Debug, Arguments)]
+pub struct Audit {
+    /// The recordings
+    #[arg(required = true, value_name = "RECORDING")]
+    pub recordings: Vec<PathBuf>,
+    /// Findings kept of each kind; all are counted
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub max_findings: usize,
+    /// Leave out the table of what the host did for each kind of operation
+    #[arg(long)]
+    pub no_transitions: bool,
+    /// List excessive flushes and resets one by one, not only their numbers
+    #[arg(long)]
+    pub excessive: bool,
 }
 
 /// Arguments of `scenarios`.
