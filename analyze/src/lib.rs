@@ -8,7 +8,9 @@
 
 pub mod audit;
 pub mod compare;
+pub mod conformance;
 pub mod diff;
+pub mod explain;
 pub mod finding;
 pub mod naive;
 pub mod oracle;
