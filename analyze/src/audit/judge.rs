@@ -12,7 +12,7 @@ use super::flush::{Around, Effect, effect};
 use super::ops::{Step, counts, role_bits, step};
 use super::pages::Pages;
 use super::remote::{self, Remote};
-use super::transitions::{Under, kind};
+use super::transitions::{Kinds, Under, name};
 use super::world::Shown;
 use super::{Audit, Found, Reason};
 use crate::finding::{Class as Excess, Finding, Group, Kind};
@@ -98,6 +98,7 @@ pub fn judge(
         auditor.record(index, record);
     }
     auditor.end("recording-ends");
+    auditor.audit.transitions.finish();
     auditor.audit
 }
 
@@ -212,7 +213,9 @@ impl Auditor<'_> {
         let vcpu = &mut self.vcpus[id];
         vcpu.op = Some(index);
         vcpu.of_address = matches!(op, Op::Invlpg(_) | Op::Invpcid(_));
-        vcpu.under.begin(kind(op, &it.before, &it.after, refused), &mut self.audit.transitions);
+        let kind = Kinds::of(op, &it.before, &it.after, refused);
+        vcpu.under
+            .begin(kind, &mut self.audit.transitions, || name(op, &it.before, &it.after, refused));
         if refused {
             // It owes nothing, and that is judged.
             self.audit.summary.judged += 1;
@@ -476,6 +479,7 @@ impl Auditor<'_> {
 
     fn entry(&mut self, index: usize, time: Time, id: usize) {
         self.audit.summary.entries += 1;
+        let before = self.audit.found.len();
         let at = self.at(id, index, time);
         if self.vcpus[id].told {
             if std::mem::take(&mut self.vcpus[id].flush_at_entry) {
@@ -493,6 +497,8 @@ impl Auditor<'_> {
         let vcpu = &mut self.vcpus[id];
         if let Some(call) = vcpu.remote.entry(vcpu.tag == 0 && shadow)
             && self.first.probes.flush_all
+            // One flush would have served the guest and the host: one miss.
+            && self.audit.found.len() == before
         {
             self.add(remote::finding(call, id), index);
         }
