@@ -44,7 +44,7 @@ const OPERATIONS: [(&str, &[&str]); 29] = [
     ("smi", &[]),
     ("rsm", &[]),
     ("a20m", &[]),
-    ("write_pte", &["va", "bit?", "to?"]),
+    ("write_pte", &["va", "bit?", "to?", "level?"]),
     ("write_ept_pte", &["gpa", "bit?", "to?", "eptp?"]),
     ("write_npt_pte", &["gpa", "bit?", "to?", "eptp?"]),
 ];
