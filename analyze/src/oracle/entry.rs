@@ -62,6 +62,9 @@ impl Oracle {
                 }
                 let done = Some((vcpu.pcpu, context.tag.id));
                 vcpu.floors.log.iter_mut().rev().take(64).for_each(|o| o.done = done);
+                if vcpu.in_guest {
+                    self.reside(id, world);
+                }
             }
             _ => vcpu.window.carried_out(),
         }

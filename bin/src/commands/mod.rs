@@ -2,12 +2,15 @@
 
 mod catalog;
 mod compare;
+mod completions;
 mod conformance;
 mod explain;
 mod export;
 mod import;
 mod info;
 mod policy_diff;
+mod policy_explain;
+mod policy_new;
 mod scenarios;
 mod simulate;
 
@@ -35,5 +38,6 @@ pub fn run(args: &Args) -> Result<Verdict> {
         Command::Policy(command) => catalog::policy(command, global),
         Command::Machine(command) => catalog::machine(command, global),
         Command::Explain(command) => explain::explain(command, global),
+        Command::Completions(command) => completions::run(command),
     }
 }

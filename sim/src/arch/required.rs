@@ -66,7 +66,8 @@ pub enum Scope {
 }
 
 /// How binding a rule is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Strength {
     /// The architecture requires it.
     Must,
@@ -347,9 +348,9 @@ pub fn required(
     .flatten()
 }
 
-/// What an operation of a guest owes. `native`: its CPU carried it out. An MTRR write, SMI or RSM that
-/// a hypervisor emulates touches no register of the processor, whose own wide flush is then the
-/// hypervisor's duty at most: advised (facts C.4).
+/// What an operation of a guest owes. `native`: its CPU carried it out. An MTRR write that a hypervisor
+/// emulates touches no register of the processor, whose own wide flush is then the hypervisor's duty
+/// at most: advised (facts C.4). SMI and RSM change the guest's paging: the hypervisor owes the flush.
 pub fn of_guest(
     vendor: Vendor,
     op: &ArchOp,
@@ -357,7 +358,7 @@ pub fn of_guest(
     after: &Regs,
     native: bool,
 ) -> impl Iterator<Item = Owed> + use<> {
-    let emulated = !native && matches!(op, ArchOp::Mtrr | ArchOp::Smi | ArchOp::Rsm);
+    let emulated = !native && matches!(op, ArchOp::Mtrr);
     required(vendor, op, before, after).map(move |owed| match emulated {
         true => Owed { strength: Strength::Advised, ..owed },
         false => owed,

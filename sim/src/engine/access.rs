@@ -7,7 +7,7 @@ use tlbscope_trace::act::{
 use tlbscope_trace::addr::{Gpa, Gva, Hpa, PAGE_BYTES, PageSize, Pcid};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{Access, AccessKind};
-use tlbscope_trace::regs::{Cr0, MmuKind, Regs, Vendor};
+use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs, Vendor};
 
 use super::Machine;
 use crate::arch::access::{self, Rights};
@@ -202,11 +202,17 @@ impl Machine {
         o.access(&at, &Accessed { access: *access, via, outcome, hpa }, self);
     }
 
-    /// The registers the hardware runs with: in shadow mode WP is forced on (facts/kvm.md 1.2).
+    /// The registers the hardware runs with: in shadow mode WP is forced on (facts/kvm.md 1.2), and
+    /// the shadow tables have 8-byte entries with XD whatever the guest's mode (facts/kvm.md 7.2).
     fn hardware_regs(&self, v: usize) -> Regs {
         let regs = self.vcpus[v].regs;
         match self.config.mmu {
-            MmuKind::Shadow => Regs { cr0: regs.cr0 | Cr0::WP.bits(), ..regs },
+            MmuKind::Shadow => Regs {
+                cr0: regs.cr0 | Cr0::WP.bits(),
+                cr4: regs.cr4 | Cr4::PAE.bits(),
+                efer: regs.efer | Efer::NXE.bits(),
+                ..regs
+            },
             MmuKind::Tdp => regs,
         }
     }
@@ -254,7 +260,8 @@ impl Machine {
     }
 
     fn walk_nested<O: Observer>(&mut self, v: usize, access: &Access, o: &mut O) -> Walked {
-        let regs = self.vcpus[v].regs;
+        let vcpu = &self.vcpus[v];
+        let regs = Regs { pdpte: vcpu.vmcs_pdpte, ..vcpu.regs };
         let walk = walk::walk(self, &regs, access);
         for step in &walk.steps[..walk.count as usize] {
             if !self.nested(v, step.gpa, o) {
@@ -297,15 +304,28 @@ impl Machine {
         ))
     }
 
-    fn nested_frame(&self, v: usize, gpa: Gpa) -> Hpa {
+    /// The host frame that the last step of a nested walk came to: on Intel by the cached mapping,
+    /// which may be older than the tables.
+    fn nested_frame(&mut self, v: usize, gpa: Gpa) -> Hpa {
+        let tag = self.physical_tag(v);
+        let pcpu = self.vcpus[v].pcpu.0 as usize;
+        if let Some(entry) = self.pcpus[pcpu].tlb.lookup_gpa(&tag, gpa) {
+            return entry.copy.hpa;
+        }
         let tree = self.trees.get(self.root_hpa(v));
         tree.and_then(|t| t.map.get(&(gpa.0 / PAGE_BYTES)).copied()).unwrap_or_default()
+    }
+
+    /// The tag of guest-physical mappings: the EP4TA alone (facts D.1).
+    fn physical_tag(&self, v: usize) -> Tag {
+        let context = self.vcpus[v].context.tag;
+        Tag { class: Class::GuestPhysical, id: 0, pcid: Pcid(0), ..context }
     }
 
     /// Translates a guest-physical address of a walk; false if the hypervisor had to map it first.
     fn nested<O: Observer>(&mut self, v: usize, gpa: Gpa, o: &mut O) -> bool {
         let pcpu = self.vcpus[v].pcpu.0 as usize;
-        let tag = Tag { class: Class::GuestPhysical, ..self.vcpus[v].context.tag };
+        let tag = self.physical_tag(v);
         let at = self.at_vcpu(v);
         let intel = self.config.vendor == Vendor::Intel;
         if intel && let Some(entry) = self.pcpus[pcpu].tlb.lookup_gpa(&tag, gpa).copied() {

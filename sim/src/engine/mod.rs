@@ -19,6 +19,7 @@ use crate::kvm::vcpu::{Vcpu, Vmcb};
 use crate::machine::MachineError;
 use crate::machine::config::MachineConfig;
 use crate::paging::memory::GuestMemory;
+use crate::policy::mechanics::RemoteRange;
 use crate::policy::{Control, Policy};
 use crate::tlb::Tlb;
 
@@ -92,6 +93,8 @@ pub struct Machine {
     pub(crate) pcpus: Vec<Pcpu>,
     pub(crate) shadow: ShadowPages,
     pub(crate) trees: Trees,
+    /// Frames whose mapping went, for `remote-flush.range`: first and how many.
+    pub(crate) lost: Vec<(u64, u64)>,
     pub(crate) at: At,
     booted: bool,
     /// The operation under way is carried out by the hypervisor's emulator (`emul`).
@@ -155,10 +158,14 @@ impl Machine {
             pcpus: vec![pcpu; config.pcpus as usize],
             shadow: ShadowPages::default(),
             trees: Trees::default(),
+            lost: Vec::new(),
             at: At { event: BOOT, time: Time(0), actor },
             booted: false,
             emulated: false,
         };
+        if policy.mechanics.remote_flush.range != RemoteRange::None {
+            machine.shadow.track_lost();
+        }
         for v in 0..machine.vcpus.len() {
             machine.vcpus[v].mmu.role = machine.root_role(v);
         }
@@ -172,6 +179,8 @@ impl Machine {
         for (v, regs) in regs.iter().enumerate().take(self.vcpus.len()) {
             if let Some(regs) = regs {
                 self.vcpus[v].regs = *regs;
+                self.vcpus[v].kvm_pdpte = regs.pdpte;
+                self.vcpus[v].vmcs_pdpte = regs.pdpte;
                 self.vcpus[v].mmu.role = self.root_role(v);
             }
         }
@@ -182,6 +191,8 @@ impl Machine {
         let has_vpid = config.vpid && config.vendor == Vendor::Intel && u32::from(n) < config.vpids;
         Vcpu {
             regs,
+            kvm_pdpte: regs.pdpte,
+            vmcs_pdpte: regs.pdpte,
             requests: Default::default(),
             mmu: Default::default(),
             pcpu: PcpuId(n % config.pcpus),
@@ -191,6 +202,7 @@ impl Machine {
             in_guest: false,
             held: false,
             smm: false,
+            smram: Default::default(),
             context: Default::default(),
         }
     }

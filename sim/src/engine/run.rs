@@ -7,6 +7,7 @@ use tlbscope_trace::op::{HostOp, Op, Sregs};
 use tlbscope_trace::regs::{Regs, Vendor};
 
 use super::{Machine, Refused, Step};
+use crate::arch::mode::Mode;
 use crate::policy::mechanics::{MigrateVmx, Sregs as SregsRule};
 
 /// The name of an operation in the text form.
@@ -75,8 +76,10 @@ impl Machine {
                 | Op::InFail
                 | Op::Out
                 | Op::Sregs(_)
+                | Op::Cpuid
                 | Op::Init
                 | Op::Reset
+                | Op::Smi
                 | Op::Release { .. }
         );
         if guest && !self.vcpus[v].in_guest && self.vcpus[v].held && !self.emulated {
@@ -97,6 +100,10 @@ impl Machine {
             Op::Cr4(w) => Self::step(self.write_cr4(v, w.apply(regs.cr4), o)),
             Op::Efer(w) => Self::step(self.write_efer(v, w.apply(regs.efer), o)),
             Op::Invpcid(operands) => Self::step(self.invpcid(v, operands, o)),
+            Op::Rsm => Self::step(self.rsm(v, o)),
+            Op::Invlpga { gva, .. } => Self::step(self.invlpga(v, *gva, o)),
+            Op::Invlpgb(operands) => Self::step(self.invlpgb(v, operands, o)),
+            Op::Tlbsync => Self::step(self.tlbsync(v, o)),
             Op::Access(access) => Step { outcome: Some(self.access(v, access, o)), fault: None },
             Op::Emul(inner) => self.emulate(v, inner, o)?,
             other => {
@@ -121,6 +128,8 @@ impl Machine {
                 | Op::TaskSwitch(_)
                 | Op::Invlpg(_)
                 | Op::Invpcid(_)
+                | Op::Invlpga { .. }
+                | Op::Rsm
         );
         if !known {
             let why = format!("the emulator of this machine does not know `{}` yet", name(op));
@@ -149,6 +158,8 @@ impl Machine {
             Op::Invlpg(gva) => self.invlpg(v, *gva, o),
             Op::Init => self.init(v, true, o),
             Op::Reset => self.init(v, false, o),
+            Op::Smi => self.smi(v, o),
+            Op::Cpuid => self.set_cpuid(v, o),
             Op::MsrMtrr(_) => self.msr(v, &ArchOp::Mtrr, o),
             Op::MsrPat(_) => self.msr(v, &ArchOp::Pat, o),
             Op::Pkru(value) => {
@@ -191,6 +202,11 @@ impl Machine {
             ..old
         };
         self.vcpus[v].regs = regs;
+        if Mode::of(&regs) == Mode::Pae {
+            // Userspace gives none here, so KVM reads them from memory.
+            self.reload_pdptes(v, false);
+            self.vcpus[v].kvm_pdpte = self.vcpus[v].regs.pdpte;
+        }
         let at = self.at_vcpu(v);
         o.arch(&at, &ArchOp::Sregs, &old, false, self);
         if self.ideal() {
@@ -227,6 +243,7 @@ impl Machine {
         self.arch(o, None, &ArchOp::HostChange { gpa, size, rights: false }, false);
         let (first, frames) = (gpa.0 / PAGE_BYTES, size.div_ceil(PAGE_BYTES).max(1));
         let mut zapped = self.trees.zap(first, frames);
+        self.note_lost(first, frames);
         for gfn in first..first + frames.min(self.config.memory / PAGE_BYTES) {
             self.host.unmap(gfn);
             for (sp, at) in self.shadow.mapping(gfn) {
@@ -246,6 +263,9 @@ impl Machine {
             return Err(Refused { op: "host migrate", why });
         }
         self.exit(v, None, o);
+        if self.vcpus[v].pcpu != pcpu {
+            self.svm_vcpu_load(v);
+        }
         self.vcpus[v].pcpu = pcpu;
         self.vcpus[v].context.tag.pcpu = pcpu;
         let at = self.at_vcpu(v);

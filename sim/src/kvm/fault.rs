@@ -27,10 +27,11 @@ pub(crate) enum Fixed {
 
 impl Machine {
     /// The guest's tables as KVM's software walker reads them, with accessed and dirty bits set.
-    fn guest_walk(&mut self, regs: &Regs, access: &Access) -> Walk {
+    fn guest_walk<O: Observer>(&mut self, regs: &Regs, access: &Access, o: &mut O) -> Walk {
         let walk = walk::walk(self, regs, access);
         if walk.result.is_ok() {
             self.set_accessed(&walk, regs, access.kind == AccessKind::Write);
+            self.other_entry_size(&walk, regs, o);
         }
         walk
     }
@@ -44,6 +45,21 @@ impl Machine {
         }
     }
 
+    /// The accessed and dirty bits of 4-byte entries may be any bits of an 8-byte entry, and the other way
+    /// round: where the frame is shadowed as a table of the other kind as well, those entries go, as for
+    /// a store.
+    fn other_entry_size<O: Observer>(&mut self, walk: &Walk, regs: &Regs, o: &mut O) {
+        let four = Mode::of(regs) == Mode::Bits32;
+        for step in &walk.steps[..walk.count as usize] {
+            let other = |sp| (self.shadow.page(sp).role.0 & Role::GPTE4 != 0) != four;
+            let pages: Vec<Sp> =
+                self.shadow.shadowing(step.gpa.0 / PAGE_BYTES).filter(|sp| other(*sp)).collect();
+            if !pages.is_empty() {
+                self.drop_entries(&pages, step.gpa, o);
+            }
+        }
+    }
+
     /// A shadow #PF: walk the guest, inject or install (kvm_mmu_page_fault).
     pub(crate) fn shadow_fault<O: Observer>(
         &mut self,
@@ -51,9 +67,9 @@ impl Machine {
         access: &Access,
         o: &mut O,
     ) -> Fixed {
-        let regs = self.vcpus[v].regs;
+        let regs = self.kvm_regs(v);
         self.act(o, Act::PageFault { address: access.gva.0, error: 0 });
-        let walk = self.guest_walk(&regs, access);
+        let walk = self.guest_walk(&regs, access, o);
         let leaf = match walk.result {
             Ok(leaf) => leaf,
             Err(code) => {
@@ -82,7 +98,11 @@ impl Machine {
         self.shadow.set(sp, at, Spte::Leaf(spte));
         self.act(o, Act::SpteSet { sp, index: at });
         let mechanics = &self.policy.mechanics;
-        if moved && mechanics.remote_flush.pfn_change || lost && mechanics.set_spte_remote_flush {
+        let populated = old == Spte::None && mechanics.remote_flush.populate;
+        if populated
+            || moved && mechanics.remote_flush.pfn_change
+            || lost && mechanics.set_spte_remote_flush
+        {
             self.remote_flush(o);
         }
         if access.kind == AccessKind::Write && !write && self.is_protected(gpa) {
@@ -169,7 +189,7 @@ impl Machine {
         let Some(step) = step else {
             let quadrant = (gva.0 >> 30) as u16 & 3;
             if mode == Mode::Pae {
-                let pdpte = self.pdpte(regs, quadrant);
+                let pdpte = regs.pdpte[usize::from(quadrant)];
                 let gfn = (pdpte & 0x000f_ffff_ffff_f000) / PAGE_BYTES;
                 return (gfn, top.child(2, 0, access), access);
             }
@@ -214,8 +234,13 @@ impl Machine {
     /// has changed.
     pub(crate) fn pte_write<O: Observer>(&mut self, gpa: Gpa, o: &mut O) {
         let pages: Vec<Sp> = self.shadow.shadowing(gpa.0 / PAGE_BYTES).collect();
+        self.drop_entries(&pages, gpa, o);
+    }
+
+    /// Drops what these pages hold for the guest entry at `gpa`.
+    fn drop_entries<O: Observer>(&mut self, pages: &[Sp], gpa: Gpa, o: &mut O) {
         let mut dropped = false;
-        for sp in pages {
+        for &sp in pages {
             let role = self.shadow.page(sp).role;
             let offset = gpa.0 & (PAGE_BYTES - 1);
             let slots = if role.0 & Role::GPTE4 == 0 {
@@ -239,6 +264,9 @@ impl Machine {
         let root = self.root_hpa(v);
         if let Some(tree) = self.trees.get_mut(root) {
             tree.map.insert(gpa.0 / PAGE_BYTES, hpa);
+        }
+        if self.policy.mechanics.remote_flush.populate {
+            self.remote_flush(o);
         }
         true
     }

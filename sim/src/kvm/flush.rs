@@ -3,10 +3,12 @@
 use tlbscope_trace::act::{Act, Hook, HookBy, Inv, Request};
 use tlbscope_trace::addr::{Asid, Ep4ta, Hpa, PAGE_BYTES, Vpid};
 use tlbscope_trace::observe::Observer;
-use tlbscope_trace::regs::{MmuKind, Vendor};
+use tlbscope_trace::regs::{MmuKind, Regs, Vendor};
 
+use super::errata;
 use crate::engine::Machine;
-use crate::machine::config::{InveptTypes, InvvpidTypes};
+use crate::machine::config::{Errata, InveptTypes, InvvpidTypes};
+use crate::policy::mechanics::{MigrateSvm, RemoteRange, SvmFlush};
 
 impl Machine {
     /// Sets a request bit of one vCPU.
@@ -36,7 +38,12 @@ impl Machine {
         if self.never() {
             return;
         }
+        let range = self.policy.mechanics.remote_flush.range;
         for _ in 0..self.policy.mechanics.remote_flush.repeat {
+            if range != RemoteRange::None {
+                self.flush_frames(range, o);
+                continue;
+            }
             let ipi = self.request_all(Request::TlbFlush, o);
             self.act(o, Act::RemoteFlush { ipi: Some(ipi) });
         }
@@ -66,6 +73,16 @@ impl Machine {
         if let Some(inv) = inv {
             self.invalidate(v, inv, o);
         }
+    }
+
+    /// vmx_vcpu_reset flushes vpid01 by itself (facts 3.2).
+    pub(super) fn vmx_reset_flush<O: Observer>(&mut self, v: usize, before: &Regs, o: &mut O) {
+        if self.never() {
+            return;
+        }
+        let inv = self.invvpid_context(self.vcpus[v].vpid);
+        let inv = inv.map(|inv| errata::of_init(self.config.errata, inv, before));
+        self.hook_act(v, Hook::Guest, HookBy::Direct, inv, o);
     }
 
     /// The hooks of facts 6.2.
@@ -115,10 +132,18 @@ impl Machine {
             return self.hook_act(v, hook, by, Some(Inv::Invlpga { asid, gva }), o);
         }
         let by_asid = self.config.flushbyasid;
+        // The wide TLB_CONTROL needs no FLUSHBYASID, and drops every ASID of the processor.
+        let wide = self.policy.mechanics.svm_flush == SvmFlush::All;
         let vmcb = &mut self.vcpus[v].vmcb;
-        let effective = if by_asid {
+        let effective = if wide {
+            let set = vmcb.tlb_control != 1;
+            vmcb.tlb_control = 1;
+            set
+        } else if by_asid {
             let set = vmcb.tlb_control == 0;
-            vmcb.tlb_control = vmcb.tlb_control.max(3);
+            if set {
+                vmcb.tlb_control = 3;
+            }
             set
         } else {
             let set = vmcb.generation != 0;
@@ -131,6 +156,8 @@ impl Machine {
 
     /// The hardware invalidates on the vCPU's processor.
     pub(crate) fn invalidate<O: Observer>(&mut self, v: usize, inv: Inv, o: &mut O) {
+        let regs = &self.vcpus[v].regs;
+        let Some(inv) = errata::carried_out(self.config.errata, inv, regs) else { return };
         let at = self.at_vcpu(v);
         o.act(&at, &Act::Inv(inv), self);
         let tag = self.vcpus[v].context.tag;
@@ -140,14 +167,28 @@ impl Machine {
         tlb.invalidate(inv, &tag, event, &mut |tag, global, n| o.dropped(&at, tag, global, n));
     }
 
+    /// svm_vcpu_load: V510 gives the ASID up whenever the vCPU is loaded on another pCPU than before,
+    /// later kernels look at the VMCB when it runs (facts 5.10).
+    pub(crate) fn svm_vcpu_load(&mut self, v: usize) {
+        if self.policy.mechanics.migrate_svm == MigrateSvm::PerVcpu {
+            self.vcpus[v].vmcb.generation = 0;
+        }
+    }
+
     /// pre_svm_run: the ASID of the next VMRUN, and a TLB_CONTROL that a wrap asks for.
     pub(crate) fn pre_svm_run<O: Observer>(&mut self, v: usize, o: &mut O) {
         let pcpu = self.vcpus[v].pcpu;
+        let per_vmcb = match self.policy.mechanics.migrate_svm {
+            MigrateSvm::PerVmcb | MigrateSvm::BothVmcbs => true,
+            MigrateSvm::PerVcpu | MigrateSvm::None => false,
+        };
         let pool = &mut self.pcpus[pcpu.0 as usize].asids;
         let vmcb = &mut self.vcpus[v].vmcb;
         if vmcb.pcpu != Some(pcpu) {
             vmcb.pcpu = Some(pcpu);
-            vmcb.generation = 0;
+            if per_vmcb {
+                vmcb.generation = 0;
+            }
         }
         if vmcb.generation == pool.generation {
             return;
@@ -169,6 +210,10 @@ impl Machine {
     pub(crate) fn vmrun_flush<O: Observer>(&mut self, v: usize, o: &mut O) {
         let asid = self.vcpus[v].vmcb.asid;
         let control = std::mem::take(&mut self.vcpus[v].vmcb.tlb_control);
+        let first = !std::mem::replace(&mut self.vcpus[v].vmcb.entered, true);
+        if first && self.config.errata.contains(Errata::AMD_SEV_VMCB_FLUSH) {
+            return;
+        }
         match control {
             1 => self.invalidate(v, Inv::TlbControlAll, o),
             3 => self.invalidate(v, Inv::TlbControlAsid(asid), o),

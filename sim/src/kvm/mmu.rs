@@ -89,9 +89,16 @@ impl Machine {
             Some(_) => {}
             None => {
                 let vm = self.policy.mechanics.tdp_root_lifetime == TdpRootLifetime::Vm;
-                self.trees.put(root.hpa, vm);
+                // Without the TDP MMU the root stays in the hash with all its SPTEs (facts 7.3).
+                let stays = vm || !self.tdp_mmu();
+                self.trees.put(root.hpa, stays);
             }
         }
+    }
+
+    /// Whether the TDP MMU is in use: the machine has it on and the kernel too (facts 7.1).
+    fn tdp_mmu(&self) -> bool {
+        self.config.tdp_mmu && self.policy.mechanics.tdp_mmu
     }
 
     /// Takes a shadow page out of the tables: its entries, its links and itself.
@@ -153,7 +160,7 @@ impl Machine {
     pub(crate) fn mmu_load<O: Observer>(&mut self, v: usize, o: &mut O) {
         self.act(o, Act::Load);
         let role = self.vcpus[v].mmu.role;
-        let regs = self.vcpus[v].regs;
+        let regs = self.kvm_regs(v);
         let root = match self.config.mmu {
             MmuKind::Tdp => {
                 let hpa = self.trees.take(role);
@@ -163,7 +170,7 @@ impl Machine {
         };
         self.vcpus[v].mmu.root = Some(root);
         self.sync_roots(v, o);
-        self.act(o, Act::LoadPgd { root: root.hpa });
+        self.load_pgd(v, root.hpa, o);
         if self.policy.mechanics.load_flush {
             self.flush_hook(v, Hook::Current, HookBy::Load, o);
         }
@@ -191,7 +198,7 @@ impl Machine {
                 Mode::Off => Some(u64::from(quadrant) << 18),
                 Mode::Bits32 => Some(regs.root().0 / PAGE_BYTES),
                 _ => {
-                    let pdpte = self.pdpte(regs, quadrant);
+                    let pdpte = regs.pdpte[usize::from(quadrant)];
                     (pdpte & 1 != 0).then_some((pdpte & 0x000f_ffff_ffff_f000) / PAGE_BYTES)
                 }
             };
@@ -203,14 +210,16 @@ impl Machine {
         root
     }
 
-    /// The PDPTE that PAE paging uses: the register on Intel, memory on AMD (facts A.3).
-    pub(crate) fn pdpte(&self, regs: &Regs, n: u16) -> u64 {
-        match self.config.vendor {
-            tlbscope_trace::regs::Vendor::Intel => regs.pdpte[n as usize & 3],
-            tlbscope_trace::regs::Vendor::Amd => {
-                self.memory.read(Gpa(regs.root().0 + u64::from(n & 3) * 8))
-            }
-        }
+    /// The guest's registers as KVM's own walks see them.
+    pub(crate) fn kvm_regs(&self, v: usize) -> Regs {
+        let vcpu = &self.vcpus[v];
+        Regs { pdpte: vcpu.kvm_pdpte, ..vcpu.regs }
+    }
+
+    /// The vendor's load_mmu_pgd: on VMX the PDPTEs go to the VMCS with it (facts 6.4).
+    pub(crate) fn load_pgd<O: Observer>(&mut self, v: usize, root: Hpa, o: &mut O) {
+        self.act(o, Act::LoadPgd { root });
+        self.vcpus[v].vmcs_pdpte = self.vcpus[v].kvm_pdpte;
     }
 
     /// kvm_mmu_get_page: an existing page with this role, or a new one.
@@ -231,13 +240,16 @@ impl Machine {
             }
             let sync = self.policy.mechanics.link_unsync == LinkUnsync::Sync && !self.never();
             if self.shadow.page(sp).unsync && sync && self.sync_page(sp, o) {
-                self.remote_flush(o);
+                if self.policy.mechanics.remote_flush.sync {
+                    self.remote_flush(o);
+                }
             }
             return sp;
         }
         let sp = self.shadow.create(gfn, role, false);
         self.act(o, Act::SpNew { sp, gfn, level: role.level(), role: role.0 });
-        if !role.direct() && self.write_protect(gfn, o) && !self.never() {
+        let flush = self.policy.mechanics.remote_flush.write_protect;
+        if !role.direct() && self.write_protect(gfn, o) && flush {
             self.remote_flush(o);
         }
         sp
@@ -297,14 +309,14 @@ impl Machine {
     pub(crate) fn load_pdptrs<O: Observer>(&mut self, v: usize, o: &mut O) {
         let root = self.vcpus[v].regs.root();
         let new: [u64; 4] = std::array::from_fn(|n| self.memory.read(Gpa(root.0 + 8 * n as u64)));
-        let changed = new != self.vcpus[v].regs.pdpte;
+        let changed = new != self.vcpus[v].kvm_pdpte;
         self.act(o, Act::LoadPdptrs { changed: Some(changed) });
         let mechanics = &self.policy.mechanics.load_pdptrs;
         let (free, request) = (mechanics.free_root, mechanics.request_pgd);
         if free && changed && self.config.mmu == MmuKind::Shadow {
             self.free_root(v, RootSlot::Current, FreeWhy::Pdptrs, o);
         }
-        self.vcpus[v].regs.pdpte = new;
+        self.vcpus[v].kvm_pdpte = new;
         if request {
             self.post(v, Request::LoadMmuPgd, o);
         }
@@ -329,6 +341,7 @@ impl Machine {
     pub(crate) fn zap_all<O: Observer>(&mut self, o: &mut O) {
         self.act(o, Act::ZapAll);
         let size = self.config.memory;
+        self.note_lost(0, size / PAGE_BYTES);
         self.arch(o, None, &ArchOp::HostChange { gpa: Gpa(0), size, rights: false }, false);
         self.trees.invalidate_all();
         for v in 0..self.vcpus.len() {

@@ -5,6 +5,7 @@ use tlbscope_trace::addr::{Asid, PcpuId, Vpid};
 use tlbscope_trace::regs::Regs;
 
 use super::root::Mmu;
+use super::smm::Smram;
 
 /// Pending requests: a bit for each [`Request`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -48,13 +49,21 @@ pub struct Vmcb {
     pub tlb_control: u8,
     /// Where it ran last.
     pub pcpu: Option<PcpuId>,
+    /// Some VMRUN of it has succeeded.
+    pub entered: bool,
 }
 
 /// One vCPU.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Vcpu {
-    /// The guest's registers.
+    /// The guest's registers, as the architecture has them: its writes have taken effect here
+    /// whatever the hypervisor made of them.
     pub regs: Regs,
+    /// The PDPTEs that KVM last loaded (load_pdptrs): its own walks and shadow roots use these.
+    pub kvm_pdpte: [u64; 4],
+    /// Intel with EPT: the PDPTE fields of the VMCS, which the guest's walks use. KVM writes them
+    /// when it loads a root or serves LOAD_MMU_PGD (facts/kvm.md 6.4).
+    pub vmcs_pdpte: [u64; 4],
     /// Pending requests.
     pub requests: Requests,
     /// Roots.
@@ -73,6 +82,8 @@ pub struct Vcpu {
     pub held: bool,
     /// In system management mode.
     pub smm: bool,
+    /// What SMM keeps for RSM.
+    pub smram: Smram,
     /// What the hardware runs with since the last entry.
     pub context: Context,
 }

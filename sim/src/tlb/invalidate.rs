@@ -1,7 +1,7 @@
 //! What each invalidation drops, by its own code (facts B.1, C.1, C.4, D.2).
 
 use tlbscope_trace::act::{Class, GuestInv, Inv, Tag};
-use tlbscope_trace::addr::{Gva, Pcid};
+use tlbscope_trace::addr::{Gva, PAGE_BYTES, Pcid};
 
 use super::store::{DEAD, Key};
 use super::{Container, KILLS, Space, Tlb};
@@ -270,6 +270,26 @@ impl Tlb {
             let meets = (first >> shift..=last >> shift).contains(&slot.key.page);
             if slot.key.container as usize == index && meets {
                 slot.epoch = DEAD;
+            }
+        }
+    }
+
+    /// An ideal flush: drops every translation of these guest frames, under whatever tag, and every
+    /// paging-structure entry.
+    pub fn drop_frames(
+        &mut self,
+        hit: &impl Fn(u64) -> bool,
+        event: u64,
+        dropped: &mut impl FnMut(&Tag, bool, u32),
+    ) {
+        for index in 0..self.containers.len() {
+            let c = &mut self.containers[index];
+            c.psc_epoch = next_epoch(c.psc_epoch);
+            if c.live != 0 {
+                self.kill_where(index, event, dropped, |_, e| {
+                    let first = e.copy.gpa.0 / PAGE_BYTES;
+                    (first..first + e.size.bytes() / PAGE_BYTES).any(hit)
+                });
             }
         }
     }
