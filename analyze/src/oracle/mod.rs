@@ -7,7 +7,8 @@
 //! may be in them, so that an entry can be judged although no access follows. `credit` judges
 //! what was too much.
 //!
-//! Limits. Address-sized obligations are judged as exposed for the current root only. A recycled
+//! Limits. Address-sized obligations are judged as exposed for the root that is current at their
+//! deadline, and for a PCID that becomes current later in the hardware's caches alone. A recycled
 //! EP4TA raises no floor of its own: what the host changed outlaws its copies by their `h` stamp.
 //! Obligations are a vCPU's, whatever VPID or ASID was current: those of L1 and L2 are not kept
 //! apart. A walk through a released frame as a page table is not judged. Birth floors are judged
@@ -53,6 +54,9 @@ struct Vcpu {
     pcpu: u16,
     /// Exposures of obligations up to here were judged for the present context.
     judged: u64,
+    /// Obligations of one page in a PCID that was not current at their deadline, by their time:
+    /// judged when the PCID is.
+    deferred: Vec<u64>,
     /// Shadow roots that may be cached: the page and its PCID.
     roots: Vec<(Sp, u16)>,
     /// When each PCID was current last.
