@@ -109,6 +109,30 @@ pub struct Machine {
     pub max_findings: usize,
 }
 
+/// How a recording is read, and which part of it.
+#[derive(Clone, Debug, Default, Arguments)]
+#[command(next_help_heading = "Reading recordings")]
+pub struct Reading {
+    /// The recorded host's /proc/kallsyms: what function a probe's address is
+    #[arg(long, value_name = "FILE")]
+    pub kallsyms: Option<PathBuf>,
+    /// The probes' definitions (kprobe_events): what function a probe's name is
+    #[arg(long, value_name = "FILE")]
+    pub probes: Option<PathBuf>,
+    /// The VM, where a recording shows several: a number of the list that is printed, or `all`
+    #[arg(long, value_name = "N|all")]
+    pub vm: Option<String>,
+    /// These vCPUs only
+    #[arg(long, value_delimiter = ',', value_name = "N,N,...")]
+    pub vcpu: Vec<u16>,
+    /// Nothing before: 1500ns, 3us, 2ms, 1s since the start, or @13.527994 of the recorder's clock
+    #[arg(long, value_name = "TIME")]
+    pub from: Option<String>,
+    /// Nothing after
+    #[arg(long, value_name = "TIME")]
+    pub to: Option<String>,
+}
+
 /// Arguments of `simulate`.
 #[derive(Debug, Arguments)]
 pub struct Simulate {
@@ -120,6 +144,9 @@ pub struct Simulate {
     /// The machine.
     #[command(flatten)]
     pub machine: Machine,
+    /// How it is read.
+    #[command(flatten)]
+    pub reading: Reading,
 }
 
 /// Arguments of `compare`.
@@ -134,6 +161,9 @@ pub struct Compare {
     /// The machine.
     #[command(flatten)]
     pub machine: Machine,
+    /// How it is read.
+    #[command(flatten)]
+    pub reading: Reading,
 }
 
 /// Arguments of `scenarios`.
@@ -152,6 +182,9 @@ pub struct Import {
     /// Where to write
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
+    /// How it is read.
+    #[command(flatten)]
+    pub reading: Reading,
 }
 
 /// Arguments of `export`.
@@ -165,6 +198,9 @@ pub struct Export {
     /// The form
     #[arg(long, value_enum)]
     pub to: Form,
+    /// How it is read.
+    #[command(flatten)]
+    pub reading: Reading,
 }
 
 /// The forms of `export`.
@@ -181,6 +217,9 @@ pub enum Form {
 pub struct Info {
     /// The trace, `-` for standard input
     pub trace: PathBuf,
+    /// How it is read.
+    #[command(flatten)]
+    pub reading: Reading,
 }
 
 /// Subcommands of `policy`.

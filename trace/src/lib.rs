@@ -18,6 +18,7 @@ pub mod op;
 pub mod recording;
 pub mod regs;
 pub mod source;
+pub mod spool;
 pub mod text;
 
 pub use import::{Imported, Options, Sink};

@@ -12,7 +12,7 @@ use crate::{input, output};
 
 /// Runs the command.
 pub fn run(command: &Export) -> Result<Verdict> {
-    let (recording, _) = input::open(&command.input)?;
+    let (recording, _) = input::open(&command.input, &command.reading)?;
     warn_of_losses(&recording);
     output::write_file(&command.output, |out| {
         for (record, op) in recording.ops() {

@@ -14,7 +14,7 @@ use crate::{input, output};
 
 /// Runs the command.
 pub fn run(command: &Info, global: &Global) -> Result<Verdict> {
-    let (recording, read) = input::open(&command.trace)?;
+    let (recording, read) = input::open(&command.trace, &command.reading)?;
     let ops = operations(&recording);
     let text = match global.format {
         Format::Json => {
