@@ -72,6 +72,10 @@ impl Importer<'_> {
                 self.state(vcpu).invpcid = Some(number);
             }
             Shows::TraceMsr => self.trace_msr(vcpu, event),
+            Shows::PostSetCr => {
+                let register = if event.name.ends_with(b"cr0") { 0 } else { 4 };
+                self.old_seen(vcpu, register, event);
+            }
             _ => return false,
         }
         true
@@ -123,6 +127,10 @@ impl Importer<'_> {
         }
         state.learn(reg, old);
         if state.setting.is_some() {
+            if matches!(reg, CR0 | CR4) {
+                let register = if reg == CR0 { 0 } else { 4 };
+                self.old_seen(vcpu, register, event);
+            }
             return;
         }
         if state.place == Place::Userspace {
