@@ -224,6 +224,9 @@ pub struct Audit {
     /// List excessive flushes and resets one by one, not only their numbers
     #[arg(long)]
     pub excessive: bool,
+    /// How it is read.
+    #[command(flatten)]
+    pub reading: Reading,
 }
 
 /// Arguments of `scenarios`.

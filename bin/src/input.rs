@@ -66,7 +66,9 @@ pub fn options(reading: &Reading) -> Result<Options> {
         let count = options.symbols.add_kallsyms(&whole(path)?);
         if count == 0 {
             let path = path.display();
-            bail!("{path}: no function with an address: read /proc/kallsyms as root, it hides them");
+            bail!(
+                "{path}: no function with an address: read /proc/kallsyms as root, it hides them"
+            );
         }
     }
     if let Some(path) = &reading.probes
@@ -80,7 +82,9 @@ pub fn options(reading: &Reading) -> Result<Options> {
         Some(text) => {
             let hex = text.strip_prefix("0x").map(|hex| u64::from_str_radix(hex, 16));
             let number = hex.unwrap_or_else(|| text.parse());
-            VmChoice::Number(number.with_context(|| format!("--vm {text}: no number and not `all`"))?)
+            VmChoice::Number(
+                number.with_context(|| format!("--vm {text}: no number and not `all`"))?,
+            )
         }
     };
     options.vcpus = reading.vcpu.iter().map(|&vcpu| VcpuId(vcpu)).collect();
@@ -102,11 +106,13 @@ fn whole(path: &Path) -> Result<Vec<u8>> {
 
 /// Whether an error is an input that is damaged so that nothing of it can be read.
 pub fn is_ruin(error: &anyhow::Error) -> bool {
-    use tlbscope_trace::{Error, import::ImportError, native::NativeError};
+    use tlbscope_trace::{Error, import::ImportError, native::NativeError, source::SourceError};
     matches!(
         error.downcast_ref(),
         Some(
-            Error::Native(NativeError::Hopeless(_)) | Error::Import(ImportError::Container { .. })
+            Error::Native(NativeError::Hopeless(_))
+                | Error::Import(ImportError::Container { .. })
+                | Error::Source(SourceError::Ruined { .. })
         )
     )
 }

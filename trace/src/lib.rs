@@ -115,8 +115,15 @@ pub fn stream(path: &Path, options: &Options, sink: &mut dyn Sink) -> Result<Imp
     let mut head = Vec::with_capacity(HEAD_BYTES as usize);
     let read = stream.by_ref().take(HEAD_BYTES).read_to_end(&mut head);
     if head.is_empty() {
-        read.map_err(|error| source::SourceError::Io { name: name.clone(), error })?;
-        return Err(source::SourceError::Empty(name).into());
+        use io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
+        return Err(match read {
+            Ok(_) => source::SourceError::Empty(name),
+            Err(error) if matches!(error.kind(), InvalidData | InvalidInput | UnexpectedEof) => {
+                source::SourceError::Ruined { name, error }
+            }
+            Err(error) => source::SourceError::Io { name, error },
+        }
+        .into());
     }
     let whole = io::Cursor::new(head.clone()).chain(stream);
     if import::dat::looks_like(&head) || import::perf::looks_like(&head) {
@@ -161,9 +168,10 @@ fn anywhere(
             &mut spool
         }
     };
-    input.seek(io::SeekFrom::Start(0)).and_then(|_| input.read_exact(&mut magic)).map_err(
-        |error| source::SourceError::Io { name: name.to_owned(), error },
-    )?;
+    input
+        .seek(io::SeekFrom::Start(0))
+        .and_then(|_| input.read_exact(&mut magic))
+        .map_err(|error| source::SourceError::Io { name: name.to_owned(), error })?;
     if import::dat::looks_like(&magic) {
         Ok(import::dat::stream(input, name, cut, options, sink)?)
     } else {
@@ -172,15 +180,13 @@ fn anywhere(
 }
 
 /// The wanted part of what is in memory. Such a trace holds one VM.
-fn part(
-    recording: Recording,
-    options: &Options,
-    sink: &mut dyn Sink,
-) -> Result<Imported, Error> {
+fn part(recording: Recording, options: &Options, sink: &mut dyn Sink) -> Result<Imported, Error> {
     let Recording { meta, census, records } = recording;
     let name = meta.source.clone();
     if let import::VmChoice::Number(vm) = options.vm {
-        return Err(import::ImportError::NoVm { name, vm, list: " one, without a number".into() }.into());
+        return Err(
+            import::ImportError::NoVm { name, vm, list: " one, without a number".into() }.into()
+        );
     }
     if records.is_empty() && meta.losses.is_empty() {
         let what = "it holds no events at all".to_owned();
@@ -188,10 +194,8 @@ fn part(
     }
     for record in records {
         if options.wants(record.actor) && options.when(record.time, None).is_eq() {
-            sink.record(record).map_err(|error| import::ImportError::Sink {
-                name: name.clone(),
-                error,
-            })?;
+            sink.record(record)
+                .map_err(|error| import::ImportError::Sink { name: name.clone(), error })?;
         }
     }
     Ok(Imported { meta, census })

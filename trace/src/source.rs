@@ -38,6 +38,15 @@ pub enum SourceError {
     /// Packed so that unpacking would take too much memory.
     #[error("{0}: packed with a dictionary of more than 256 MiB: pack it with `xz -9` or less")]
     Dictionary(String),
+    /// Packed, and cut or damaged before anything could be unpacked.
+    #[error("{name}: cut or damaged: nothing of it can be unpacked ({error})")]
+    Ruined {
+        /// The file.
+        name: String,
+        /// What the unpacker said.
+        #[source]
+        error: io::Error,
+    },
     /// Nothing in it.
     #[error("{0}: is empty")]
     Empty(String),
@@ -90,9 +99,7 @@ pub fn unpack(mut inner: Box<dyn Read + Send>, name: &str) -> Result<Stream, Sou
             }
             Box::new(Salvage::new(lzma_rust2::XzReader::new(whole, true)))
         }
-        [0x1f, 0x8b, ..] => {
-            Box::new(Salvage::new(flate2::bufread::MultiGzDecoder::new(whole)))
-        }
+        [0x1f, 0x8b, ..] => Box::new(Salvage::new(flate2::bufread::MultiGzDecoder::new(whole))),
         _ => Box::new(whole),
     };
     Ok(BufReader::with_capacity(BUFFER_BYTES, plain))

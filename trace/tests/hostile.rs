@@ -28,13 +28,18 @@ fn read_perf(bytes: &[u8]) -> bool {
 fn numbers() -> impl FnMut() -> usize {
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     move || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize
     }
 }
 
 /// Flips a few bytes, most of them in `front`, where the description is.
-fn flipped(whole: &[u8], front: std::ops::Range<usize>, next: &mut impl FnMut() -> usize) -> Vec<u8> {
+fn flipped(
+    whole: &[u8],
+    front: std::ops::Range<usize>,
+    next: &mut impl FnMut() -> usize,
+) -> Vec<u8> {
     let mut bytes = whole.to_vec();
     for round in 0..4 {
         let range = if round == 0 { 0..bytes.len() } else { front.clone() };

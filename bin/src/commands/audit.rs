@@ -30,7 +30,7 @@ pub fn run(command: &args::Audit, global: &Global) -> Result<Verdict> {
     let all: Result<Vec<Audited>> = command
         .recordings
         .par_iter()
-        .map(|path| one(path, command.max_findings))
+        .map(|path| one(path, command))
         .collect::<Vec<_>>()
         .into_iter()
         .collect();
@@ -40,22 +40,26 @@ pub fn run(command: &args::Audit, global: &Global) -> Result<Verdict> {
     }
     let text = match global.format {
         Format::Json => json_text(command, &all)?,
-        Format::Text => all.iter().map(|one| text(command, global, one)).collect::<Vec<_>>().join("\n"),
+        Format::Text => {
+            all.iter().map(|one| text(command, global, one)).collect::<Vec<_>>().join("\n")
+        }
     };
     output::print(&text)?;
     let found = all.iter().any(|one| {
-        let harmful = one.audit.groups.iter().any(|(group, count)| {
-            matches!(group.kind, Kind::Missed { .. }) && *count > 0
-        });
+        let harmful = one
+            .audit
+            .groups
+            .iter()
+            .any(|(group, count)| matches!(group.kind, Kind::Missed { .. }) && *count > 0);
         harmful || one.audit.summary.exposed > 0
     });
     let recordings: Vec<Recording> = all.into_iter().map(|one| one.recording).collect();
     Ok(verdict(&recordings, found))
 }
 
-fn one(path: &Path, max_findings: usize) -> Result<Audited> {
-    let (recording, input) = input::open(path)?;
-    let audit = audit::run(&recording, &input.path, max_findings)?;
+fn one(path: &Path, command: &args::Audit) -> Result<Audited> {
+    let (recording, input) = input::open(path, &command.reading)?;
+    let audit = audit::run(&recording, &input.path, command.max_findings)?;
     Ok(Audited { recording, input, audit })
 }
 
@@ -122,7 +126,13 @@ fn text(command: &args::Audit, global: &Global, one: &Audited) -> String {
     }
     for (group, count) in &audit.groups {
         if let Kind::Excessive(class) = group.kind {
-            let _ = writeln!(out, "  excessive, {}: {} at {}: {count}", class_name(class), group.mechanism, group.op);
+            let _ = writeln!(
+                out,
+                "  excessive, {}: {} at {}: {count}",
+                class_name(class),
+                group.mechanism,
+                group.op
+            );
         }
     }
     for lack in &audit.lacks {

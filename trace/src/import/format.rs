@@ -1,7 +1,7 @@
 //! Event formats as tracefs gives them (`events/*/*/format`): where each field lies.
 
-use super::symbols::Symbols;
 use super::number::digits_at;
+use super::symbols::Symbols;
 
 /// Fields of an event that are kept; a format with more is not believed.
 const FIELDS: usize = 256;

@@ -1,8 +1,8 @@
 //! Other programs' recordings. A form's reader turns its file into one stream of named events with
 //! fields, and one interpreter turns those into records.
 
-mod event;
 pub mod dat;
+mod event;
 mod format;
 pub mod ftrace;
 mod header;
@@ -182,7 +182,9 @@ pub enum ImportError {
         what: String,
     },
     /// Several VMs, and nobody said which.
-    #[error("{name}: several VMs are in this trace, choose one with --vm (--vm all takes them for one):{list}")]
+    #[error(
+        "{name}: several VMs are in this trace, choose one with --vm (--vm all takes them for one):{list}"
+    )]
     Vms {
         /// The source.
         name: String,

@@ -9,8 +9,8 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 
 use byteorder::LittleEndian;
 use linux_perf_event_reader::{
-    Endianness, EventRecord, PerfEventAttr, PerfEventType, RawData, RawEventRecord, RecordParseInfo,
-    RecordType, get_record_timestamp,
+    Endianness, EventRecord, PerfEventAttr, PerfEventType, RawData, RawEventRecord,
+    RecordParseInfo, RecordType, get_record_timestamp,
 };
 
 use super::dat::{Input, of_raw};
@@ -54,8 +54,8 @@ pub fn stream(
     sink: &mut dyn Sink,
 ) -> Result<Imported, ImportError> {
     let mut input = BufReader::with_capacity(1 << 18, input);
-    let header =
-        header(&mut input).map_err(|what| ImportError::Container { name: name.to_owned(), what })?;
+    let header = header(&mut input)
+        .map_err(|what| ImportError::Container { name: name.to_owned(), what })?;
     let mut symbols = options.symbols.clone();
     if !symbols.has_addresses() {
         symbols.add_kallsyms(&header.kallsyms);
@@ -100,7 +100,9 @@ fn header(input: &mut (impl Read + Seek)) -> Result<Header, String> {
     let bytes = at(input, (0, 104), length).ok_or("cut off within its header")?;
     let word = |at: usize| little(&bytes[at..at + 8]);
     if word(8) < 104 {
-        return Err("written to a pipe: run `perf inject -o FILE` on it, or record to a file".into());
+        return Err(
+            "written to a pipe: run `perf inject -o FILE` on it, or record to a file".into()
+        );
     }
     let (attr_bytes, attrs, data) = (word(16), (word(24), word(32)), (word(40), word(48)));
     let mut release = None;
@@ -131,7 +133,8 @@ fn header(input: &mut (impl Read + Seek)) -> Result<Header, String> {
     let mut description = Description::default();
     let kallsyms = parts(&mut cursor, &mut description)?.to_vec();
     let kind = description.formats.values().find_map(|format| format.place(b"common_type"));
-    let kind = kind.filter(|(offset, size)| offset + size <= 64).ok_or("no formats of tracepoints")?;
+    let kind =
+        kind.filter(|(offset, size)| offset + size <= 64).ok_or("no formats of tracepoints")?;
     let parse_info = parse_info(input, attr_bytes, attrs, length)?;
     Ok(Header { data, parse_info, description, kind, kallsyms, release })
 }
@@ -159,7 +162,9 @@ fn parse_info(
             found.sample_format != info.sample_format || found.read_format != info.read_format
         });
         if other {
-            return Err("its events differ in layout: record KVM's tracepoints by themselves".into());
+            return Err(
+                "its events differ in layout: record KVM's tracepoints by themselves".into()
+            );
         }
         found = Some(info);
     }
@@ -239,9 +244,14 @@ impl<'a> Rounds<'a> {
             self.keep(kind, misc, &body, importer);
             if self.waiting_bytes > WAITING_BYTES {
                 let middle = self.before.max(self.latest / 2 + self.last / 2);
-                importer.lose("no end of a round in 256 MiB of records: order is not sure".to_owned());
+                importer
+                    .lose("no end of a round in 256 MiB of records: order is not sure".to_owned());
                 self.hand_on(middle, importer, sink)?;
-                self.hand_on(if self.waiting_bytes > WAITING_BYTES / 2 { u64::MAX } else { 0 }, importer, sink)?;
+                self.hand_on(
+                    if self.waiting_bytes > WAITING_BYTES / 2 { u64::MAX } else { 0 },
+                    importer,
+                    sink,
+                )?;
             }
         }
         self.hand_on(u64::MAX, importer, sink)

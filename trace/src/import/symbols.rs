@@ -158,7 +158,8 @@ mod tests {
 
     #[test]
     fn kallsyms_probes_and_offsets() {
-        let text = b"0000000000000000 T hidden\nffff1000 T a\nffff1040 t kvm_mmu_load.isra.0\t[kvm]\n\
+        let text =
+            b"0000000000000000 T hidden\nffff1000 T a\nffff1040 t kvm_mmu_load.isra.0\t[kvm]\n\
             ffff1080 D data\nffff1090 t z.cold\n";
         let mut symbols = Symbols::from_kallsyms(text);
         assert_eq!(symbols.at(0xffff_1044), Some((&b"kvm_mmu_load"[..], 4)));

@@ -2,8 +2,8 @@
 
 use std::io::Read;
 
-use super::File;
 use super::super::format::little;
+use super::File;
 use super::directory::Cpu;
 
 /// Bytes of plain pages that are read at a time.
@@ -99,7 +99,8 @@ impl Pages {
         self.piece.clear();
         let Some(packing) = self.packing else {
             let pages = (PIECE_BYTES / self.page_bytes as u64).max(1);
-            let size = (self.end - PIECES_BYTES).saturating_sub(at).min(pages * self.page_bytes as u64);
+            let size =
+                (self.end - PIECES_BYTES).saturating_sub(at).min(pages * self.page_bytes as u64);
             let there = size.min(file.length.saturating_sub(at));
             if size == 0 {
                 return Ok(false);

@@ -6,9 +6,9 @@
 
 use super::super::format::little;
 use super::super::header::Description;
+use super::File;
 use super::directory::{Cpu, Directory};
 use super::pages::Pages;
-use super::File;
 
 /// Flags in a page's `commit`: events were lost before it, and their number stands behind its data.
 const MISSED: u64 = 1 << 31;
@@ -196,10 +196,14 @@ mod tests {
 
     #[test]
     fn a_page_tells_what_was_lost_before_it() {
-        let description = Description { commit: (8, 8), data: 16, time: (0, 8), ..Description::default() };
+        let description =
+            Description { commit: (8, 8), data: 16, time: (0, 8), ..Description::default() };
         let mut ring = ring(&[]);
         ring.long_bytes = 8;
-        ring.page = [77_u64, 8 | MISSED | MISSED_STORED, 0, 42].iter().flat_map(|n| n.to_le_bytes()).collect();
+        ring.page = [77_u64, 8 | MISSED | MISSED_STORED, 0, 42]
+            .iter()
+            .flat_map(|n| n.to_le_bytes())
+            .collect();
         assert_eq!(ring.begin(&description), Some(Some(42)));
         assert_eq!((ring.ns, ring.at, ring.end), (77, 16, 24));
         ring.page[11] = 0;

@@ -241,7 +241,8 @@ mod tests {
         let line = "vmm-1 [000] ..... 1.000001: x: (kvm_set_cr4+0x0/0x1a0 [kvm]) id=0 val=0x20";
         let (event, _) = parsed(line, &none);
         assert_eq!((event.name, event.num(b"val")), (&b"kvm_set_cr4"[..], Some(0x20)));
-        let line = "vmm-1 (  9) [000] 1.000001: x: (handle_cr+0x6 [kvm_intel] <- kvm_set_cr4) ret=1";
+        let line =
+            "vmm-1 (  9) [000] 1.000001: x: (handle_cr+0x6 [kvm_intel] <- kvm_set_cr4) ret=1";
         let (event, _) = parsed(line, &none);
         assert!(event.ret);
         assert_eq!((event.name, event.caller), (&b"kvm_set_cr4"[..], &b"handle_cr"[..]));
@@ -269,7 +270,8 @@ mod tests {
         assert_eq!((event.name, event.caller), (&b"kvm_set_cr0"[..], &b"em_clts"[..]));
         assert!(event.ret && !event.assumed);
         let none = Symbols::default();
-        let line = "CPU 0/KVM  5/123 [001]    12.942307:   kvmtlb:set_cr0: (ffffffffc0416dd0) vcpu=0";
+        let line =
+            "CPU 0/KVM  5/123 [001]    12.942307:   kvmtlb:set_cr0: (ffffffffc0416dd0) vcpu=0";
         let (event, printer) = parsed(line, &none);
         assert_eq!((event.pid, event.tgid, printer), (123, Some(5), Printer::Perf));
         assert_eq!(event.name, b"kvm_set_cr0");

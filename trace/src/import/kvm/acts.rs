@@ -1,11 +1,11 @@
 //! Lines that tell what KVM did.
 
-use super::{Importer, PAGES};
 use super::super::event::Event;
 use super::super::number::{bare_hex, number, word_after, words};
 use super::names::Shows;
 use super::page::Page;
 use super::vcpu::{CR0, CR3, CR4, EFER, Place};
+use super::{Importer, PAGES};
 use crate::act::{Act, Hook, HookBy, Request, RootLookup};
 use crate::addr::{Gva, Hpa, Pcid, Sp, VcpuId};
 use crate::op::Op;
@@ -172,7 +172,7 @@ impl Importer<'_> {
 
     /// The register's value before the write under way, as KVM read it.
     pub(super) fn old_seen(&mut self, vcpu: VcpuId, register: u8, event: &Event<'_>) {
-        if let Some(old) = arg(event.args, b"old=") {
+        if let Some(old) = event.num(b"old") {
             self.act(vcpu, Act::OldSeen { register, old });
         }
     }
@@ -213,9 +213,7 @@ impl Importer<'_> {
         });
         let act = match shows {
             // A role's raw value differs between kernels, and texts have it in words: left 0.
-            Shows::SpGet if new => {
-                Act::SpNew { sp, gfn: page.gfn, level: page.level, role: 0 }
-            }
+            Shows::SpGet if new => Act::SpNew { sp, gfn: page.gfn, level: page.level, role: 0 },
             Shows::SpGet => Act::SpFound { sp },
             Shows::SpUnsync => Act::SpUnsync { sp },
             // Whether an entry changed is not told; a flush that follows is.

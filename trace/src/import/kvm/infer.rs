@@ -98,13 +98,13 @@ impl Clues {
                 }
                 _ => return,
             },
-            Shows::TracePageFault if event.has(b"vcpu_id") || event.text().starts_with(b"vcpu ") => {
+            Shows::TracePageFault
+                if event.has(b"vcpu_id") || event.text().starts_with(b"vcpu ") =>
+            {
                 (Set::SINCE_6_0, "kvm_page_fault names the vCPU")
             }
             Shows::TracePageFault => (Set::UP_TO_5_19, "kvm_page_fault does not name the vCPU"),
-            Shows::TraceExit if requests(event) => {
-                (Set::SINCE_6_14, "kvm_exit prints `requests`")
-            }
+            Shows::TraceExit if requests(event) => (Set::SINCE_6_14, "kvm_exit prints `requests`"),
             Shows::TraceExit => (Set::UP_TO_6_12, "kvm_exit prints no `requests`"),
             Shows::SpGet if access_letters(event.text()) == Some(4) => {
                 (Set::SINCE_7_2, "shadow pages have four letters of access")
@@ -316,4 +316,3 @@ fn threads(importer: &Importer<'_>, meta: &mut Meta) {
         }
     }
 }
-

@@ -78,12 +78,16 @@ impl Signs {
         match left.names().as_slice() {
             [] => (None, format!("kernel not decided: the signs contradict each other ({why})")),
             [one] => (Some(*one), format!("kernel {one}: {why}")),
-            _ if left == Set::ALL => {
-                (None, "kernel not decided: nothing tells the version; --policy names it".to_owned())
-            }
+            _ if left == Set::ALL => (
+                None,
+                "kernel not decided: nothing tells the version; --policy names it".to_owned(),
+            ),
             some => {
                 let names = some.join(", ");
-                (None, format!("several kernels fit: {names} ({why}); --policy names the right one"))
+                (
+                    None,
+                    format!("several kernels fit: {names} ({why}); --policy names the right one"),
+                )
             }
         }
     }

@@ -244,8 +244,15 @@ impl<'o> Importer<'o> {
     fn hand_on(&mut self, all: bool, sink: &mut dyn Sink) -> Result<(), ImportError> {
         let open = self.vcpus.iter().filter_map(Vcpu::oldest_open).min();
         // A first VPID of 0 tells that no hook before it executed anything.
-        let undecided = self.clues.may_be_without_vpid() && self.vcpus.iter().all(|v| v.vpid.is_none());
-        let keep = if all { None } else if undecided { Some(0) } else { open };
+        let undecided =
+            self.clues.may_be_without_vpid() && self.vcpus.iter().all(|v| v.vpid.is_none());
+        let keep = if all {
+            None
+        } else if undecided {
+            Some(0)
+        } else {
+            open
+        };
         let options = self.options;
         self.window
             .release(keep, |record| match options.wants(record.actor) {
@@ -303,9 +310,9 @@ fn named(event: &Event<'_>) -> Option<u64> {
     let own = if event.function {
         event.num(b"vcpu").or_else(|| event.num(b"id"))
     } else {
-        event.num(b"vcpu_id").or_else(|| {
-            super::number::number(event.text().strip_prefix(b"vcpu ")?)
-        })
+        event
+            .num(b"vcpu_id")
+            .or_else(|| super::number::number(event.text().strip_prefix(b"vcpu ")?))
     };
     own.filter(|&id| id < VCPUS)
 }

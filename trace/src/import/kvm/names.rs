@@ -226,7 +226,13 @@ impl Names {
     pub fn new() -> Self {
         let index = TABLE.iter().enumerate().map(|(at, (name, _))| (name.as_bytes(), at)).collect();
         let zeros = vec![0; TABLE.len()];
-        Self { index, counts: zeros.clone(), returns: zeros.clone(), assumed: zeros, unknown: FxHashMap::default() }
+        Self {
+            index,
+            counts: zeros.clone(),
+            returns: zeros.clone(),
+            assumed: zeros,
+            unknown: FxHashMap::default(),
+        }
     }
 
     /// What this event shows; counts it.

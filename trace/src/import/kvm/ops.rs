@@ -2,10 +2,10 @@
 
 use super::super::event::Event;
 use super::super::number::{hex, number, word_after};
+use super::Importer;
 use super::exits::Exit;
 use super::names::Shows;
 use super::vcpu::{CR0, CR3, CR4, EFER, Place};
-use super::Importer;
 use crate::act::Act;
 use crate::addr::{Gpa, Gva, PcpuId, VcpuId};
 use crate::op::{HostOp, Invpcid, InvpcidType, Op, RegWrite, Sregs};
@@ -116,9 +116,7 @@ impl Importer<'_> {
 
     /// The vendor's hook: a step of kvm_set_crN, of a reset, of WRMSR EFER, or userspace's write.
     fn vendor(&mut self, vcpu: VcpuId, reg: usize, event: &Event<'_>) {
-        let value = event.num(b"val")
-            .or_else(|| event.num(b"efer"))
-            .or_else(|| event.num(b"new"));
+        let value = event.num(b"val").or_else(|| event.num(b"efer")).or_else(|| event.num(b"new"));
         let Some(value) = value else { return };
         let old = event.num(b"old");
         let state = self.state(vcpu);

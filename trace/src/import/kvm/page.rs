@@ -76,7 +76,8 @@ fn printed(text: &[u8]) -> Page {
 
 /// `wux`, `w-x`, `rwux`.
 fn is_access(word: &[u8]) -> bool {
-    matches!(word.len(), 3 | 4) && word.iter().all(|c| matches!(c, b'r' | b'w' | b'u' | b'x' | b'-'))
+    matches!(word.len(), 3 | 4)
+        && word.iter().all(|c| matches!(c, b'r' | b'w' | b'u' | b'x' | b'-'))
 }
 
 const fn access(letter: u8) -> u64 {

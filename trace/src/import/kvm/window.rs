@@ -48,7 +48,8 @@ impl Window {
         mut take: impl FnMut(Record) -> io::Result<()>,
     ) -> io::Result<()> {
         loop {
-            let held = keep.is_some_and(|keep| self.first >= keep) && self.records.len() <= MOST / 2;
+            let held =
+                keep.is_some_and(|keep| self.first >= keep) && self.records.len() <= MOST / 2;
             if held {
                 break;
             }
