@@ -40,7 +40,7 @@ impl Directory {
     pub fn clock(&self, time: u64) -> u64 {
         match self.cycles {
             Some((factor, shift)) => {
-                let wide = u128::from(time) * u128::from(factor) >> shift;
+                let wide = (u128::from(time) * u128::from(factor)) >> shift;
                 u64::try_from(wide).unwrap_or(u64::MAX)
             }
             None => time,
