@@ -295,9 +295,6 @@ pub struct Export {
     /// The form
     #[arg(long, value_enum)]
     pub to: Form,
-    /// How it is read.
-    #[command(flatten)]
-    pub reading: Reading,
 }
 
 /// The forms of `export`.

@@ -49,7 +49,7 @@ pub enum Error {
         /// Where and what.
         error: text::TextError,
     },
-    /// Event text whose times are not in order.
+    /// A list of events or a native file whose times are not in order.
     #[error(
         "{name}:{line}: time runs backwards, from {from} ns to {to} ns: sort the lines by time"
     )]
@@ -192,7 +192,13 @@ fn part(recording: Recording, options: &Options, sink: &mut dyn Sink) -> Result<
         let what = "it holds no events at all".to_owned();
         return Err(import::ImportError::Nothing { name, what }.into());
     }
+    let mut last = addr::Time(0);
     for record in records {
+        if record.time < last {
+            let (from, to, line) = (last.0, record.time.0, record.line);
+            return Err(Error::Backwards { name, line, from, to });
+        }
+        last = record.time;
         if options.wants(record.actor) && options.when(record.time, None).is_eq() {
             sink.record(record)
                 .map_err(|error| import::ImportError::Sink { name: name.clone(), error })?;

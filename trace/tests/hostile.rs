@@ -66,7 +66,7 @@ fn cut_trace_dat() {
 fn flipped_trace_dat() {
     let mut next = numbers();
     let whole = bytes("svm-tiny-npt0-head.trace.dat");
-    for _ in 0..300 {
+    for _ in 0..150 {
         read_dat(&flipped(&whole, 0..whole.len(), &mut next));
         // The list of sections ends the file.
         read_dat(&flipped(&whole, whole.len() - 400..whole.len(), &mut next));
@@ -88,7 +88,7 @@ fn cut_and_flipped_perf_data() {
         read_perf(&whole[..at]);
     });
     let mut next = numbers();
-    for _ in 0..25 {
+    for _ in 0..10 {
         read_perf(&flipped(&whole, 0..12_000, &mut next));
         read_perf(&flipped(&whole, 11_304..whole.len(), &mut next));
         // The sections behind the records.
