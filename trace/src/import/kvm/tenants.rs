@@ -67,7 +67,6 @@ impl Tenants {
             && pid == event.pid
             && (vcpu.is_none() || vcpu == thread.vcpu)
             && pointer.is_none_or(|p| self.vms[thread.vm].pointer == Some(p))
-            && !created
         {
             self.vms[thread.vm].events += 1;
             if runs(shows)
@@ -131,12 +130,8 @@ impl Tenants {
                 None => {}
             }
         }
-        let Some(VcpuId(vcpu)) = vcpu.filter(|_| vm.is_none() || created) else { return vm };
+        let Some(VcpuId(vcpu)) = vcpu.filter(|_| vm.is_none()) else { return vm };
         let made = |vm: usize| self.vms[vm].runners.contains_key(&vcpu);
-        if let Some(of) = vm {
-            // A vCPU of this number is made again: so is its VM.
-            return if made(of) { self.add(group.unwrap_or(event.pid), None) } else { vm };
-        }
         if group.is_none() {
             // Threads of a program have near numbers: an assumption where no group is recorded.
             let near = |&at: &usize| self.vms[at].label.abs_diff(event.pid);
