@@ -244,14 +244,14 @@ impl Oracle {
     /// A host operation changes, buries or reuses frames.
     fn arch_host(&mut self, at: &At, op: &ArchOp) {
         match *op {
-            ArchOp::HostChange { gpa, size, .. } => {
+            ArchOp::HostChange { gpa, size, rights } => {
                 let scope = required::Scope::Frames { gpa, size };
                 let owed = Owed { rule: &required::HOST_CHANGE, scope, strength: Strength::Must };
                 let obligation = self.obligation(at, owed.rule, op_name(op), owed);
                 for vcpu in &mut self.vcpus {
                     vcpu.window.owe(open(&obligation));
                 }
-                self.host.change(obligation, gpa.0, size);
+                self.host.change(obligation, gpa.0, size, rights);
             }
             ArchOp::HostDead { gpa, size } => {
                 self.host.dead(gpa.0, size, self.now);
