@@ -485,7 +485,9 @@ impl Machine {
         let cd_nw = if init { keep } else { (Cr0::CD | Cr0::NW).bits() };
         self.vcpus[v].regs = Regs { cr0: Cr0::ET.bits() | cd_nw, ..Regs::default() };
         if self.config.vendor == Vendor::Amd {
+            // init_vmcb: a VMCB that has not run yet.
             self.vcpus[v].vmcb.generation = 0;
+            self.vcpus[v].vmcb.entered = false;
         }
         self.vcpus[v].smm = false;
         self.vcpus[v].smram = Smram::default();
