@@ -6,7 +6,9 @@
 //! expects of them. [`diff`] compares two policies without a trace.
 
 pub mod compare;
+pub mod conformance;
 pub mod diff;
+pub mod explain;
 pub mod finding;
 pub mod naive;
 pub mod oracle;

@@ -70,7 +70,8 @@ pub enum Color {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Replay a trace under one policy: findings, counts and costs
-    #[command(after_help = "Example:\n  tlbscope simulate trace.txt --policy kvm-5.17")]
+    #[command(after_help = "Examples:\n  tlbscope simulate trace.txt --policy kvm-5.17\n  \
+                            tlbscope simulate trace.txt --policy never --explain 1")]
     Simulate(Simulate),
     /// The same guest work under several policies, side by side
     #[command(after_help = "Example:\n  tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19")]
@@ -78,6 +79,9 @@ pub enum Command {
     /// Run scenario files, and folders of them
     #[command(after_help = "Example:\n  tlbscope scenarios testdata/scenarios")]
     Scenarios(Scenarios),
+    /// Run architecture cases against the TLB model and the table of requirements
+    #[command(after_help = "Example:\n  tlbscope conformance testdata/conformance/*.json")]
+    Conformance(Conformance),
     /// Turn any recording into a native trace
     #[command(after_help = "Example:\n  tlbscope import trace.txt.zst -o trace.tlbt")]
     Import(Import),
@@ -96,6 +100,39 @@ pub enum Command {
     /// A rule of the manuals: its sentence and its citation
     #[command(after_help = "Example:\n  tlbscope explain cr4-pge")]
     Explain(Explain),
+    /// Completions for a shell, or the manual pages
+    #[command(after_help = "Examples:\n  tlbscope completions bash > \
+                            ~/.local/share/bash-completion/completions/tlbscope\n  tlbscope \
+                            completions man -o ~/.local/share/man/man1")]
+    Completions(Completions),
+}
+
+/// Arguments of `completions`.
+#[derive(Debug, Arguments)]
+pub struct Completions {
+    /// For whom
+    #[arg(value_enum)]
+    pub of: CompletionsOf,
+    /// Where to write: a file, for `man` a folder; default: standard output
+    #[arg(short, long, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+}
+
+/// What `completions` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CompletionsOf {
+    /// GNU Bash.
+    Bash,
+    /// Elvish.
+    Elvish,
+    /// Fish.
+    Fish,
+    /// PowerShell.
+    Powershell,
+    /// Z shell.
+    Zsh,
+    /// A manual page for each command.
+    Man,
 }
 
 /// The machine of a replay.
@@ -117,6 +154,9 @@ pub struct Simulate {
     /// A built-in policy or a file; default: the policy of the recorded kernel
     #[arg(long, value_name = "NAME|FILE")]
     pub policy: Option<String>,
+    /// Only the finding of this number, at full length
+    #[arg(long, value_name = "N")]
+    pub explain: Option<usize>,
     /// The machine.
     #[command(flatten)]
     pub machine: Machine,
@@ -142,6 +182,14 @@ pub struct Scenarios {
     /// Files and folders
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
+}
+
+/// Arguments of `conformance`.
+#[derive(Debug, Arguments)]
+pub struct Conformance {
+    /// Files of cases, `-` for standard input
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
 }
 
 /// Arguments of `import`.
@@ -200,6 +248,28 @@ pub enum PolicyCommand {
         a: String,
         /// Another
         b: String,
+    },
+    /// What a policy does at one operation, step by step, from the write to the next entry
+    #[command(after_help = "Examples:\n  tlbscope policy explain kvm-6.12-lts 'cr4 +SMEP'\n  \
+                            tlbscope policy explain kvm-5.17 'cr3 0x20000'")]
+    Explain {
+        /// A built-in's name or a file
+        policy: String,
+        /// The operation, as scenarios write it
+        operation: String,
+    },
+    /// A policy file to start from: it inherits everything, and shows what it could change
+    #[command(after_help = "Example:\n  tlbscope policy new --from kvm-6.12-lts -o my-patch.toml")]
+    New {
+        /// The policy that it extends
+        #[arg(long, value_name = "NAME|FILE")]
+        from: String,
+        /// Its name; default: that of the file, or `my-patch`
+        #[arg(long)]
+        name: Option<String>,
+        /// Where to write; default: standard output
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
     },
     /// Check a policy file
     Check {

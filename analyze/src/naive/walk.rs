@@ -59,8 +59,9 @@ pub(super) fn translate<W: World>(world: &W, regs: &Regs, gva: u64) -> Result<Pa
     for &(low, bits, large_ok) in levels {
         let index = gva >> low & ((1 << bits) - 1);
         let top_of_pae = levels.len() == 3 && low == 30;
-        let loaded = world.vendor() == Vendor::Intel || world.mmu() == MmuKind::Shadow;
-        let entry = if top_of_pae && loaded {
+        // Memory is read where nothing but an SVM guest's own walk can: with nested paging.
+        let nested = world.vendor() == Vendor::Amd && world.mmu() == MmuKind::Tdp;
+        let entry = if top_of_pae && !nested {
             regs.pdpte[index as usize]
         } else if wide {
             world.read(Gpa(table + 8 * index))

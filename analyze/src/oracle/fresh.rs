@@ -48,6 +48,14 @@ pub struct Stopped {
     pub entries: [Gpa; 5],
 }
 
+impl Fresh {
+    /// Where the entries above the leaf were read.
+    pub fn upper(&self) -> &[Gpa] {
+        let read = self.entries.iter().rposition(|at| at.0 != 0).unwrap_or(0);
+        &self.entries[..read]
+    }
+}
+
 /// What an access comes to now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fresh {
@@ -132,10 +140,10 @@ pub fn walk<W: World>(
     }
 }
 
-/// Whether PAE paging starts from the PDPTE registers: on Intel, and wherever the hypervisor's own
-/// walker loads them. With nested paging AMD reads memory during the walk (facts A.3).
+/// Whether PAE paging starts from the PDPTE registers: always on Intel; on AMD an SVM guest with
+/// nested paging reads them from memory (facts A.3).
 fn registers<W: World>(world: &W) -> bool {
-    matches!(world.vendor(), Vendor::Intel) || matches!(world.mmu(), MmuKind::Shadow)
+    world.vendor() == Vendor::Intel || world.mmu() == MmuKind::Shadow
 }
 
 /// The bits of a present entry that must be 0 (facts A.2).

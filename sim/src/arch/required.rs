@@ -66,7 +66,8 @@ pub enum Scope {
 }
 
 /// How binding a rule is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Strength {
     /// The architecture requires it.
     Must,
@@ -103,21 +104,25 @@ pub struct Owed {
 }
 
 macro_rules! rules {
-    ($($(#[$doc:meta])* $name:ident = $id:literal, $vendor:expr, $strength:ident, $verified:literal,
+    ($(#[$all_doc:meta])* $all:ident: $($(#[$doc:meta])* $name:ident = $id:literal, $vendor:expr, $strength:ident, $verified:literal,
         $sentence:literal, $citation:literal;)*) => {
         $($(#[$doc])* pub static $name: Rule = Rule {
             id: $id, sentence: $sentence, citation: $citation, vendor: $vendor,
             strength: Strength::$strength, verified: $verified,
         };)*
-        /// Every rule, in the order of the manuals' tables.
-        pub static RULES: &[&Rule] = &[$(&$name),*];
+        $(#[$all_doc])*
+        pub static $all: &[&Rule] = &[$(&$name),*];
     };
 }
+
+pub mod processor;
 
 const INTEL: Option<Vendor> = Some(Vendor::Intel);
 const AMD: Option<Vendor> = Some(Vendor::Amd);
 
 rules! {
+    /// What guests and their hosts owe, in the order of the manuals' tables.
+    RULES:
     /// INVLPG.
     INVLPG = "invlpg", None, Must, true,
         "INVLPG drops the page under the current PCID, global translations of it under \
@@ -268,7 +273,12 @@ rules! {
 /// The rule of this name.
 #[must_use]
 pub fn rule(id: &str) -> Option<&'static Rule> {
-    RULES.iter().copied().find(|rule| rule.id == id)
+    rules().find(|rule| rule.id == id)
+}
+
+/// Every rule.
+pub fn rules() -> impl Iterator<Item = &'static Rule> {
+    RULES.iter().chain(processor::PROCESSOR_RULES).copied()
 }
 
 const fn owe(rule: &'static Rule, scope: Scope) -> Option<Owed> {

@@ -90,7 +90,7 @@ impl Machine {
         if self.serve(v, Request::LoadMmuPgd, o) {
             let root = self.root_hpa(v);
             if self.vcpus[v].mmu.root.is_some() {
-                self.act(o, Act::LoadPgd { root });
+                self.load_pgd(v, root, o);
             }
         }
         if self.serve(v, Request::TlbFlush, o) {

@@ -160,7 +160,7 @@ impl Machine {
     pub(crate) fn mmu_load<O: Observer>(&mut self, v: usize, o: &mut O) {
         self.act(o, Act::Load);
         let role = self.vcpus[v].mmu.role;
-        let regs = self.vcpus[v].regs;
+        let regs = self.kvm_regs(v);
         let root = match self.config.mmu {
             MmuKind::Tdp => {
                 let hpa = self.trees.take(role);
@@ -170,7 +170,7 @@ impl Machine {
         };
         self.vcpus[v].mmu.root = Some(root);
         self.sync_roots(v, o);
-        self.act(o, Act::LoadPgd { root: root.hpa });
+        self.load_pgd(v, root.hpa, o);
         if self.policy.mechanics.load_flush {
             self.flush_hook(v, Hook::Current, HookBy::Load, o);
         }
@@ -198,7 +198,7 @@ impl Machine {
                 Mode::Off => Some(u64::from(quadrant) << 18),
                 Mode::Bits32 => Some(regs.root().0 / PAGE_BYTES),
                 _ => {
-                    let pdpte = self.pdpte(regs, quadrant);
+                    let pdpte = regs.pdpte[usize::from(quadrant)];
                     (pdpte & 1 != 0).then_some((pdpte & 0x000f_ffff_ffff_f000) / PAGE_BYTES)
                 }
             };
@@ -210,10 +210,16 @@ impl Machine {
         root
     }
 
-    /// The PDPTE that a shadow root of PAE paging is made from: what load_pdptrs read last, on AMD as
-    /// well (facts 2.2; only a guest with nested paging has them read by the walk, facts A.3).
-    pub(crate) fn pdpte(&self, regs: &Regs, n: u16) -> u64 {
-        regs.pdpte[n as usize & 3]
+    /// The guest's registers as KVM's own walks see them.
+    pub(crate) fn kvm_regs(&self, v: usize) -> Regs {
+        let vcpu = &self.vcpus[v];
+        Regs { pdpte: vcpu.kvm_pdpte, ..vcpu.regs }
+    }
+
+    /// The vendor's load_mmu_pgd: on VMX the PDPTEs go to the VMCS with it (facts 6.4).
+    pub(crate) fn load_pgd<O: Observer>(&mut self, v: usize, root: Hpa, o: &mut O) {
+        self.act(o, Act::LoadPgd { root });
+        self.vcpus[v].vmcs_pdpte = self.vcpus[v].kvm_pdpte;
     }
 
     /// kvm_mmu_get_page: an existing page with this role, or a new one.
@@ -303,14 +309,14 @@ impl Machine {
     pub(crate) fn load_pdptrs<O: Observer>(&mut self, v: usize, o: &mut O) {
         let root = self.vcpus[v].regs.root();
         let new: [u64; 4] = std::array::from_fn(|n| self.memory.read(Gpa(root.0 + 8 * n as u64)));
-        let changed = new != self.vcpus[v].regs.pdpte;
+        let changed = new != self.vcpus[v].kvm_pdpte;
         self.act(o, Act::LoadPdptrs { changed: Some(changed) });
         let mechanics = &self.policy.mechanics.load_pdptrs;
         let (free, request) = (mechanics.free_root, mechanics.request_pgd);
         if free && changed && self.config.mmu == MmuKind::Shadow {
             self.free_root(v, RootSlot::Current, FreeWhy::Pdptrs, o);
         }
-        self.vcpus[v].regs.pdpte = new;
+        self.vcpus[v].kvm_pdpte = new;
         if request {
             self.post(v, Request::LoadMmuPgd, o);
         }

@@ -9,7 +9,7 @@ use crate::arch::mode::Mode;
 
 /// What happens to a container's paging-structure entries.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Upper {
+pub(super) enum Upper {
     Keep,
     All,
     Path,
@@ -121,7 +121,7 @@ impl Tlb {
     }
 
     /// Drops whole containers, their paging-structure entries included: one increment each.
-    fn wide(
+    pub(super) fn wide(
         &mut self,
         hit: impl Fn(&Container) -> bool,
         event: u64,
@@ -157,7 +157,7 @@ impl Tlb {
     }
 
     /// Drops the page of `gva`, all fragments of a larger guest page with it.
-    fn address(
+    pub(super) fn address(
         &mut self,
         hit: impl Fn(&Container) -> bool,
         upper: Upper,
@@ -180,7 +180,7 @@ impl Tlb {
         }
     }
 
-    fn drop_page(
+    pub(super) fn drop_page(
         &mut self,
         index: usize,
         gva: Gva,
@@ -206,7 +206,7 @@ impl Tlb {
         self.report(index, n, dropped);
     }
 
-    fn kill_where(
+    pub(super) fn kill_where(
         &mut self,
         index: usize,
         event: u64,
@@ -258,6 +258,18 @@ impl Tlb {
                 {
                     slot.epoch = DEAD;
                 }
+            }
+        }
+    }
+
+    /// Drops the paging-structure entries whose region meets `first..=last`, of either entry size.
+    pub(super) fn drop_paths(&mut self, index: usize, first: u64, last: u64) {
+        for slot in self.psc.slots.iter_mut().flatten() {
+            let (mode, level) = super::psc_region(slot.key.size);
+            let shift = mode.shift(level);
+            let meets = (first >> shift..=last >> shift).contains(&slot.key.page);
+            if slot.key.container as usize == index && meets {
+                slot.epoch = DEAD;
             }
         }
     }
