@@ -447,7 +447,7 @@ impl Observer for Oracle {
             Act::Exit(_) => self.vcpus[id].in_guest = false,
             Act::VcpuLoad(pcpu) => {
                 let vcpu = &mut self.vcpus[id];
-                vcpu.window.bookkeeping |= vcpu.pcpu != pcpu.0 || !vcpu.entered;
+                vcpu.window.moved |= vcpu.pcpu != pcpu.0 || !vcpu.entered;
                 vcpu.pcpu = pcpu.0;
             }
             Act::Inv(inv) => self.invalidate(id, inv, world),
