@@ -48,7 +48,7 @@ struct Shown {
 fn files() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/scenarios");
     let mut files = Vec::new();
-    for folder in ["rules", "golden", "oracle", "mechanics"] {
+    for folder in ["rules", "golden", "oracle", "ops", "mechanics", "races"] {
         let entries = fs::read_dir(root.join(folder)).expect("the folder exists");
         let mut here: Vec<_> = entries.map(|e| e.expect("it can be read").path()).collect();
         here.sort();

@@ -76,6 +76,9 @@ pub enum Command {
     /// The same guest work under several policies, side by side
     #[command(after_help = "Example:\n  tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19")]
     Compare(Compare),
+    /// Judge what a real host did, from its own recording
+    #[command(after_help = "Example:\n  tlbscope audit trace.txt.zst")]
+    Audit(Audit),
     /// Run scenario files, and folders of them
     #[command(after_help = "Example:\n  tlbscope scenarios testdata/scenarios")]
     Scenarios(Scenarios),
@@ -176,12 +179,55 @@ pub struct Compare {
     pub machine: Machine,
 }
 
+/// Arguments of `audit`.
+#[derive(Debug, Arguments)]
+pub struct Audit {
+    /// The recordings
+    #[arg(required = true, value_name = "RECORDING")]
+    pub recordings: Vec<PathBuf>,
+    /// Findings kept of each kind; all are counted
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub max_findings: usize,
+    /// Leave out the table of what the host did for each kind of operation
+    #[arg(long)]
+    pub no_transitions: bool,
+    /// List excessive flushes and resets one by one, not only their numbers
+    #[arg(long)]
+    pub excessive: bool,
+}
+
 /// Arguments of `scenarios`.
 #[derive(Debug, Arguments)]
 pub struct Scenarios {
     /// Files and folders
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
+    /// Run other orders of the events of host and hypervisor too: `all` of them (up to 10000 for
+    /// each expectation, those closest to the file first), or N drawn by the seed
+    #[arg(long, value_name = "all|N", value_parser = interleave)]
+    pub interleave: Option<Interleave>,
+    /// Seed of `--interleave N`
+    #[arg(long, default_value_t = 1, value_name = "S", requires = "interleave")]
+    pub seed: u64,
+}
+
+/// How many orders `scenarios --interleave` runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interleave {
+    /// All, up to a bound.
+    All,
+    /// So many.
+    Sampled(u64),
+}
+
+fn interleave(text: &str) -> Result<Interleave, String> {
+    match text {
+        "all" => Ok(Interleave::All),
+        number => match number.parse() {
+            Ok(n) if n > 0 => Ok(Interleave::Sampled(n)),
+            _ => Err("`all`, or how many orders to draw".to_owned()),
+        },
+    }
 }
 
 /// Arguments of `conformance`.

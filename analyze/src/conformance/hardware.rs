@@ -85,7 +85,7 @@ fn translation(cached: &Cached, at: usize) -> Option<Entry> {
         ..Copied::default()
     };
     let (global, pcid) = (cached.global, cached.tag.pcid);
-    Some(Entry { copy, mark: mark(at), size, guest_size, global, pcid })
+    Some(Entry { copy, mark: mark(at), size, guest_size, global, pcid, host_read_only: false })
 }
 
 /// The level and mode under which a paging-structure entry is kept: only 32-bit paging has PDEs

@@ -1,5 +1,6 @@
 //! One module per command.
 
+mod audit;
 mod catalog;
 mod compare;
 mod completions;
@@ -30,6 +31,7 @@ pub fn run(args: &Args) -> Result<Verdict> {
     match &args.command {
         Command::Simulate(command) => simulate::run(command, global),
         Command::Compare(command) => compare::run(command, global),
+        Command::Audit(command) => audit::run(command, global),
         Command::Scenarios(command) => scenarios::run(command, global),
         Command::Conformance(command) => conformance::run(command, global),
         Command::Import(command) => import::run(command, global),

@@ -246,6 +246,11 @@ rules! {
     SREGS = "sregs", None, Advised, false,
         "Userspace that rewrites the registers of translation leaves none made under the old ones.",
         "derived: a hypervisor's duty";
+    /// The guest asked the hypervisor for a remote flush.
+    REMOTE_FLUSH = "remote-flush", None, Must, true,
+        "A flush that one vCPU asks the hypervisor to do on another has happened before the other \
+         uses a translation again.",
+        "the paravirtual contract (steal time, Hyper-V TLFS); a hypervisor's promise to its guest";
     /// The host changes what backs guest memory.
     HOST_CHANGE = "host-change", None, Must, true,
         "No translation through an EPT, NPT or shadow entry may outlive the change of \
@@ -336,6 +341,10 @@ pub fn required(
         }
         ArchOp::HostChange { gpa, size, .. } => {
             [owe(&HOST_CHANGE, Scope::Frames { gpa, size }), None]
+        }
+        ArchOp::RemoteFlush { page: None } => [owe(&REMOTE_FLUSH, Scope::Everything), None],
+        ArchOp::RemoteFlush { page: Some(gva) } => {
+            [owe(&REMOTE_FLUSH, Scope::Address { pcid, gva, path: true }), None]
         }
         ArchOp::Smi
         | ArchOp::Rsm

@@ -11,7 +11,7 @@ use super::role::Role;
 use super::shadow::{Leaf, Spte, index};
 use crate::arch::access::Rights;
 use crate::arch::mode::Mode;
-use crate::engine::Machine;
+use crate::engine::{Machine, Point};
 use crate::paging::walk::{self, Walk};
 
 /// What a fault came to.
@@ -23,6 +23,8 @@ pub(crate) enum Fixed {
     Guest(u32),
     /// No memory stands behind it: emulated, nothing is cached.
     Mmio(Gpa),
+    /// The host invalidates the frame, or somebody holds mmu_lock: the access waits.
+    Wait,
 }
 
 impl Machine {
@@ -79,14 +81,27 @@ impl Machine {
         };
         let offset = access.gva.0 & (leaf.size.bytes() - 1) & !(PAGE_BYTES - 1);
         let gpa = Gpa(leaf.gpa.0 + offset);
+        if self.must_wait(v, gpa) {
+            return Fixed::Wait;
+        }
+        if access.kind == AccessKind::Write {
+            self.host_write_fault(gpa.0 / PAGE_BYTES, o);
+        }
         let Some(hpa) = self.back(gpa) else {
             return Fixed::Mmio(Gpa(gpa.0 | access.gva.0 & 0xfff));
         };
+        // What others did meanwhile may have made host page, root or guest entries stale.
+        if self.race(Point::FaultResolved, Some(v), o) {
+            return Fixed::Retry;
+        }
         let Some(root) = self.vcpus[v].mmu.root.and_then(|r| r.sp) else { return Fixed::Retry };
         let sp = self.shadow_path(v, root, &regs, &walk, access.gva, o);
         let dirty = leaf.dirty || access.kind == AccessKind::Write;
         let rights = shadow_rights(leaf.rights, &regs, access);
-        let write = rights.write && dirty && self.guest_may_write(gpa) && !self.is_protected(gpa);
+        let write = rights.write
+            && dirty
+            && self.host_writable(gpa.0 / PAGE_BYTES)
+            && !self.is_protected(gpa);
         let spte = Leaf { gpa, hpa, write, user: rights.user, xd: rights.xd };
         let at = index(access.gva.0, 1);
         let old = self.shadow.spte(sp, at);
@@ -257,18 +272,45 @@ impl Machine {
         }
     }
 
-    /// An EPT violation or nested page fault: maps the frame. False for MMIO.
-    pub(crate) fn tdp_fault<O: Observer>(&mut self, v: usize, gpa: Gpa, o: &mut O) -> bool {
-        self.act(o, Act::PageFault { address: gpa.0, error: 0 });
-        let Some(hpa) = self.back(gpa) else { return false };
-        let root = self.root_hpa(v);
-        if let Some(tree) = self.trees.get_mut(root) {
-            tree.map.insert(gpa.0 / PAGE_BYTES, hpa);
+    /// An EPT violation or nested page fault: maps the frame.
+    pub(crate) fn tdp_fault<O: Observer>(
+        &mut self,
+        v: usize,
+        gpa: Gpa,
+        write: bool,
+        o: &mut O,
+    ) -> Fixed {
+        self.act(o, Act::PageFault { address: gpa.0, error: u64::from(write) << 1 });
+        if self.must_wait(v, gpa) {
+            return Fixed::Wait;
         }
-        if self.policy.mechanics.remote_flush.populate {
+        let gfn = gpa.0 / PAGE_BYTES;
+        if write {
+            self.host_write_fault(gfn, o);
+        }
+        let Some(hpa) = self.back(gpa) else { return Fixed::Mmio(gpa) };
+        self.host.accessed(gfn);
+        if self.race(Point::FaultResolved, Some(v), o) {
+            return Fixed::Retry;
+        }
+        let (root, shift) = (self.root_hpa(v), self.host.shift(gfn));
+        let Some(tree) = self.trees.get_mut(root) else { return Fixed::Retry };
+        let populated = tree.frame(gfn).is_none();
+        tree.insert(gfn, hpa, shift);
+        if populated && self.policy.mechanics.remote_flush.populate {
             self.remote_flush(o);
         }
-        true
+        Fixed::Retry
+    }
+
+    /// Whether a fault on this address has to wait (facts 5.9). The vCPU is outside the guest then,
+    /// and its access is taken again when the invalidation has ended.
+    fn must_wait(&mut self, v: usize, gpa: Gpa) -> bool {
+        let wait = self.notifier.lock_held() || self.notifier.in_progress(gpa.0 / PAGE_BYTES);
+        if wait {
+            self.vcpus[v].waits_for = Some(gpa.0 / PAGE_BYTES);
+        }
+        wait
     }
 }
 

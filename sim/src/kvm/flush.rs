@@ -1,7 +1,7 @@
 //! The vendor's flush hooks, and requests posted to other vCPUs (facts/kvm.md 5.2, 5.8, 6.2, 6.3).
 
 use tlbscope_trace::act::{Act, Hook, HookBy, Inv, Request};
-use tlbscope_trace::addr::{Asid, Ep4ta, Hpa, PAGE_BYTES, Vpid};
+use tlbscope_trace::addr::{Asid, Ep4ta, Gpa, Hpa, PAGE_BYTES, Vpid};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::regs::{MmuKind, Regs, Vendor};
 
@@ -11,28 +11,6 @@ use crate::machine::config::{Errata, InveptTypes, InvvpidTypes};
 use crate::policy::mechanics::{MigrateSvm, RemoteRange, SvmFlush};
 
 impl Machine {
-    /// Sets a request bit of one vCPU.
-    pub(crate) fn post<O: Observer>(&mut self, v: usize, request: Request, o: &mut O) {
-        self.vcpus[v].requests.post(request);
-        let at = self.at_vcpu(v);
-        o.act(&at, &Act::Post(request), self);
-    }
-
-    /// kvm_make_all_cpus_request: every vCPU, the caller's own among them; those in guest mode are
-    /// interrupted. Returns whether an IPI was needed.
-    pub(crate) fn request_all<O: Observer>(&mut self, request: Request, o: &mut O) -> bool {
-        let mut ipi = false;
-        for v in 0..self.vcpus.len() {
-            self.post(v, request, o);
-            if self.vcpus[v].in_guest {
-                ipi = true;
-                self.act(o, Act::Ipi(self.vcpus[v].pcpu));
-                self.kick(v, o);
-            }
-        }
-        ipi
-    }
-
     /// kvm_flush_remote_tlbs.
     pub(crate) fn remote_flush<O: Observer>(&mut self, o: &mut O) {
         if self.never() {
@@ -47,6 +25,12 @@ impl Machine {
             let ipi = self.request_all(Request::TlbFlush, o);
             self.act(o, Act::RemoteFlush { ipi: Some(ipi) });
         }
+    }
+
+    /// kvm_flush_remote_tlbs_range: whatever `remote-flush.range` makes of it.
+    pub(crate) fn remote_flush_range<O: Observer>(&mut self, gpa: Gpa, size: u64, o: &mut O) {
+        self.note_lost(gpa.0 / PAGE_BYTES, size.div_ceil(PAGE_BYTES).max(1));
+        self.remote_flush(o);
     }
 
     /// Calls a flush hook of the vendor.
@@ -222,13 +206,25 @@ impl Machine {
         }
     }
 
-    /// Whether the host lets the guest write this frame.
-    pub(crate) fn guest_may_write(&self, gpa: tlbscope_trace::addr::Gpa) -> bool {
-        self.host.writable(gpa.0 / PAGE_BYTES)
+    /// Whether the host's mapping of this frame grants write access now.
+    pub(crate) fn host_writable(&self, gfn: u64) -> bool {
+        !self.host.read_only(gfn) && (!self.host.clean(gfn) || self.logs_by_dirty_bit())
     }
 
-    /// The host frame behind a guest page, made if the host has none yet.
-    pub(crate) fn back(&mut self, gpa: tlbscope_trace::addr::Gpa) -> Option<Hpa> {
-        (gpa.0 < self.config.memory).then(|| self.host.back(gpa.0 / PAGE_BYTES))
+    /// The guest writes a frame through a fault: a read-only backing is copied, and the dirty log
+    /// learns of it.
+    pub(crate) fn host_write_fault<O: Observer>(&mut self, gfn: u64, o: &mut O) {
+        if self.host.read_only(gfn) {
+            self.break_copy_on_write(gfn, o);
+        }
+        self.host.dirtied(gfn);
+    }
+
+    /// The host frame behind a guest page, made if the host has none yet; `None` outside every
+    /// memory slot.
+    pub(crate) fn back(&mut self, gpa: Gpa) -> Option<Hpa> {
+        let gfn = gpa.0 / PAGE_BYTES;
+        let memory = gpa.0 < self.config.memory && self.host.has_slot(gfn);
+        memory.then(|| self.host.back(gfn))
     }
 }

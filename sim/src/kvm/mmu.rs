@@ -1,6 +1,6 @@
 //! Resets, unloads, root switches and LOAD (facts/kvm.md 0.3, 2.1 to 2.5, 5.5).
 
-use tlbscope_trace::act::{Act, ArchOp, FreeWhy, Hook, HookBy, Request, RootLookup, RootSlot};
+use tlbscope_trace::act::{Act, FreeWhy, Hook, HookBy, Request, RootLookup, RootSlot};
 use tlbscope_trace::addr::{Gpa, Hpa, PAGE_BYTES, Pcid, Sp};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::regs::{CR3_PCID_MASK, Cr4, MmuKind, Regs};
@@ -12,7 +12,7 @@ use crate::arch::mode::Mode;
 use crate::engine::Machine;
 use crate::policy::mechanics::{
     GuestFlushShadow, InvalidatePcid, PrevRootRole, ResetKind, SyncWhen, TdpRootLifetime,
-    WithoutPcide, ZapAllRequest,
+    WithoutPcide,
 };
 
 impl Machine {
@@ -324,6 +324,9 @@ impl Machine {
 
     /// The guest flush handler in shadow mode and under TDP (facts 5.4, 5.6).
     pub(crate) fn guest_flush<O: Observer>(&mut self, v: usize, o: &mut O) {
+        // A full guest flush serves what Hyper-V's fifo holds, too (facts 4.5).
+        self.vcpus[v].requests.take(Request::HvTlbFlush);
+        self.vcpus[v].hv.purge();
         if self.config.mmu == MmuKind::Shadow {
             match self.policy.mechanics.guest_flush_shadow {
                 GuestFlushShadow::HwOnly => {}
@@ -335,34 +338,6 @@ impl Machine {
             }
         }
         self.flush_hook(v, Hook::Guest, HookBy::Request, o);
-    }
-
-    /// kvm_mmu_zap_all_fast: every root obsolete, every vCPU told.
-    pub(crate) fn zap_all<O: Observer>(&mut self, o: &mut O) {
-        self.act(o, Act::ZapAll);
-        let size = self.config.memory;
-        self.note_lost(0, size / PAGE_BYTES);
-        self.arch(o, None, &ArchOp::HostChange { gpa: Gpa(0), size, rights: false }, false);
-        self.trees.invalidate_all();
-        for v in 0..self.vcpus.len() {
-            let mmu = &mut self.vcpus[v].mmu;
-            for root in mmu.root.iter_mut().chain(mmu.prev.iter_mut().flatten()) {
-                root.obsolete = true;
-            }
-        }
-        let request = match self.policy.mechanics.zap_all_request {
-            ZapAllRequest::Reload => Request::MmuReload,
-            ZapAllRequest::Obsolete => Request::MmuFreeObsoleteRoots,
-        };
-        self.request_all(request, o);
-        let live: Vec<Sp> = self.shadow.live().collect();
-        for sp in live {
-            if !self.shadow.page(sp).special {
-                self.zap_page(sp, o);
-            }
-        }
-        self.remote_flush(o);
-        self.arch(o, None, &ArchOp::HostDead { gpa: Gpa(0), size }, false);
     }
 
     /// kvm_mmu_free_obsolete_roots.

@@ -249,6 +249,17 @@ impl ShadowPages {
         }
     }
 
+    /// No page that lives is found again: each is of an obsolete generation.
+    pub fn hide_all(&mut self) {
+        self.by_gfn.clear();
+    }
+
+    /// The number of the next page.
+    #[must_use]
+    pub fn next(&self) -> Sp {
+        Sp(self.pages.len() as u32)
+    }
+
     /// Numbers of all pages that live.
     pub fn live(&self) -> impl Iterator<Item = Sp> + '_ {
         (0..self.pages.len() as u32).map(Sp).filter(|sp| !self.page(*sp).dead)

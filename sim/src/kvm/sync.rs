@@ -33,7 +33,7 @@ impl Machine {
             write: write
                 && entry & 1 << 1 != 0
                 && dirty
-                && self.guest_may_write(old.gpa)
+                && self.host_writable(old.gpa.0 / PAGE_BYTES)
                 && !self.is_protected(old.gpa),
             user: user && entry & 1 << 2 != 0,
             xd: !exec || (bytes == 8 && entry >> 63 != 0),

@@ -4,6 +4,9 @@ use tlbscope_trace::act::{Context, Request};
 use tlbscope_trace::addr::{Asid, PcpuId, Vpid};
 use tlbscope_trace::regs::Regs;
 
+use super::hyperv::HvFifo;
+use super::pv::Steal;
+use super::requests::Mode;
 use super::root::Mmu;
 use super::smm::Smram;
 
@@ -78,6 +81,20 @@ pub struct Vcpu {
     pub vmcb: Vmcb,
     /// Guest instructions run.
     pub in_guest: bool,
+    /// vcpu->mode.
+    pub mode: Mode,
+    /// The host has scheduled it out.
+    pub descheduled: bool,
+    /// It was destroyed, or never created.
+    pub destroyed: bool,
+    /// The steal-time record.
+    pub steal: Steal,
+    /// Hyper-V's fifo of addresses to flush.
+    pub hv: HvFifo,
+    /// The frame on whose invalidation an access of it waits.
+    pub waits_for: Option<u64>,
+    /// A flush IPI of the guest is pending: the guest flushes itself as soon as it runs.
+    pub ipi_flush: bool,
     /// `out`: stays in the host after its next exit.
     pub held: bool,
     /// In system management mode.

@@ -47,6 +47,8 @@ pub struct Entry {
     pub global: bool,
     /// The PCID it was made under.
     pub pcid: Pcid,
+    /// A write is forbidden by the host's mapping (EPT, NPT), whatever the guest's entries say.
+    pub host_read_only: bool,
 }
 
 /// A cached upper-level entry: where the walk goes on.
