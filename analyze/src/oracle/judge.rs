@@ -80,7 +80,7 @@ impl Oracle {
             let event = self.vcpus[id].op.0;
             return Some(Cause::Other { rule: &BIRTH, op: "entry", event });
         }
-        if s.h <= self.host.latest_due && self.host.outlaws(copy.gpa.0, s.h) {
+        if s.h <= self.host.latest_due && self.host.outlaws(copy.gpa.0, s.h, copy.write) {
             return Some(Cause::Host);
         }
         if !self.host.releases.is_empty()
@@ -187,7 +187,9 @@ impl Oracle {
                 }
             }
             Cause::Host => {
-                let Some(change) = self.host.earliest(copy.gpa.0, stamp.h) else { return };
+                let Some(change) = self.host.earliest(copy.gpa.0, stamp.h, copy.write) else {
+                    return;
+                };
                 match change.missed.iter_mut().find(|m| usize::from(m.0) == id) {
                     Some((_, slot, was)) => {
                         self.findings.again(*slot, harmful, *was);

@@ -270,14 +270,14 @@ impl Oracle {
     fn arch_host(&mut self, at: &At, op: &ArchOp) {
         match *op {
             ArchOp::HostChange { .. } if self.without == Some(required::HOST_CHANGE.id) => {}
-            ArchOp::HostChange { gpa, size, .. } => {
+            ArchOp::HostChange { gpa, size, rights } => {
                 let scope = required::Scope::Frames { gpa, size };
                 let owed = Owed { rule: &required::HOST_CHANGE, scope, strength: Strength::Must };
                 let obligation = self.obligation(at, owed.rule, op_name(op), owed);
                 for vcpu in &mut self.vcpus {
                     vcpu.window.owe(open(&obligation));
                 }
-                self.host.change(obligation, gpa.0, size);
+                self.host.change(obligation, gpa.0, size, rights);
             }
             ArchOp::HostDead { gpa, size } => {
                 self.host.dead(gpa.0, size, self.now);
@@ -473,7 +473,7 @@ impl Observer for Oracle {
             Act::Exit(_) => self.vcpus[id].in_guest = false,
             Act::VcpuLoad(pcpu) => {
                 let vcpu = &mut self.vcpus[id];
-                vcpu.window.bookkeeping |= vcpu.pcpu != pcpu.0 || !vcpu.entered;
+                vcpu.window.moved |= vcpu.pcpu != pcpu.0 || !vcpu.entered;
                 vcpu.pcpu = pcpu.0;
             }
             Act::Inv(inv) => self.invalidate(id, inv, world),
