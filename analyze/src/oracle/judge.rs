@@ -52,7 +52,8 @@ impl Oracle {
         {
             (*event, *op) = (linked, "store");
         }
-        let Some(cause) = cause.or_else(|| self.mode_cause(id, &stamp, other_mode, a, &now)) else {
+        let cause = cause.or_else(|| self.mode_cause(id, &stamp, other_mode, a, &now));
+        let Some(cause) = cause.filter(|cause| !self.lacks(cause)) else {
             self.findings.spurious_faults +=
                 u64::from(faulted && matches!(now.outcome, Outcome::Gpa(_)));
             return;
@@ -62,6 +63,11 @@ impl Oracle {
             || !faulted && (frames_differ(a.hpa, now.copied.hpa) || key || now.sets_ad);
         let mechanism = if shadow { "shadow-tlb" } else { "tlb" };
         self.report_use(at, id, a, cause, &target, &stamp, &copy, harmful, mechanism);
+    }
+
+    /// Whether a cause is of the row that this oracle's table lacks.
+    fn lacks(&self, cause: &Cause) -> bool {
+        matches!(cause, Cause::Other { rule, .. } if self.without == Some(rule.id))
     }
 
     /// What outlaws a copy, the binding first.
