@@ -13,6 +13,7 @@ use crate::arch::access::Rights;
 use crate::arch::mode::Mode;
 use crate::engine::{Machine, Point};
 use crate::paging::walk::{self, Walk};
+use crate::policy::mechanics::LinkUnsync;
 
 /// What a fault came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +160,11 @@ impl Machine {
                 Some(child) => child,
                 None => {
                     let child = self.get_page(v, gfn, role, o);
+                    // An address that was not present owes no flush, so nothing else would make
+                    // what hangs below a found table equal to the guest's (65855ed8b034).
+                    if self.policy.mechanics.link_unsync == LinkUnsync::Sync && !self.never() {
+                        self.sync_below(child, o);
+                    }
                     self.link_page(sp, at, child, o);
                     child
                 }

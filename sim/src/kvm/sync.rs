@@ -82,7 +82,7 @@ impl Machine {
     }
 
     /// mmu_sync_children over the unsync pages of `root`.
-    fn sync_below<O: Observer>(&mut self, root: Sp, o: &mut O) {
+    pub(crate) fn sync_below<O: Observer>(&mut self, root: Sp, o: &mut O) {
         let pages = self.shadow.unsync_below(root);
         if pages.is_empty() {
             return;
