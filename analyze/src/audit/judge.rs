@@ -160,7 +160,9 @@ impl Auditor<'_> {
         let kept = self.oracle.findings().kept();
         if kept.len() > self.taken {
             let new = kept[self.taken..].iter();
-            self.audit.found.extend(new.map(|finding| Found { finding: finding.clone(), seen: index }));
+            self.audit
+                .found
+                .extend(new.map(|finding| Found { finding: finding.clone(), seen: index }));
             self.taken = kept.len();
         }
     }
@@ -455,8 +457,7 @@ impl Auditor<'_> {
         let table = self.table(id);
         let Self { pages, oracle, world, .. } = self;
         let at = At { event: 0, time: Time(0), actor: Actor::Host };
-        let shadow_root =
-            shadow.then(|| pages.used(table, id, |act| oracle.act(&at, &act, world)));
+        let shadow_root = shadow.then(|| pages.used(table, id, |act| oracle.act(&at, &act, world)));
         let class = match (self.world.vendor, shadow) {
             (Vendor::Amd, _) => Class::Asid,
             (Vendor::Intel, true) => Class::Linear,

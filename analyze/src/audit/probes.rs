@@ -119,7 +119,8 @@ pub fn lacks(recording: &Recording, first: &First, vendor: Vendor, mmu: MmuKind)
         ),
     );
     unless(
-        recording.census.understood.contains_key("kvm_entry") || recording.census.understood.is_empty(),
+        recording.census.understood.contains_key("kvm_entry")
+            || recording.census.understood.is_empty(),
         lack(
             "entries",
             "the tracepoint kvm:kvm_entry",

@@ -51,7 +51,11 @@ impl Story {
             match &record.body {
                 Body::Act(Act::EntrySeen | Act::Entry(_)) => break,
                 Body::Act(act) if told(act) => {
-                    if acts.len() < WINDOW { acts.push(line(recording, index)) } else { more += 1 }
+                    if acts.len() < WINDOW {
+                        acts.push(line(recording, index))
+                    } else {
+                        more += 1
+                    }
                 }
                 _ => {}
             }

@@ -40,13 +40,17 @@ pub fn run(command: &args::Audit, global: &Global) -> Result<Verdict> {
     }
     let text = match global.format {
         Format::Json => json_text(command, &all)?,
-        Format::Text => all.iter().map(|one| text(command, global, one)).collect::<Vec<_>>().join("\n"),
+        Format::Text => {
+            all.iter().map(|one| text(command, global, one)).collect::<Vec<_>>().join("\n")
+        }
     };
     output::print(&text)?;
     let found = all.iter().any(|one| {
-        let harmful = one.audit.groups.iter().any(|(group, count)| {
-            matches!(group.kind, Kind::Missed { .. }) && *count > 0
-        });
+        let harmful = one
+            .audit
+            .groups
+            .iter()
+            .any(|(group, count)| matches!(group.kind, Kind::Missed { .. }) && *count > 0);
         harmful || one.audit.summary.exposed > 0
     });
     let recordings: Vec<Recording> = all.into_iter().map(|one| one.recording).collect();
@@ -122,7 +126,13 @@ fn text(command: &args::Audit, global: &Global, one: &Audited) -> String {
     }
     for (group, count) in &audit.groups {
         if let Kind::Excessive(class) = group.kind {
-            let _ = writeln!(out, "  excessive, {}: {} at {}: {count}", class_name(class), group.mechanism, group.op);
+            let _ = writeln!(
+                out,
+                "  excessive, {}: {} at {}: {count}",
+                class_name(class),
+                group.mechanism,
+                group.op
+            );
         }
     }
     for lack in &audit.lacks {
