@@ -30,12 +30,15 @@ impl Oracle {
             }
             Act::Hook { hook, effective: true, .. } => {
                 let name = hook_name(hook);
+                let moved = hook == Hook::All && std::mem::take(&mut vcpu.window.moved);
                 let books = std::mem::take(&mut vcpu.window.bookkeeping)
+                    || moved
                     || hook == Hook::All && self.shadow.withdrawn > vcpu.hooked;
                 if hook == Hook::All {
                     vcpu.hooked = self.now;
                 }
-                vcpu.window.hook = Some(name);
+                // What is left on a pCPU that the vCPU comes back to is wide: not too much.
+                vcpu.window.hook = if moved { None } else { Some(name) };
                 for open in &mut vcpu.window.open {
                     open.judged = false;
                 }

@@ -240,8 +240,8 @@ impl Machine {
                 self.post(v, Request::MmuSync, o);
             }
             let sync = self.policy.mechanics.link_unsync == LinkUnsync::Sync && !self.never();
-            let flush = self.policy.mechanics.remote_flush.sync;
-            if self.shadow.page(sp).unsync && sync && self.sync_page(sp, o) && flush {
+            let changed = self.shadow.page(sp).unsync && sync && self.sync_page(sp, o);
+            if changed && self.policy.mechanics.remote_flush.sync {
                 self.remote_flush(o);
             }
             return sp;
