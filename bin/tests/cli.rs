@@ -262,6 +262,32 @@ fn the_readme_shows_what_its_command_prints() {
     }
 }
 
+#[test]
+fn other_orders_are_run_on_request_and_say_what_they_chose() {
+    let head = "name = 'n'\nabout = 'a'\nsource = 's'\n";
+    let events = "v0 map 0x7000 0x5000 rw
+        v1 read 0x7000
+        host preempt v1
+        v0 map 0x7000 0x6000 rw
+        flush: v0 pvflush v1
+        host run v1
+        host preempt v1
+        host run v1
+        use: v1 read 0x7000";
+    let rest = "[machine]\nvcpus = 2\npcpus = 2\nmmu = 'tdp'\nsteal-time = true
+        [policy.old]\nextends = 'kvm-5.17'\nmechanics = { pv-preempt-store = 'overwrite' }
+        [expect.old]\nmissed = []\n[expect.'kvm-5.17']\nmissed = []\n";
+    let case = Case::new("s.toml", format!("{head}events = '''\n{events}\n'''\n{rest}"));
+    case.run(&["scenarios", "s.toml"]).succeeds();
+    let found = case.run(&["scenarios", "s.toml", "--interleave", "all"]);
+    assert_eq!(found.code, Some(1), "{}{}", found.out, found.err);
+    assert!(found.out.contains("missed: use `use` of cause `flush`"), "{}", found.out);
+    assert!(found.out.contains("falls into `host run v1`"), "{}", found.out);
+    assert!(found.out.contains("1 passed, 1 failed"), "{}", found.out);
+    case.run(&["scenarios", "s.toml", "--interleave", "some"]).fails(2, &["how many orders"]);
+    case.run(&["scenarios", "s.toml", "--seed", "1"]).fails(2, &["--interleave"]);
+}
+
 fn recording(name: &str) -> Vec<u8> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/recordings");
     fs::read(folder.join(name)).unwrap()

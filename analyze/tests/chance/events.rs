@@ -2,9 +2,9 @@
 
 use proptest::prelude::*;
 use tlbscope_sim::machine::config::{MachineConfig, Mode};
-use tlbscope_trace::addr::{Gpa, Gva, PAGE_BYTES, PageSize, PcpuId, Time, VcpuId};
+use tlbscope_trace::addr::{Gpa, Gva, Hpa, PAGE_BYTES, PageSize, PcpuId, Time, VcpuId};
 use tlbscope_trace::op::{
-    Access, AccessKind, Actor, Event, HostOp, Invpcid, InvpcidType, Op, Perms, RegWrite,
+    Access, AccessKind, Actor, Event, HostOp, HvFlush, Invpcid, InvpcidType, Op, Perms, RegWrite,
 };
 use tlbscope_trace::regs::{CR3_NOFLUSH, Cr0, Cr4, Efer, Vendor};
 
@@ -108,16 +108,38 @@ fn invalidations() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn host() -> impl Strategy<Value = Op> {
+fn host(vcpus: u16) -> impl Strategy<Value = Op> {
+    let size = PAGE_BYTES;
+    let vcpu = move || (0..vcpus).prop_map(VcpuId);
+    let backing = prop::option::of((0u64..4).prop_map(|n| Hpa(0x900_0000 + n * PAGE_BYTES)));
     prop_oneof![
-        3 => gpa().prop_map(|gpa| HostOp::Unmap { gpa, size: PAGE_BYTES }),
-        1 => Just(HostOp::ZapAll),
-        2 => (0u16..2, 0u16..2).prop_map(|(vcpu, pcpu)| HostOp::Migrate {
+        6 => gpa().prop_map(move |gpa| HostOp::Unmap { gpa, size }),
+        2 => Just(HostOp::ZapAll),
+        3 => (0u16..2, 0u16..2).prop_map(|(vcpu, pcpu)| HostOp::Migrate {
             vcpu: VcpuId(vcpu),
             pcpu: PcpuId(pcpu),
         }),
+        2 => (gpa(), backing).prop_map(move |(gpa, hpa)| HostOp::Map { gpa, size, hpa }),
+        1 => gpa().prop_map(move |gpa| HostOp::Protect { gpa, size }),
+        1 => gpa().prop_map(move |gpa| HostOp::Ro { gpa, size }),
+        1 => gpa().prop_map(move |gpa| HostOp::Age { gpa, size }),
+        2 => gpa().prop_map(move |gpa| HostOp::DirtyLog { gpa, size }),
+        1 => Just(HostOp::Collapse { gpa: Gpa(0), size: 2 << 20 }),
+        1 => Just(HostOp::Split { gpa: Gpa(0), size: 2 << 20 }),
+        1 => vcpu().prop_map(|vcpu| HostOp::Preempt { vcpu }),
+        2 => vcpu().prop_map(|vcpu| HostOp::Run { vcpu, pcpu: None }),
     ]
     .prop_map(|op| Op::Host(Box::new(op)))
+}
+
+/// Flushes that the guest asks for on other vCPUs.
+fn remote(vcpus: u16) -> impl Strategy<Value = Op> {
+    let targets = || prop::collection::vec((0..vcpus).prop_map(VcpuId), 1..4);
+    let list = prop::collection::vec((gva(), 0u16..2), 0..3);
+    prop_oneof![
+        targets().prop_map(|targets| Op::PvFlush(Box::new(targets))),
+        (targets(), list).prop_map(|(vcpus, list)| Op::HvFlush(Box::new(HvFlush { vcpus, list }))),
+    ]
 }
 
 /// Lists for a machine: the first events switch on what the mode has (PCIDs and globals).
@@ -127,7 +149,8 @@ pub fn list(machine: &MachineConfig, most: usize) -> impl Strategy<Value = Vec<E
         6 => stores(),
         3 => registers(machine.vendor == Vendor::Amd),
         2 => invalidations(),
-        1 => host(),
+        1 => host(machine.vcpus),
+        1 => remote(machine.vcpus),
     ];
     let vcpus = machine.vcpus;
     let long = matches!(machine.mode, Mode::Level4 | Mode::Level5);

@@ -244,7 +244,8 @@ impl Machine {
                 self.trees.maps_any(&(gfn..gfn + 1)) || !self.shadow.mapping(gfn).is_empty();
             young |= mapped && self.host.age(gfn);
         }
-        if young {
+        // A stale accessed bit misleads nobody but the host's reclaim: no ideal flushes for it.
+        if young && !self.ideal() {
             self.remote_flush_range(gpa, size, o);
         }
     }
@@ -263,7 +264,8 @@ impl Machine {
             self.host.split(gfn);
             any |= self.trees.split(gfn);
         }
-        if any && self.policy.mechanics.remote_flush.zap {
+        // The same frames behind the same addresses: nothing is owed.
+        if any && self.policy.mechanics.remote_flush.zap && !self.ideal() {
             self.remote_flush_range(gpa, size, o);
         }
     }

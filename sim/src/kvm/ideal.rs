@@ -40,7 +40,7 @@ impl Machine {
         }
     }
 
-    fn serve_scope<O: Observer>(&mut self, v: usize, scope: Scope, o: &mut O) {
+    pub(super) fn serve_scope<O: Observer>(&mut self, v: usize, scope: Scope, o: &mut O) {
         match scope {
             Scope::Everything | Scope::EveryAsid => self.serve_wide(v, None, GuestInv::All, o),
             Scope::NonGlobal => self.serve_wide(v, None, GuestInv::Nonglobal, o),

@@ -9,6 +9,7 @@ use super::role::{self, Role};
 use super::root::{PREV_ROOTS_MAX, Root};
 use super::shadow::{ShadowPages, Spte};
 use crate::arch::mode::Mode;
+use crate::arch::required::Scope;
 use crate::engine::Machine;
 use crate::policy::mechanics::{
     GuestFlushShadow, InvalidatePcid, PrevRootRole, ResetKind, SyncWhen, TdpRootLifetime,
@@ -326,6 +327,9 @@ impl Machine {
         // A full guest flush serves what Hyper-V's fifo holds, too (facts 4.5).
         self.vcpus[v].requests.take(Request::HvTlbFlush);
         self.vcpus[v].hv.purge();
+        if self.ideal() {
+            return self.serve_scope(v, Scope::Everything, o);
+        }
         if self.config.mmu == MmuKind::Shadow {
             match self.policy.mechanics.guest_flush_shadow {
                 GuestFlushShadow::HwOnly => {}
