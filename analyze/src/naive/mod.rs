@@ -92,6 +92,7 @@ fn reaches(scope: &Scope, c: &Cached) -> bool {
             }
         }
         Scope::AddressNonGlobal { pcid, gva } => page(gva.0) && mine(pcid.0) && !c.global,
+        Scope::EveryPcidAddress(gva) => page(gva.0),
         Scope::Fault { pcid, gva } => page(gva.0) && mine(pcid.0),
         Scope::OtherGlobals(_) | Scope::AddressOtherGlobals { .. } | Scope::Frames { .. } => false,
     }

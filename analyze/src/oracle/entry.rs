@@ -96,14 +96,16 @@ impl Oracle {
         vcpu.in_guest = true;
         vcpu.pcpu = context.tag.pcpu.0;
         if let Some(root) = context.shadow_root {
-            let slot = (root, context.tag.pcid.0);
+            let slot = (root, context.tag.pcid.0, vcpu.floors.tag());
             if !vcpu.roots.contains(&slot) {
                 vcpu.roots.push(slot);
             }
         }
-        self.hardware.own(&context.tag, id as u16, self.now);
+        let owner = (id as u16, vcpu.floors.tag());
+        let shadow = context.shadow_root.is_some();
+        self.hardware.own(&context.tag, owner, shadow, self.now);
         self.reside(id, world);
-        let unchanged = same && self.shadow.changed < self.vcpus[id].judged;
+        let unchanged = same && self.shadow.changed < self.vcpus[id].floors.judged;
         self.expose(id, world, unchanged);
         self.expose_host(id);
         self.close(id);
@@ -112,8 +114,9 @@ impl Oracle {
     /// Reports binding obligations of this vCPU that something reachable may violate.
     fn expose<W: World>(&mut self, id: usize, world: &W, unchanged: bool) {
         let Self { vcpus, hardware, shadow, findings, now, .. } = self;
-        let Vcpu { floors, context, judged, .. } = &mut vcpus[id];
-        if unchanged && floors.latest < *judged {
+        let Vcpu { floors, context, .. } = &mut vcpus[id];
+        let judged = floors.judged;
+        if unchanged && floors.latest < judged {
             return;
         }
         let key = GroupKey::of(&context.tag);
@@ -135,7 +138,7 @@ impl Oracle {
                 }
             }
         }
-        let start = floors.log.partition_point(|o| o.time < *judged);
+        let start = floors.log.partition_point(|o| o.time < judged);
         for o in floors.log.range_mut(start..) {
             let Some(gva) = address(&o.scope) else { continue };
             let below = || {
@@ -147,7 +150,7 @@ impl Oracle {
                 report(o, id, findings);
             }
         }
-        *judged = *now;
+        floors.judged = *now;
     }
 
     /// Reports host obligations past their deadline that something reachable may violate.
@@ -199,7 +202,7 @@ impl Oracle {
         let _ = world;
         let Self { vcpus, hardware, findings, .. } = self;
         for (id, vcpu) in vcpus.iter().enumerate() {
-            for o in &vcpu.floors.log {
+            for o in vcpu.floors.all() {
                 if o.missed.is_some() || !o.must || address(&o.scope).is_some() {
                     continue;
                 }
