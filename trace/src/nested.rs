@@ -6,10 +6,11 @@ use crate::addr::{Gpa, Gva};
 /// How the entries of nested tables are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Format {
-    /// EPT entries: R, W, X in bits 2:0. Named by an EPTP with a page-walk length (bits 5:3 not 0).
+    /// EPT entries: R, W, X in bits 2:0. Named by an EPTP as the manual writes it: bits 5:0 are 0x1e,
+    /// write-back and a page walk of 4 levels.
     Ept,
-    /// Ordinary 4-level entries whose U/S bit is ignored: an `eptp=` without bits 5:0, for
-    /// scenarios that care for no entry format.
+    /// Ordinary 4-level entries whose U/S bit is ignored: an `eptp=` without those bits, for
+    /// scenarios that do not care how entries are written.
     Plain,
     /// Ordinary 4-level entries under a nested CR3: every access counts as a user access.
     Npt,
@@ -30,11 +31,17 @@ pub const VIOLATION: u32 = 1 << 31;
 
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
+/// Whether a root is written as an EPTP, write-back and 4 levels, and names tables of EPT entries.
+#[must_use]
+pub const fn is_eptp(root: u64) -> bool {
+    root & 0x3f == 0x1e
+}
+
 impl Tables {
     /// The tables that an EPTP names.
     #[must_use]
     pub const fn ept(eptp: u64) -> Self {
-        let format = if eptp & 0x38 == 0 { Format::Plain } else { Format::Ept };
+        let format = if is_eptp(eptp) { Format::Ept } else { Format::Plain };
         Self { root: Gpa(eptp & FRAME), format }
     }
 

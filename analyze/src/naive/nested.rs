@@ -43,7 +43,8 @@ impl Owed {
         let nested = made.tables.is_some();
         match self.whose {
             Whose::Tag(tag) | Whose::NewTag(tag) => {
-                made.tag == tag && (reaches(&self.scope, copy) || made.amd && nested && copy.physical)
+                made.tag == tag
+                    && (reaches(&self.scope, copy) || made.amd && nested && copy.physical)
             }
             Whose::Tags => made.tag != 0 && reaches(&self.scope, copy),
             Whose::TagsAndL1 => reaches(&self.scope, copy) || made.amd && nested,

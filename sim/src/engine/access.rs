@@ -5,6 +5,7 @@ use tlbscope_trace::act::{
     Tag, Via,
 };
 use tlbscope_trace::addr::{Gpa, Gva, Hpa, PAGE_BYTES, PageSize, Pcid};
+use tlbscope_trace::nested::VIOLATION;
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{Access, AccessKind};
 use tlbscope_trace::regs::{Cr0, MmuKind, Regs, Vendor};
@@ -19,7 +20,7 @@ use crate::tlb::Entry;
 const TRIES: u32 = 32;
 
 /// The frame of one page-table walk.
-enum Walked {
+pub(super) enum Walked {
     /// A translation to cache.
     Filled(Entry),
     /// The guest's own fault.
@@ -47,6 +48,11 @@ impl Machine {
                         {
                             return outcome;
                         }
+                    }
+                    Walked::Fault(VIOLATION) => {
+                        let outcome = self.finish_walk(v, access, Outcome::Fault(VIOLATION), o);
+                        self.nested_violation(v, o);
+                        return outcome;
                     }
                     Walked::Fault(code) => return self.guest_fault(v, access, code, o),
                     Walked::Mmio(gpa) => return self.finish_walk(v, access, Outcome::Gpa(gpa), o),
@@ -111,8 +117,7 @@ impl Machine {
         if self.config.mmu == MmuKind::Shadow {
             return self.shadow_exit(v, access, o);
         }
-        let regs = self.vcpus[v].regs;
-        let permitted = walk::walk(self, &regs, access).result.is_ok();
+        let permitted = self.own_walk(v, access).result.is_ok();
         // AMD confirms a fault by another walk before it raises it (facts C.1); Intel raises it,
         // the guest finds nothing wrong and tries again.
         if permitted && !fresh && (self.config.vendor == Vendor::Amd || !*spurious) {
@@ -254,6 +259,9 @@ impl Machine {
     }
 
     fn walk_nested<O: Observer>(&mut self, v: usize, access: &Access, o: &mut O) -> Walked {
+        if let Some(tables) = self.tables12(v) {
+            return self.walk_l2(v, tables, access, o);
+        }
         let regs = self.vcpus[v].regs;
         let walk = walk::walk(self, &regs, access);
         for step in &walk.steps[..walk.count as usize] {
@@ -346,7 +354,7 @@ impl Machine {
     }
 
     #[expect(clippy::too_many_arguments, reason = "one call for both kinds of walk")]
-    fn fill<O: Observer>(
+    pub(super) fn fill<O: Observer>(
         &mut self,
         v: usize,
         gva: Gva,
@@ -375,8 +383,7 @@ impl Machine {
     /// The hardware fills for an address if a walk succeeds, and faults for nobody.
     pub(super) fn prefetch<O: Observer>(&mut self, v: usize, gva: Gva, o: &mut O) {
         let access = Access { gva, kind: AccessKind::Read, user: false, ac: true };
-        let regs = self.vcpus[v].regs;
-        if self.vcpus[v].in_guest && walk::walk(self, &regs, &access).result.is_ok() {
+        if self.vcpus[v].in_guest && self.own_walk(v, &access).result.is_ok() {
             let present = match (self.config.mmu, self.vcpus[v].context.shadow_root) {
                 (MmuKind::Shadow, Some(root)) => self.shadow.walk(root, gva.0).is_some(),
                 (MmuKind::Shadow, None) => false,
@@ -390,6 +397,12 @@ impl Machine {
 }
 
 /// An entry that is no fragment of a larger guest page.
-const fn entry(copy: Copied, mark: Mark, size: PageSize, global: bool, pcid: Pcid) -> Entry {
+pub(super) const fn entry(
+    copy: Copied,
+    mark: Mark,
+    size: PageSize,
+    global: bool,
+    pcid: Pcid,
+) -> Entry {
     Entry { copy, mark, size, guest_size: size, global, pcid }
 }

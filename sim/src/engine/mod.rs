@@ -24,6 +24,7 @@ use crate::tlb::Tlb;
 
 mod access;
 mod host;
+mod nested;
 mod run;
 mod tables;
 
@@ -94,6 +95,8 @@ pub struct Machine {
     pub(crate) trees: Trees,
     pub(crate) at: At,
     booted: bool,
+    /// The EPTPs that L1 used, in the order of first use: the EPTP list of VMFUNC.
+    pub(crate) eptps: Vec<u64>,
     /// The operation under way is carried out by the hypervisor's emulator (`emul`).
     pub(crate) emulated: bool,
 }
@@ -130,6 +133,10 @@ impl World for Machine {
     fn memory_bytes(&self) -> u64 {
         self.config.memory
     }
+
+    fn l2(&self, vcpu: VcpuId) -> Option<tlbscope_trace::nested::L2> {
+        self.vcpus[vcpu.0 as usize].nested.l2
+    }
 }
 
 impl Machine {
@@ -157,6 +164,7 @@ impl Machine {
             trees: Trees::default(),
             at: At { event: BOOT, time: Time(0), actor },
             booted: false,
+            eptps: Vec::new(),
             emulated: false,
         };
         for v in 0..machine.vcpus.len() {
@@ -191,6 +199,7 @@ impl Machine {
             in_guest: false,
             held: false,
             smm: false,
+            nested: Default::default(),
             context: Default::default(),
         }
     }

@@ -96,7 +96,7 @@ impl Machine {
     }
 
     /// The shadow pages down to the page table of `gva`, made and linked where they are missing.
-    fn shadow_path<O: Observer>(
+    pub(crate) fn shadow_path<O: Observer>(
         &mut self,
         v: usize,
         root: Sp,

@@ -8,6 +8,8 @@ pub mod fault;
 pub mod flush;
 pub mod ideal;
 pub mod mmu;
+pub mod nested;
+pub mod nested_inv;
 pub mod role;
 pub mod root;
 pub mod shadow;

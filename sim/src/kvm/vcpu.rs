@@ -4,6 +4,7 @@ use tlbscope_trace::act::{Context, Request};
 use tlbscope_trace::addr::{Asid, PcpuId, Vpid};
 use tlbscope_trace::regs::Regs;
 
+use super::nested::Nested;
 use super::root::Mmu;
 
 /// Pending requests: a bit for each [`Request`].
@@ -57,11 +58,11 @@ pub struct Vcpu {
     pub regs: Regs,
     /// Pending requests.
     pub requests: Requests,
-    /// Roots.
+    /// Roots of the active MMU.
     pub mmu: Mmu,
     /// Where it is loaded.
     pub pcpu: PcpuId,
-    /// Intel: its tag; 0 if VPIDs are off or exhausted.
+    /// Intel: vpid01; 0 if VPIDs are off or exhausted.
     pub vpid: Vpid,
     /// Intel: where its VMCS was last active.
     pub vmcs_pcpu: Option<PcpuId>,
@@ -73,6 +74,8 @@ pub struct Vcpu {
     pub held: bool,
     /// In system management mode.
     pub smm: bool,
+    /// The nested half. While L2 runs, `regs`, `mmu`, `vmcs_pcpu` and `vmcb` are L2's.
+    pub nested: Nested,
     /// What the hardware runs with since the last entry.
     pub context: Context,
 }
