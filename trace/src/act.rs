@@ -500,6 +500,8 @@ pub enum Act {
     Exit(Option<u16>),
     /// The vCPU runs on this physical CPU from here on.
     VcpuLoad(PcpuId),
+    /// Another VMCS of the vCPU is loaded that was active elsewhere last, or nowhere yet.
+    VmcsLoad,
     /// A TLB entry or page-table walk was refilled. `ghost`: an invalidation had dropped the same
     /// translation before.
     Refill {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 
 use tlbscope_sim::arch::nested::Whose;
+use tlbscope_sim::arch::required::Scope;
 
 use super::floors::{Floors, Obligation};
 
@@ -89,6 +90,15 @@ impl Contexts {
         self.here.log.iter().chain(self.away.values().flat_map(|floors| &floors.log))
     }
 
+    /// The obligation of this instant and scope, in whichever tag it is owed.
+    #[must_use]
+    pub fn find(&self, time: u64, scope: &Scope) -> Option<&Obligation> {
+        [&self.here].into_iter().chain(self.away.values()).find_map(|floors| {
+            let place = floors.log.partition_point(|o| o.time < time);
+            floors.log.range(place..).take(4).find(|o| o.time == time && o.scope == *scope)
+        })
+    }
+
     fn of(&mut self, tag: u16) -> &mut Floors {
         if tag == self.tag { &mut self.here } else { self.away.entry(tag).or_default() }
     }
@@ -105,7 +115,7 @@ impl Contexts {
             Whose::Tables(_) | Whose::AllTables => Vec::new(),
         };
         for tag in &tags {
-            self.of(*tag).raise(o.clone());
+            self.of(*tag).raise(Obligation { tag: *tag, ..o.clone() });
         }
         let mut any = !tags.is_empty();
         for (of, floors) in &mut self.tables {

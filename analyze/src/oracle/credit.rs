@@ -53,6 +53,9 @@ pub struct Window {
     /// The next explicit flush protects something that the hypervisor does not track (another
     /// pCPU), or serves a flush that the guest asked for by hypercall.
     pub bookkeeping: bool,
+    /// A VMCS was loaded that was active elsewhere: the next TLB_FLUSH is for the pCPU, and takes
+    /// no credit from what is asked for besides.
+    pub moved: bool,
     /// TLB_FLUSH_GUEST was served last.
     pub guest_flush: bool,
     /// The explicit hook whose drops are being judged.

@@ -178,7 +178,7 @@ impl Oracle {
     fn close(&mut self, id: usize) {
         let Self { vcpus, hardware, host, .. } = self;
         let vcpu = &mut vcpus[id];
-        let log = &vcpu.floors.log;
+        let floors = &vcpu.floors;
         let mut open = std::mem::take(&mut vcpu.window.open);
         open.retain(|open| {
             if open.by != By::Nobody {
@@ -188,9 +188,7 @@ impl Oracle {
                 let of = host.changes.iter().find(|c| c.obligation.time == open.time);
                 return of.is_some_and(|c| c.dead == 0 || c.exposed.contains(&(id as u16)));
             }
-            let place = log.partition_point(|o| o.time < open.time);
-            let same = |o: &&Obligation| o.time == open.time && o.scope == open.scope;
-            let Some(o) = log.range(place..).take(4).find(same) else { return false };
+            let Some(o) = floors.find(open.time, &open.scope) else { return false };
             o.exposed || still_held(o, hardware, id as u16)
         });
         open.iter_mut().for_each(|open| open.judged = false);
@@ -206,7 +204,7 @@ impl Oracle {
                 if o.missed.is_some() || !o.must || address(&o.scope).is_some() {
                     continue;
                 }
-                let cached = hardware.owned(id as u16).any(|(key, group)| {
+                let cached = hardware.owned((id as u16, o.tag)).any(|(key, group)| {
                     group
                         .iter()
                         .any(|(tag, held)| held.filled < o.time && holds(o, key, *tag, held))
@@ -221,7 +219,9 @@ impl Oracle {
 
 /// Whether some container of the vCPU, reachable or not, may still violate an obligation.
 fn still_held(o: &Obligation, hardware: &super::Hardware, id: u16) -> bool {
-    hardware.owned(id).any(|(key, group)| group.iter().any(|(tag, held)| holds(o, key, *tag, held)))
+    hardware
+        .owned((id, o.tag))
+        .any(|(key, group)| group.iter().any(|(tag, held)| holds(o, key, *tag, held)))
 }
 
 /// Reports that a binding obligation may be violated, once.

@@ -28,6 +28,12 @@ impl Oracle {
                 }
                 vcpu.window.hook = None;
             }
+            Act::Hook { hook: Hook::All, .. } if vcpu.window.moved => {
+                vcpu.window.moved = false;
+                vcpu.window.hook = None;
+                vcpu.hooked = self.now;
+                self.findings.bookkeeping += 1;
+            }
             Act::Hook { hook, effective: true, .. } => {
                 let shares = self.shares_tag(id);
                 let vcpu = &mut self.vcpus[id];

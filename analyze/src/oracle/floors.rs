@@ -34,6 +34,8 @@ pub struct Obligation {
     pub missed: Option<(Slot, bool)>,
     /// Whether an exposure was reported.
     pub exposed: bool,
+    /// Within which tag of L1's processor it is owed (0: L1, and all without nesting).
+    pub tag: u16,
 }
 
 /// What a copy is, as far as scopes go.

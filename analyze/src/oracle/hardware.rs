@@ -1,6 +1,6 @@
 //! Containers: what caches of the hardware may hold copies, since when, and how old at most.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tlbscope_trace::act::{Class, Context, GuestInv, Inv, Tag};
 
@@ -56,6 +56,8 @@ pub struct Hardware {
     groups: BTreeMap<GroupKey, Group>,
     /// Owner of (pCPU, VPID or ASID, EP4TA), and since when if another had it before.
     owners: BTreeMap<(u16, u32, u64), (Owner, u64)>,
+    /// Tags that their owner runs under no more: it was given another ASID.
+    abandoned: BTreeSet<(u16, u32, u64)>,
     /// The latest change of owner.
     latest_birth: u64,
 }
@@ -103,14 +105,14 @@ impl Hardware {
         self.groups.get_mut(key)
     }
 
-    /// All containers whose tag this vCPU owns.
-    pub fn owned(&self, vcpu: u16) -> impl Iterator<Item = (&GroupKey, &Group)> {
+    /// All containers whose tag this owner has.
+    pub fn owned(&self, owner: Owner) -> impl Iterator<Item = (&GroupKey, &Group)> {
         self.groups.iter().filter(move |(key, _)| {
             key.class != Class::GuestPhysical
                 && self
                     .owners
                     .get(&(key.pcpu, key.id, key.ep4ta))
-                    .is_some_and(|(owner, _)| owner.0 == vcpu)
+                    .is_some_and(|(of, _)| *of == owner)
         })
     }
 
@@ -119,13 +121,20 @@ impl Hardware {
     pub fn has(&self, pcpu: u16, owner: Owner) -> bool {
         self.owners
             .range((pcpu, 0, 0)..=(pcpu, u32::MAX, u64::MAX))
-            .any(|(_, (of, _))| *of == owner)
+            .any(|(key, (of, _))| *of == owner && !self.abandoned.contains(key))
+    }
+
+    /// A vCPU gets another ASID: those that it had on this pCPU are no longer its own.
+    pub fn abandon(&mut self, pcpu: u16, vcpu: u16) {
+        let of = self.owners.range((pcpu, 0, 0)..=(pcpu, u32::MAX, u64::MAX));
+        self.abandoned.extend(of.filter(|(_, (of, _))| of.0 == vcpu).map(|(key, _)| *key));
     }
 
     /// A vCPU enters under this tag, on a shadow root or not. Returns whether the tag belonged to
     /// another owner.
     pub fn own(&mut self, tag: &Tag, owner: Owner, shadow: bool, now: u64) -> bool {
         let key = (tag.pcpu.0, tag.id, tag.ep4ta.0);
+        self.abandoned.remove(&key);
         // VPID 0 is everybody's: every entry and exit drops it.
         if tag.id == 0 {
             self.owners.insert(key, (owner, 0));

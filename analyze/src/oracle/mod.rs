@@ -237,12 +237,14 @@ impl Oracle {
             done: None,
             missed: None,
             exposed: false,
+            tag: 0,
         }
     }
 
     /// An obligation of one vCPU arises.
     fn raise(&mut self, at: &At, id: usize, op: &'static str, owed: Owed) {
-        let obligation = self.obligation(at, owed.rule, op, owed);
+        let tag = self.vcpus[id].floors.tag();
+        let obligation = Obligation { tag, ..self.obligation(at, owed.rule, op, owed) };
         self.vcpus[id].window.owe(open(&obligation));
         self.vcpus[id].floors.raise(obligation);
     }
@@ -431,6 +433,8 @@ impl Observer for Oracle {
                 vcpu.window.bookkeeping |= vcpu.pcpu != pcpu.0 || !vcpu.entered;
                 vcpu.pcpu = pcpu.0;
             }
+            Act::VmcsLoad => self.vcpus[id].window.moved = true,
+            Act::NewAsid(_) => self.hardware.abandon(self.vcpus[id].pcpu, id as u16),
             Act::Inv(inv) => self.invalidate(id, inv, world),
             _ => self.excess(at, id, act, world),
         }

@@ -6,7 +6,7 @@
 //! shadows those. L1 intercepts nothing of what this machine can do in L2. L2 keeps its registers
 //! from one entry to the next; the first entry finds L1's.
 
-use tlbscope_trace::act::{ArchOp, Hook, HookBy, Inv, Request};
+use tlbscope_trace::act::{Act, ArchOp, Hook, HookBy, Inv, Request};
 use tlbscope_trace::addr::{Gpa, PcpuId, Vpid};
 use tlbscope_trace::nested::{L2, NestedOp, Tables};
 use tlbscope_trace::observe::Observer;
@@ -242,6 +242,8 @@ impl Machine {
         let moved = came.vmcs_pcpu != Some(pcpu);
         let vmx = self.config.vendor == Vendor::Intel;
         if vmx && moved && self.policy.mechanics.migrate_vmx == MigrateVmx::All {
+            let at = self.at_vcpu(v);
+            o.act(&at, &Act::VmcsLoad, self);
             self.post(v, Request::TlbFlush, o);
         }
     }
