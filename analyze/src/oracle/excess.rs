@@ -30,6 +30,7 @@ impl Oracle {
             }
             Act::Hook { hook: Hook::All, .. } if vcpu.window.moved => {
                 vcpu.window.moved = false;
+                vcpu.window.bookkeeping = false;
                 vcpu.window.hook = None;
                 vcpu.hooked = self.now;
                 self.findings.bookkeeping += 1;

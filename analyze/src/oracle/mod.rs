@@ -430,7 +430,9 @@ impl Observer for Oracle {
             Act::Exit(_) => self.vcpus[id].in_guest = false,
             Act::VcpuLoad(pcpu) => {
                 let vcpu = &mut self.vcpus[id];
-                vcpu.window.bookkeeping |= vcpu.pcpu != pcpu.0 || !vcpu.entered;
+                let moved = vcpu.pcpu != pcpu.0 || !vcpu.entered;
+                vcpu.window.bookkeeping |= moved;
+                vcpu.window.moved |= moved;
                 vcpu.pcpu = pcpu.0;
             }
             Act::VmcsLoad => self.vcpus[id].window.moved = true,
