@@ -317,7 +317,11 @@ impl Machine {
         self.post(v, Request::TlbFlushCurrent, o);
         if how == SvmNestedTransition::Both && !self.never() {
             let other = &mut self.vcpus[v].nested.away.vmcb;
+            let effective = other.tlb_control == 0;
             other.tlb_control = other.tlb_control.max(3);
+            let (hook, by) = (Hook::Current, HookBy::Direct);
+            let at = self.at_vcpu(v);
+            o.act(&at, &Act::Hook { hook, by, effective }, self);
         }
     }
 
