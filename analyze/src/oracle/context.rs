@@ -10,6 +10,9 @@ use tlbscope_sim::arch::required::Scope;
 
 use super::floors::{Floors, Obligation};
 
+/// How many obligations of a tag may wait for the invalidation that serves them.
+const RECENT: usize = 64;
+
 /// The floors of one vCPU by virtual tag. It acts as the floors of the tag that is current.
 #[derive(Clone, Debug, Default)]
 pub struct Contexts {
@@ -88,6 +91,12 @@ impl Contexts {
     /// Every obligation that can be named.
     pub fn all(&self) -> impl Iterator<Item = &Obligation> {
         self.here.log.iter().chain(self.away.values().flat_map(|floors| &floors.log))
+    }
+
+    /// The latest obligations of every tag.
+    pub fn recent(&mut self) -> impl Iterator<Item = &mut Obligation> {
+        let all = [&mut self.here].into_iter().chain(self.away.values_mut());
+        all.flat_map(|floors| floors.log.iter_mut().rev().take(RECENT))
     }
 
     /// The obligation of this instant and scope, in whichever tag it is owed.
