@@ -1,7 +1,7 @@
 //! Accesses and stores of L2 on L1's nested tables: two page-table walks, the second through the
 //! shadow of those tables.
 
-use tlbscope_trace::act::{Act, Class, Copied, Fill, FillKind, Source, Tag};
+use tlbscope_trace::act::{Act, Copied, Fill, FillKind, Source, Tag};
 use tlbscope_trace::addr::{Gpa, Gva, PAGE_BYTES, PageSize};
 use tlbscope_trace::nested::{Tables, VIOLATION};
 use tlbscope_trace::observe::Observer;
@@ -21,6 +21,8 @@ enum Stage2 {
     Mapped(Leaf, Option<(tlbscope_trace::addr::Sp, u16)>),
     /// The hypervisor had to map it first.
     Again,
+    /// The hypervisor has to wait before it may.
+    Wait,
     /// L1's own tables do not map it: L1 gets the exit.
     Violation,
     /// No memory stands behind it.
@@ -59,6 +61,7 @@ impl Machine {
             match self.stage2(v, tables, step.gpa, AccessKind::Read, o) {
                 Stage2::Mapped(..) => {}
                 Stage2::Again => return Walked::Again,
+                Stage2::Wait => return Walked::Wait,
                 Stage2::Violation | Stage2::Mmio(_) => return Walked::Fault(VIOLATION),
             }
         }
@@ -72,6 +75,7 @@ impl Machine {
         let (mapped, read) = match self.stage2(v, tables, at, access.kind, o) {
             Stage2::Mapped(mapped, read) => (mapped, read),
             Stage2::Again => return Walked::Again,
+            Stage2::Wait => return Walked::Wait,
             Stage2::Violation => return Walked::Fault(VIOLATION),
             Stage2::Mmio(gpa) => return Walked::Mmio(Gpa(gpa.0 | access.gva.0 & 0xfff)),
         };
@@ -121,7 +125,7 @@ impl Machine {
             AccessKind::Write => leaf.write,
             AccessKind::Exec => !leaf.xd,
         };
-        let tag = Tag { class: Class::GuestPhysical, ..self.vcpus[v].context.tag };
+        let tag = self.physical_tag(v);
         let pcpu = self.vcpus[v].pcpu.0 as usize;
         let intel = self.config.vendor == Vendor::Intel;
         if intel && let Some(cached) = self.pcpus[pcpu].tlb.lookup_gpa(&tag, at).copied() {
@@ -142,8 +146,8 @@ impl Machine {
             return Stage2::Mapped(leaf, Some((sp, index)));
         }
         self.exit(v, None, o);
-        let fixed = self.nested_fault(v, tables, at, kind, o);
-        if !matches!(fixed, Stage2::Violation) {
+        let fixed = self.l2_fault(v, tables, at, kind, o);
+        if !matches!(fixed, Stage2::Violation | Stage2::Wait) {
             self.enter(v, false, o);
         }
         fixed
@@ -171,7 +175,7 @@ impl Machine {
     }
 
     /// An EPT violation or #NPF in L2: walk L1's tables, reflect or install.
-    fn nested_fault<O: Observer>(
+    fn l2_fault<O: Observer>(
         &mut self,
         v: usize,
         tables: Tables,
@@ -184,13 +188,20 @@ impl Machine {
         let Ok(leaf) = walk.result else { return Stage2::Violation };
         let within = at.0 & (leaf.size.bytes() - 1) & !(PAGE_BYTES - 1);
         let gpa = Gpa(leaf.gpa.0 & !(leaf.size.bytes() - 1) | within);
+        if self.must_wait(v, gpa) {
+            return Stage2::Wait;
+        }
+        if kind == AccessKind::Write {
+            self.host_write_fault(gpa.0 / PAGE_BYTES, o);
+        }
         let Some(hpa) = self.back(gpa) else { return Stage2::Mmio(gpa) };
         // The root may have gone with the exit's requests.
         let Some(root) = self.vcpus[v].mmu.root.and_then(|root| root.sp) else {
             return Stage2::Again;
         };
         let sp = self.shadow_path(v, root, &registers(&tables), &walk, Gva(at.0), o);
-        let write = leaf.rights.write && self.guest_may_write(gpa) && !self.is_protected(gpa);
+        let write =
+            leaf.rights.write && self.host_writable(gpa.0 / PAGE_BYTES) && !self.is_protected(gpa);
         let place = index(at.0, 1);
         let old = self.shadow.spte(sp, place);
         let moved = matches!(old, Spte::Leaf(old) if old.hpa != hpa);

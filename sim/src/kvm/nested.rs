@@ -150,7 +150,7 @@ impl Machine {
         {
             self.eptps.push(eptp);
         }
-        self.drain(v, o);
+        self.drain_requests(v, o);
         let before = self.vcpus[v].regs;
         let loaded = self.vcpus[v].nested.away.regs.unwrap_or(before);
         let regs = Regs {
@@ -167,7 +167,7 @@ impl Machine {
         self.change_mmu(v, l2.tables.is_some(), o);
         if enter.fail {
             if self.policy.mechanics.nested_fail_drain {
-                self.drain(v, o);
+                self.drain_requests(v, o);
             }
             self.leave(v, l2, true, o);
         }
@@ -180,7 +180,7 @@ impl Machine {
             return Err(Refused { op: "l2exit", why: "L1 runs: `l2enter` first".into() });
         };
         self.exit(v, None, o);
-        self.drain(v, o);
+        self.drain_requests(v, o);
         self.leave(v, l2, false, o);
         Ok(())
     }
@@ -204,7 +204,7 @@ impl Machine {
     }
 
     /// kvm_service_local_tlb_flush_requests: what is pending is served in the context that is left.
-    fn drain<O: Observer>(&mut self, v: usize, o: &mut O) {
+    fn drain_requests<O: Observer>(&mut self, v: usize, o: &mut O) {
         let drain = self.policy.mechanics.nested_drain;
         if drain != NestedDrain::None && self.serve(v, Request::TlbFlushCurrent, o) {
             self.flush_hook(v, Hook::Current, HookBy::Request, o);
@@ -236,8 +236,10 @@ impl Machine {
                 let at = Gpa(regs.root().0 + 8 * n as u64);
                 self.l1_gpa(v, at).map_or(0, |at| self.memory.read(at))
             });
-            self.vcpus[v].regs = regs;
         }
+        let vcpu = &mut self.vcpus[v];
+        vcpu.regs = regs;
+        (vcpu.kvm_pdpte, vcpu.vmcs_pdpte) = (regs.pdpte, regs.pdpte);
         // A VMCS that was last active elsewhere, or never, is loaded (facts 5.10).
         let moved = came.vmcs_pcpu != Some(pcpu);
         let vmx = self.config.vendor == Vendor::Intel;

@@ -51,6 +51,8 @@ impl Role {
             _ => None,
         }
     }
+    /// No longer to be trusted: userspace has set CPUID.
+    pub const STALE: u32 = 1 << 31;
 
     /// The word without SMEP and SMAP under WP = 0.
     #[must_use]
