@@ -132,7 +132,7 @@ impl Machine {
             }
         }
         // Under TDP, where this is one of L1's nested tables, L1's own mapping of it loses the right.
-        changed |= self.trees.maps(gfn);
+        changed |= self.trees.maps_any(&(gfn..gfn + 1));
         let gpa = Gpa(gfn * PAGE_BYTES);
         let op = ArchOp::HostChange { gpa, size: PAGE_BYTES, rights: true };
         self.arch(o, None, &op, false);

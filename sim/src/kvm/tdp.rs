@@ -135,12 +135,6 @@ impl Trees {
         }
     }
 
-    /// Whether some tree maps this guest frame.
-    #[must_use]
-    pub fn maps(&self, gfn: u64) -> bool {
-        self.trees.iter().any(|tree| tree.map.contains_key(&gfn))
-    }
-
     /// Forgets what these frames map to, in every tree. True if something was mapped.
     pub fn zap(&mut self, first: u64, frames: u64) -> bool {
         let mut any = false;
