@@ -175,12 +175,12 @@ impl Naive {
 
     /// The guest-physical copies through which a frame was reached: when the host's mapping was
     /// read, and whether L1 outlawed one.
-    fn physical_read(&self, tag: &Tag, gpa: u64) -> Option<(u64, bool)> {
+    fn physical_read(&self, tag: &Tag, frame: &Copied) -> Option<(u64, bool)> {
         let of = self.copies.iter().filter(|c| {
             c.physical
                 && c.tag.pcpu == tag.pcpu
                 && c.tag.ep4ta == tag.ep4ta
-                && c.content.gpa.0 == gpa
+                && (c.content.gpa, c.content.hpa) == (frame.gpa, frame.hpa)
         });
         of.map(|c| (c.host_read, c.struck)).reduce(|a, b| (a.0.min(b.0), a.1 | b.1))
     }
@@ -322,7 +322,7 @@ impl Observer for Naive {
         match fill.source {
             Source::Shadow { sp, index } => self.strike_frozen(&mut copy, sp.0, index),
             Source::Guest if self.used_physical => {
-                let read = self.physical_read(&fill.tag, fill.copy.gpa.0);
+                let read = self.physical_read(&fill.tag, &fill.copy);
                 let (read, struck) = read.unwrap_or((self.now, false));
                 copy.host_read = read;
                 copy.struck |= struck;

@@ -328,7 +328,7 @@ impl Oracle {
         let mut stamp = Stamp { g: now, h: now, n: 0, shift, impossible: false, mode: 0 };
         match fill.source {
             _ if world.l2(VcpuId(id as u16)).is_some_and(|l2| l2.tables.is_some()) => {
-                (stamp.n, stamp.h) = self.nested_stamp(&fill.tag, fill.source, fill.copy.gpa.0);
+                (stamp.n, stamp.h) = self.nested_stamp(fill.source);
             }
             Source::Guest => {
                 stamp.h = self.physical_stamp(&fill.tag, fill.copy.gpa.0).1;
@@ -530,6 +530,11 @@ impl Observer for Oracle {
                 let (pcpu, ep4ta) = (fill.tag.pcpu.0, fill.tag.ep4ta.0);
                 let key = (pcpu, ep4ta, frame >> shift, shift as u8);
                 self.physical.insert(key, (stamp.h, stamp.n));
+                // In L2 the walk goes on through it (`nested`).
+                if stamp.n != 0 && self.used_h_count < self.used_h.len() {
+                    self.used_h[self.used_h_count] = (stamp.h, stamp.n);
+                    self.used_h_count += 1;
+                }
             }
         }
         stamp.mark()

@@ -6,7 +6,7 @@
 
 use tlbscope_sim::arch::nested;
 use tlbscope_sim::paging::nested::{L2Memory, translate};
-use tlbscope_trace::act::{At, Outcome, Source, Tag};
+use tlbscope_trace::act::{At, Outcome, Source};
 use tlbscope_trace::addr::{Gpa, Hpa, VcpuId};
 use tlbscope_trace::nested::{NestedOp, VIOLATION};
 use tlbscope_trace::observe::World;
@@ -40,13 +40,17 @@ impl Oracle {
     }
 
     /// The stamps of a copy made through L1's nested tables: (of the nested tables, of the host).
-    pub(super) fn nested_stamp(&self, tag: &Tag, source: Source, gpa: u64) -> (u64, u64) {
+    pub(super) fn nested_stamp(&self, source: Source) -> (u64, u64) {
         match source {
             Source::Shadow { sp, index } => {
                 let (n, h) = self.shadow.entry(sp, index);
                 (n.unwrap_or(self.now), h.unwrap_or(self.now))
             }
-            _ => self.physical_stamp(tag, gpa),
+            // The mapping of the leaf's frame is the last that the walk used or made.
+            _ => match self.used_h[..self.used_h_count].last() {
+                Some((h, n)) => (*n, *h),
+                None => (self.now, self.now),
+            },
         }
     }
 
