@@ -31,6 +31,8 @@ struct Cached {
     address: u64,
     bytes: u64,
     content: Copied,
+    /// When it was last known equal to the guest's entries.
+    read: u64,
     /// When the host's mapping was read.
     host_read: u64,
     /// A binding operation outlaws it.
@@ -166,6 +168,7 @@ impl Naive {
         copy.host_read = made.unwrap_or(self.now);
         let Some((_, frozen)) = self.unsync.iter().find(|u| u.0 == sp) else { return };
         let known_equal = (*frozen).max(made.unwrap_or(0));
+        copy.read = known_equal;
         for owed in &self.owed {
             if owed.time > known_equal && owed.strikes(copy) {
                 copy.struck = true;
@@ -316,6 +319,7 @@ impl Observer for Naive {
             address: fill.address & !(bytes - 1),
             bytes,
             content: fill.copy,
+            read: self.now,
             host_read: self.now,
             struck: false,
         };
@@ -355,7 +359,8 @@ impl Observer for Naive {
             && let Some(place) = self.find(vcpu, tag, *global, gva, copy)
         {
             let found = &self.copies[place];
-            struck |= found.struck || self.host_struck(copy.gpa, found.host_read);
+            struck |= self.struck_for(found, Made::now(world, vcpu))
+                || self.host_struck(copy.gpa, found.host_read);
             used = Some(copy);
         }
         if struck {

@@ -55,6 +55,16 @@ impl Owed {
 }
 
 impl Naive {
+    /// Whether a copy that these tags use is outlawed. One that was made under another tag, and that
+    /// the hypervisor left where this one finds it, is measured by what this one's L1 was promised.
+    pub(super) fn struck_for(&self, copy: &Cached, now: Made) -> bool {
+        if copy.made.tag == now.tag {
+            return copy.struck;
+        }
+        let as_own = Cached { made: now, ..copy.clone() };
+        self.owed.iter().any(|owed| owed.time > copy.read && owed.strikes(&as_own))
+    }
+
     pub(super) fn nested_op<W: World>(&mut self, vcpu: u16, op: &NestedOp, world: &W) {
         if let Some((whose, owed)) = required(world.vendor(), op) {
             let known = |tag: u16| self.tags.contains(&(vcpu, tag));
