@@ -136,7 +136,7 @@ fn wanted(what: &What, cached: &Cached) -> bool {
         What::Scope(scope) => in_scope(scope, &seen),
         What::Address { gva, path } => seen.at(gva.0) || structure && !path,
         What::NonGlobalTranslations => !structure && !cached.global,
-        What::Physical(gpa) => matches!(cached.copy, Copy::Physical(_)) && seen.at(gpa.0),
+        What::Physical(gpa) => seen.at(gpa.0),
         What::Broadcast(b) => {
             let pcid = b.pcid.is_none_or(|p| seen.made_under(p.0));
             pcid && (b.global || !seen.global()) && in_range(&b, &seen)

@@ -62,6 +62,8 @@ struct Changed {
     from: u64,
     end: u64,
     time: u64,
+    /// Read-only copies may stay.
+    rights: bool,
     dead: bool,
 }
 
@@ -140,9 +142,9 @@ impl Naive {
     fn host(&mut self, op: &ArchOp) -> bool {
         let now = self.now;
         match *op {
-            ArchOp::HostChange { gpa, size, .. } => {
+            ArchOp::HostChange { gpa, size, rights } => {
                 let (from, end) = (gpa.0, gpa.0.saturating_add(size));
-                self.changes.push(Changed { from, end, time: now, dead: false });
+                self.changes.push(Changed { from, end, time: now, rights, dead: false });
                 true
             }
             ArchOp::HostDead { gpa, size } => {
@@ -158,8 +160,10 @@ impl Naive {
     }
 
     /// Whether a copy of this frame, its host mapping read at `read`, is outlawed by the host.
-    fn host_struck(&self, gpa: Gpa, read: u64) -> bool {
-        self.changes.iter().any(|c| c.dead && c.time > read && c.from <= gpa.0 && gpa.0 < c.end)
+    fn host_struck(&self, copy: &Copied, read: u64) -> bool {
+        let (gpa, write) = (copy.gpa.0, copy.write);
+        let of = |c: &&Changed| c.from <= gpa && gpa < c.end && (write || !c.rights);
+        self.changes.iter().filter(of).any(|c| c.dead && c.time > read)
     }
 
     /// A copy read from a frozen shadow entry is struck out if anything since was owed for it.
@@ -360,7 +364,7 @@ impl Observer for Naive {
         {
             let found = &self.copies[place];
             struck |= self.struck_for(found, Made::now(world, vcpu))
-                || self.host_struck(copy.gpa, found.host_read);
+                || self.host_struck(copy, found.host_read);
             used = Some(copy);
         }
         if struck {

@@ -3,15 +3,18 @@
 
 use tlbscope_sim::arch::required::{NOFLUSH_RESIDENCE, Scope};
 use tlbscope_trace::act::{Class, Context, Inv};
-use tlbscope_trace::addr::VcpuId;
+use tlbscope_trace::addr::{Sp, VcpuId};
 use tlbscope_trace::observe::World;
 use tlbscope_trace::regs::{Cr4, MmuKind};
 
 use super::credit::By;
-use super::floors::{Obligation, Target, address, covers};
+use super::floors::{Floors, Obligation, Target, address, covers};
 use super::hardware::{Group, GroupKey, Held, one_page};
 use super::{Oracle, Vcpu};
 use crate::finding::{Finding, Findings, Kind};
+
+/// Obligations of one page that wait for their PCID to be current.
+const DEFERRED: usize = 256;
 
 /// Whether a container may hold a copy that the obligation outlaws.
 fn holds(o: &Obligation, key: &GroupKey, (pcid, global): (u16, bool), held: &Held) -> bool {
@@ -23,6 +26,25 @@ fn holds(o: &Obligation, key: &GroupKey, (pcid, global): (u16, bool), held: &Hel
     match gva {
         Some(_) => held.since < o.time && o.done != Some((key.pcpu, key.id)),
         None => held.stamp < o.time,
+    }
+}
+
+impl Vcpu {
+    /// A root becomes the active one. More than the latest few no hypervisor keeps.
+    fn uses(&mut self, root: Sp, pcid: u16, tag: u16) {
+        const ROOTS: usize = 16;
+        if self.roots.last() == Some(&(root, pcid, tag)) {
+            return;
+        }
+        match self.roots.iter().position(|slot| *slot == (root, pcid, tag)) {
+            Some(place) => self.roots[place..].rotate_left(1),
+            None => {
+                if self.roots.len() == ROOTS {
+                    self.roots.remove(0);
+                }
+                self.roots.push((root, pcid, tag));
+            }
+        }
     }
 }
 
@@ -99,10 +121,8 @@ impl Oracle {
         vcpu.in_guest = true;
         vcpu.pcpu = context.tag.pcpu.0;
         if let Some(root) = context.shadow_root {
-            let slot = (root, context.tag.pcid.0, vcpu.floors.tag());
-            if !vcpu.roots.contains(&slot) {
-                vcpu.roots.push(slot);
-            }
+            let tag = vcpu.floors.tag();
+            vcpu.uses(root, context.tag.pcid.0, tag);
         }
         let owner = (id as u16, vcpu.floors.tag());
         let shadow = context.shadow_root.is_some();
@@ -137,6 +157,7 @@ impl Oracle {
     fn expose<W: World>(&mut self, id: usize, world: &W, unchanged: bool) {
         let Self { vcpus, hardware, shadow, findings, now, .. } = self;
         let Vcpu { floors, context, .. } = &mut vcpus[id];
+        let floors: &mut Floors = floors;
         let judged = floors.judged;
         if unchanged && floors.latest < judged {
             return;
@@ -160,8 +181,19 @@ impl Oracle {
                 }
             }
         }
-        let start = floors.log.partition_point(|o| o.time < judged);
-        for o in floors.log.range_mut(start..) {
+        let Floors { log, deferred, .. } = floors;
+        deferred.retain(|time| {
+            let place = log.partition_point(|o| o.time < *time);
+            let at_time = |o: &&mut Obligation| o.time == *time && address(&o.scope).is_some();
+            let Some(o) = log.range_mut(place..).take(4).find(at_time) else { return false };
+            let held = group.iter().any(|(tag, held)| reach(tag) && holds(o, &key, *tag, held));
+            if held {
+                report(o, id, findings);
+            }
+            !held && group.iter().any(|(tag, held)| holds(o, &key, *tag, held))
+        });
+        let start = log.partition_point(|o| o.time < judged);
+        for o in log.range_mut(start..) {
             let Some(gva) = address(&o.scope) else { continue };
             let below = || {
                 let stamp = shadow.frozen_entry(context.shadow_root?, gva)?;
@@ -170,6 +202,11 @@ impl Oracle {
             let held = group.iter().any(|(tag, held)| reach(tag) && holds(o, &key, *tag, held));
             if held || below().is_some() {
                 report(o, id, findings);
+            } else if o.must && group.iter().any(|(tag, held)| holds(o, &key, *tag, held)) {
+                if deferred.len() == DEFERRED {
+                    deferred.remove(0);
+                }
+                deferred.push(o.time);
             }
         }
         floors.judged = *now;

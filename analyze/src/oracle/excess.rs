@@ -30,7 +30,6 @@ impl Oracle {
             }
             Act::Hook { hook: Hook::All, .. } if vcpu.window.moved => {
                 vcpu.window.moved = false;
-                vcpu.window.bookkeeping = false;
                 vcpu.window.hook = None;
                 vcpu.hooked = self.now;
                 self.findings.bookkeeping += 1;
@@ -45,6 +44,7 @@ impl Oracle {
                 if hook == Hook::All {
                     vcpu.hooked = self.now;
                 }
+                // What is left on a pCPU that the vCPU comes back to is wide: not too much.
                 vcpu.window.hook = Some(name);
                 for open in &mut vcpu.window.open {
                     open.judged = false;

@@ -174,6 +174,9 @@ pub struct Floors {
     pub latest: u64,
     /// Exposures of obligations up to here were judged.
     pub judged: u64,
+    /// Obligations of one page in a PCID that was not current at their deadline, by their time:
+    /// judged when the PCID is.
+    pub deferred: Vec<u64>,
     /// What can be named, oldest first.
     pub log: VecDeque<Obligation>,
 }

@@ -61,7 +61,8 @@ impl Oracle {
         {
             (*event, *op) = (linked, "store");
         }
-        let Some(cause) = cause.or_else(|| self.mode_cause(id, &stamp, other_mode, a, &now)) else {
+        let cause = cause.or_else(|| self.mode_cause(id, &stamp, other_mode, a, &now));
+        let Some(cause) = cause.filter(|cause| !self.lacks(cause)) else {
             self.findings.spurious_faults +=
                 u64::from(faulted && matches!(now.outcome, Outcome::Gpa(_)));
             return;
@@ -71,6 +72,11 @@ impl Oracle {
             || !faulted && (frames_differ(a.hpa, now.copied.hpa) || key || now.sets_ad);
         let mechanism = if shadow { "shadow-tlb" } else { "tlb" };
         self.report_use(at, id, a, cause, &target, &stamp, &copy, harmful, mechanism);
+    }
+
+    /// Whether a cause is of the row that this oracle's table lacks.
+    fn lacks(&self, cause: &Cause) -> bool {
+        matches!(cause, Cause::Other { rule, .. } if self.without == Some(rule.id))
     }
 
     /// What outlaws a copy, the binding first.
@@ -87,7 +93,7 @@ impl Oracle {
             let event = self.vcpus[id].op.0;
             return Some(Cause::Other { rule: &BIRTH, op: "entry", event });
         }
-        if s.h <= self.host.latest_due && self.host.outlaws(copy.gpa.0, s.h) {
+        if s.h <= self.host.latest_due && self.host.outlaws(copy.gpa.0, s.h, copy.write) {
             return Some(Cause::Host);
         }
         if !self.host.releases.is_empty()
@@ -202,7 +208,9 @@ impl Oracle {
                 }
             }
             Cause::Host => {
-                let Some(change) = self.host.earliest(copy.gpa.0, stamp.h) else { return };
+                let Some(change) = self.host.earliest(copy.gpa.0, stamp.h, copy.write) else {
+                    return;
+                };
                 match change.missed.iter_mut().find(|m| usize::from(m.0) == id) {
                     Some((_, slot, was)) => {
                         self.findings.again(*slot, harmful, *was);

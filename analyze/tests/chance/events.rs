@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use tlbscope_sim::machine::config::{MachineConfig, Mode};
-use tlbscope_trace::addr::{Gpa, Gva, PAGE_BYTES, PageSize, Time, VcpuId};
+use tlbscope_trace::addr::{Gpa, Gva, PAGE_BYTES, PageSize, PcpuId, Time, VcpuId};
 use tlbscope_trace::op::{
     Access, AccessKind, Actor, Event, HostOp, Invpcid, InvpcidType, Op, Perms, RegWrite,
 };
@@ -37,6 +37,18 @@ fn access() -> impl Strategy<Value = Op> {
         .prop_map(|(gva, kind, user, ac)| Op::Access(Access { gva, kind, user, ac }))
 }
 
+/// Large pages; what the paging mode does not have is refused and skipped.
+fn large() -> impl Strategy<Value = Op> {
+    let sizes = vec![PageSize::Size2M, PageSize::Size2M, PageSize::Size4M, PageSize::Size1G];
+    let places = prop::sample::select(vec![0u64, 0x40_0000, 0x80_0000]);
+    (prop::sample::select(sizes), places.clone(), places, perms(), root()).prop_map(
+        |(size, gva, gpa, perms, root)| {
+            let within = |address: u64| address & !(size.bytes() - 1);
+            Op::Map { gva: Gva(within(gva)), gpa: Gpa(within(gpa)), size, perms, root }
+        },
+    )
+}
+
 fn stores() -> impl Strategy<Value = Op> {
     let size = PageSize::Size4K;
     // Entries of the tables that `map` allocates first, from 0x10_0000 upward.
@@ -47,6 +59,7 @@ fn stores() -> impl Strategy<Value = Op> {
         1 => (gva(), root()).prop_map(|(gva, root)| Op::Unmap { gva, root }),
         2 => (gva(), perms(), root())
             .prop_map(|(gva, perms, root)| Op::Protect { gva, perms, root }),
+        1 => large(),
         1 => entry.prop_map(|(table, index, bits, frame)| {
             let bits = [0x27, 0x67, 0x25, 0x167, 0x23, 0][bits as usize];
             Op::Store { gpa: Gpa(0x10_0000 + table * PAGE_BYTES + index * 8), value: frame | bits }
@@ -60,12 +73,13 @@ fn registers(amd: bool) -> impl Strategy<Value = Op> {
             .prop_map(|(bit, on)| RegWrite { clear: bit, set: if on { bit } else { 0 } })
     };
     let cr0 = [Cr0::WP, Cr0::WP, Cr0::TS, Cr0::CD, Cr0::PG].map(|b| b.bits());
-    let mut cr4 = [Cr4::PGE, Cr4::PCIDE, Cr4::SMEP, Cr4::SMAP, Cr4::PKE, Cr4::PSE, Cr4::PAE]
-        .map(|b| b.bits());
+    let mut cr4 =
+        [Cr4::PGE, Cr4::PCIDE, Cr4::SMEP, Cr4::SMAP, Cr4::PKE, Cr4::PSE, Cr4::PAE, Cr4::LA57]
+            .map(|b| b.bits());
     if amd {
         cr4[4] = Cr4::PGE.bits();
     }
-    let efer = [Efer::NXE, Efer::SCE].map(|b| b.bits());
+    let efer = [Efer::NXE, Efer::SCE, Efer::LME].map(|b| b.bits());
     let cr3 =
         (prop::sample::select(ROOTS.to_vec()), prop::sample::select(PCIDS.to_vec()), any::<bool>());
     prop_oneof![
@@ -88,6 +102,9 @@ fn invalidations() -> impl Strategy<Value = Op> {
         1 => Just(Op::Init),
         1 => gva().prop_map(Op::Prefetch),
         1 => Just(Op::Exit(None)),
+        1 => Just(Op::Out),
+        2 => Just(Op::In),
+        1 => gpa().prop_map(|gpa| Op::Release { gpa, size: PAGE_BYTES }),
     ]
 }
 
@@ -95,6 +112,10 @@ fn host() -> impl Strategy<Value = Op> {
     prop_oneof![
         3 => gpa().prop_map(|gpa| HostOp::Unmap { gpa, size: PAGE_BYTES }),
         1 => Just(HostOp::ZapAll),
+        2 => (0u16..2, 0u16..2).prop_map(|(vcpu, pcpu)| HostOp::Migrate {
+            vcpu: VcpuId(vcpu),
+            pcpu: PcpuId(pcpu),
+        }),
     ]
     .prop_map(|op| Op::Host(Box::new(op)))
 }

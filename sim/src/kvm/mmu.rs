@@ -256,10 +256,9 @@ impl Machine {
                 self.post(v, Request::MmuSync, o);
             }
             let sync = self.policy.mechanics.link_unsync == LinkUnsync::Sync && !self.never();
-            if self.shadow.page(sp).unsync && sync && self.sync_page(sp, o) {
-                if self.policy.mechanics.remote_flush.sync {
-                    self.remote_flush(o);
-                }
+            let changed = self.shadow.page(sp).unsync && sync && self.sync_page(sp, o);
+            if changed && self.policy.mechanics.remote_flush.sync {
+                self.remote_flush(o);
             }
             return sp;
         }

@@ -37,7 +37,8 @@ impl Machine {
             write: write
                 && entry & 1 << 1 != 0
                 && dirty
-                && self.host_writable(old.gpa.0 / PAGE_BYTES),
+                && self.host_writable(old.gpa.0 / PAGE_BYTES)
+                && !self.is_protected(old.gpa),
             user: user && entry & 1 << 2 != 0,
             xd: !exec || (bytes == 8 && entry >> 63 != 0),
             ..old
@@ -102,6 +103,10 @@ impl Machine {
             self.remote_flush(o);
         }
         self.protected_tables(&pages, o);
+        // All of them are tables again before the first entry is read: one may map another.
+        for sp in &pages {
+            self.shadow.set_unsync(*sp, false);
+        }
         let mut changed = false;
         for sp in pages {
             changed |= self.sync_page(sp, o);
