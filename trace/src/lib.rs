@@ -13,6 +13,7 @@ pub mod codec;
 pub mod import;
 pub mod jsonl;
 pub mod native;
+pub mod nested;
 pub mod observe;
 pub mod op;
 pub mod recording;

@@ -8,9 +8,9 @@ use tlbscope_trace::op::{
 };
 use tlbscope_trace::regs::{CR3_NOFLUSH, Cr0, Cr4, Efer, Vendor};
 
-const PAGES: [u64; 4] = [0x7000, 0x8000, 0x40_0000, 0x80_3000];
+pub const PAGES: [u64; 4] = [0x7000, 0x8000, 0x40_0000, 0x80_3000];
 const FRAMES: [u64; 4] = [0x5000, 0x6000, 0x9000, 0xa000];
-const ROOTS: [u64; 3] = [0x1000, 0x2000, 0x1000];
+pub const ROOTS: [u64; 3] = [0x1000, 0x2000, 0x1000];
 const PCIDS: [u64; 3] = [0, 1, 2];
 
 fn gva() -> impl Strategy<Value = Gva> {

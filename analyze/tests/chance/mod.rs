@@ -1,6 +1,7 @@
 //! Random machines, policies and event lists, and a run of them that both oracles watch.
 
 mod events;
+pub mod nested;
 mod policies;
 mod watch;
 

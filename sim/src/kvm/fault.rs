@@ -132,7 +132,7 @@ impl Machine {
     }
 
     /// The shadow pages down to the page table of `gva`, made and linked where they are missing.
-    fn shadow_path<O: Observer>(
+    pub(crate) fn shadow_path<O: Observer>(
         &mut self,
         v: usize,
         root: Sp,
@@ -311,7 +311,7 @@ impl Machine {
 
     /// Whether a fault on this address has to wait (facts 5.9). The vCPU is outside the guest then,
     /// and its access is taken again when the invalidation has ended.
-    fn must_wait(&mut self, v: usize, gpa: Gpa) -> bool {
+    pub(crate) fn must_wait(&mut self, v: usize, gpa: Gpa) -> bool {
         let wait = self.notifier.lock_held() || self.notifier.in_progress(gpa.0 / PAGE_BYTES);
         if wait {
             self.vcpus[v].waits_for = Some(gpa.0 / PAGE_BYTES);

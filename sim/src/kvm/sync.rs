@@ -21,7 +21,11 @@ impl Machine {
     /// of the same frame.
     fn reread(&self, sp: Sp, index: u16, old: Leaf) -> Option<Leaf> {
         let (gpa, bytes) = self.guest_entry(sp, index);
-        let entry = self.memory.read_entry(gpa, bytes);
+        let raw = self.memory.read_entry(gpa, bytes);
+        let entry = match self.shadow.page(sp).role.nested_format() {
+            Some(format) => crate::paging::nested::ordinary(format, raw),
+            None => raw,
+        };
         let (present, accessed) = (entry & 1 != 0, entry & 1 << 5 != 0);
         let frame = entry & 0x000f_ffff_ffff_f000;
         if !present || !accessed || frame != old.gpa.0 {
@@ -132,6 +136,8 @@ impl Machine {
                 changed = true;
             }
         }
+        // Under TDP, where this is one of L1's nested tables, L1's own mapping of it loses the right.
+        changed |= self.trees.maps_any(&(gfn..gfn + 1));
         let gpa = Gpa(gfn * PAGE_BYTES);
         let op = ArchOp::HostChange { gpa, size: PAGE_BYTES, rights: true };
         self.arch(o, None, &op, false);
