@@ -149,6 +149,30 @@ pub struct Machine {
     pub max_findings: usize,
 }
 
+/// How a recording is read, and which part of it.
+#[derive(Clone, Debug, Default, Arguments)]
+#[command(next_help_heading = "Reading recordings")]
+pub struct Reading {
+    /// The recorded host's /proc/kallsyms: what function a probe's address is
+    #[arg(long, value_name = "FILE")]
+    pub kallsyms: Option<PathBuf>,
+    /// The probes' definitions (kprobe_events): what function a probe's name is
+    #[arg(long, value_name = "FILE")]
+    pub probes: Option<PathBuf>,
+    /// The VM, where a recording shows several: a number of the list that is printed, or `all`
+    #[arg(long, value_name = "N|all")]
+    pub vm: Option<String>,
+    /// These vCPUs only
+    #[arg(long, value_delimiter = ',', value_name = "N,N,...")]
+    pub vcpu: Vec<u16>,
+    /// Nothing before: 1500ns, 3us, 2ms, 1s since the start, or @13.527994 of the recorder's clock
+    #[arg(long, value_name = "TIME")]
+    pub from: Option<String>,
+    /// Nothing after
+    #[arg(long, value_name = "TIME")]
+    pub to: Option<String>,
+}
+
 /// Arguments of `simulate`.
 #[derive(Debug, Arguments)]
 pub struct Simulate {
@@ -163,6 +187,9 @@ pub struct Simulate {
     /// The machine.
     #[command(flatten)]
     pub machine: Machine,
+    /// How it is read.
+    #[command(flatten)]
+    pub reading: Reading,
 }
 
 /// Arguments of `compare`.
@@ -177,6 +204,9 @@ pub struct Compare {
     /// The machine.
     #[command(flatten)]
     pub machine: Machine,
+    /// How it is read.
+    #[command(flatten)]
+    pub reading: Reading,
 }
 
 /// Arguments of `audit`.
@@ -194,6 +224,9 @@ pub struct Audit {
     /// List excessive flushes and resets one by one, not only their numbers
     #[arg(long)]
     pub excessive: bool,
+    /// How it is read.
+    #[command(flatten)]
+    pub reading: Reading,
 }
 
 /// Arguments of `scenarios`.
@@ -246,6 +279,9 @@ pub struct Import {
     /// Where to write
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
+    /// How it is read.
+    #[command(flatten)]
+    pub reading: Reading,
 }
 
 /// Arguments of `export`.
@@ -275,6 +311,9 @@ pub enum Form {
 pub struct Info {
     /// The trace, `-` for standard input
     pub trace: PathBuf,
+    /// How it is read.
+    #[command(flatten)]
+    pub reading: Reading,
 }
 
 /// Subcommands of `policy`.

@@ -42,16 +42,16 @@ pub(super) struct Vcpu {
     /// Whether the request of flush_current was seen, where kvm_service_local_tlb_flush_requests
     /// is probed; `None` where it is not.
     pub current_requested: Option<bool>,
-    /// Inside kvm_set_cr0, 3 or 4: index of the operation.
-    pub setting: Option<(usize, usize)>,
-    /// An operation that kvm_cr told, which kvm_set_crN will tell again: register and index.
-    pub told: Option<(usize, usize)>,
-    /// INVLPG, INVPCID or WRMSR of EFER of this exit window: index of the operation.
-    pub invlpg: Option<usize>,
-    pub invpcid: Option<usize>,
-    pub efer: Option<usize>,
-    /// Userspace's register write under way: index of the operation.
-    pub sregs: Option<usize>,
+    /// Inside kvm_set_cr0, 3 or 4: number of the operation.
+    pub setting: Option<(usize, u64)>,
+    /// An operation that kvm_cr told, which kvm_set_crN will tell again: register and number.
+    pub told: Option<(usize, u64)>,
+    /// INVLPG, INVPCID or WRMSR of EFER of this exit window: number of the operation.
+    pub invlpg: Option<u64>,
+    pub invpcid: Option<u64>,
+    pub efer: Option<u64>,
+    /// Userspace's register write under way: number of the operation.
+    pub sregs: Option<u64>,
     /// Hooks that kvm_vcpu_reset still calls: CR0, CR3, CR4, EFER.
     pub reset_hooks: [bool; 4],
     /// The exit window may hold a WRMSR.
@@ -83,6 +83,13 @@ impl Vcpu {
         if self.first[reg] == First::Unknown {
             self.first[reg] = First::Written;
         }
+    }
+
+    /// The oldest operation that a later event may still complete.
+    pub fn oldest_open(&self) -> Option<u64> {
+        let pairs = [self.setting, self.told].map(|pair| pair.map(|(_, number)| number));
+        let single = [self.invlpg, self.invpcid, self.efer, self.sregs];
+        pairs.into_iter().chain(single).flatten().min()
     }
 
     /// An exit window begins or ends: what belongs to its operation is over.

@@ -1,9 +1,11 @@
 //! Lines that tell what KVM did.
 
-use super::Importer;
-use super::line::{Event, arg, number, text_arg, word_after};
+use super::super::event::Event;
+use super::super::number::{bare_hex, number, word_after, words};
 use super::names::Shows;
+use super::page::Page;
 use super::vcpu::{CR0, CR3, CR4, EFER, Place};
+use super::{Importer, PAGES};
 use crate::act::{Act, Hook, HookBy, Request, RootLookup};
 use crate::addr::{Gva, Hpa, Pcid, Sp, VcpuId};
 use crate::op::Op;
@@ -22,12 +24,12 @@ const BITS: [(u32, Request); 7] = [
 const RELOAD: (u32, Request) = (1, Request::MmuReload);
 const INVALID_ROOT: u64 = u64::MAX;
 
-impl Importer {
+impl Importer<'_> {
     /// Compares `req=` with what it was: new bits were posted, gone ones are being served.
     pub(super) fn requests(&mut self, vcpu: VcpuId, event: &Event<'_>) {
-        let Some(req) = arg(event.args, b"req=") else { return };
+        let Some(req) = event.num(b"req") else { return };
         let old = self.state(vcpu).req.replace(req);
-        let reload = self.clues.before_5_12.then_some(RELOAD);
+        let reload = self.clues.before_5_12().then_some(RELOAD);
         for (bit, request) in BITS.into_iter().chain(reload) {
             let mask = 1_u64 << bit;
             // Before the first `req=` a set bit is told as posted: when, nobody saw.
@@ -45,7 +47,7 @@ impl Importer {
             Shows::InitMmu => Act::Init,
             Shows::Unload => Act::Unload,
             Shows::FreeRoots => {
-                let mask = arg(event.args, b"mask=").unwrap_or(0xf);
+                let mask = event.num(b"mask").unwrap_or(0xf);
                 Act::FreeRoots { mask: (mask & 0xf) as u8 }
             }
             Shows::FreeObsolete => Act::FreeObsoleteRoots,
@@ -57,13 +59,13 @@ impl Importer {
                 }
                 Act::FreeObsoleteRoots
             }
-            Shows::NewPgd => Act::NewPgd(new_pgd(event.args)),
+            Shows::NewPgd => Act::NewPgd(new_pgd(event)),
             Shows::Load => {
                 self.state(vcpu).in_load = true;
                 Act::Load
             }
             Shows::LoadPgd => {
-                let root = arg(event.args, b"root_hpa=").or_else(|| arg(event.args, b"root="));
+                let root = event.num(b"root_hpa").or_else(|| event.num(b"root"));
                 Act::LoadPgd { root: Hpa(root.unwrap_or(0)) }
             }
             Shows::SyncRoots => Act::SyncRoots,
@@ -71,16 +73,16 @@ impl Importer {
             Shows::InvpcidGva => return self.invpcid_operand(vcpu, event, true),
             Shows::InvalidatePcid => {
                 self.invpcid_operand(vcpu, event, false);
-                Act::InvalidatePcid(Pcid(arg(event.args, b"pcid=").unwrap_or(0) as u16 & 0xfff))
+                Act::InvalidatePcid(Pcid(event.num(b"pcid").unwrap_or(0) as u16 & 0xfff))
             }
             Shows::InvalidateGva => Act::InvalidateGva(gva(event)),
             Shows::LoadPdptrs => Act::LoadPdptrs { changed: None },
             Shows::RemoteFlush => Act::RemoteFlush { ipi: None },
             Shows::TracePageFault => Act::PageFault {
-                address: word_after(event.args, b"address").and_then(bare_hex).unwrap_or(0),
-                error: word_after(event.args, b"error_code").and_then(bare_hex).unwrap_or(0),
+                address: printed(event, b"fault_address", b"address"),
+                error: printed(event, b"error_code", b"error_code"),
             },
-            Shows::TraceInject => match injected(event.args) {
+            Shows::TraceInject => match injected(event) {
                 Some(act) => act,
                 None => return,
             },
@@ -98,7 +100,7 @@ impl Importer {
             Shows::FlushAsid if std::mem::take(&mut self.state(vcpu).tail_follows) => {}
             Shows::FlushAsid => self.hook(vcpu, Shows::FlushGuest, event),
             Shows::ServiceFlushes => {
-                let req = arg(event.args, b"req=").unwrap_or(0);
+                let req = event.num(b"req").unwrap_or(0);
                 self.state(vcpu).current_requested = Some(req >> 34 & 1 == 1);
             }
             Shows::Run => self.run(vcpu, event),
@@ -118,7 +120,7 @@ impl Importer {
 
     /// A flush hook of the vendor.
     fn hook(&mut self, vcpu: VcpuId, shows: Shows, event: &Event<'_>) {
-        let caller = text_arg(event.args, b"caller=").unwrap_or(b"");
+        let caller = event.symbol(b"caller").unwrap_or(b"");
         let state = self.state(vcpu);
         let in_load = state.in_load;
         let by = if caller.starts_with(b"kvm_mmu_load") {
@@ -143,7 +145,7 @@ impl Importer {
         // entry and exit flushes (facts/kvm.md 6.2).
         let rootless = hook == Hook::Current
             && event.name.starts_with(b"vmx")
-            && arg(event.args, b"root=") == Some(INVALID_ROOT);
+            && event.num(b"root") == Some(INVALID_ROOT);
         let effective = !rootless && state.vpid != Some(0);
         if hook == Hook::Current {
             state.in_load = false;
@@ -156,28 +158,28 @@ impl Importer {
     /// The last function before the hardware entry prints the guest's registers.
     fn run(&mut self, vcpu: VcpuId, event: &Event<'_>) {
         let state = self.state(vcpu);
-        state.learn(CR0, arg(event.args, b"cr0="));
-        state.learn(CR3, arg(event.args, b"cr3=").or_else(|| arg(event.args, b"gcr3=")));
-        state.learn(CR4, arg(event.args, b"cr4=").or_else(|| arg(event.args, b"gcr4=")));
-        state.learn(EFER, arg(event.args, b"efer="));
-        if let Some(vpid) = arg(event.args, b"vpid=") {
+        state.learn(CR0, event.num(b"cr0"));
+        state.learn(CR3, event.num(b"cr3").or_else(|| event.num(b"gcr3")));
+        state.learn(CR4, event.num(b"cr4").or_else(|| event.num(b"gcr4")));
+        state.learn(EFER, event.num(b"efer"));
+        if let Some(vpid) = event.num(b"vpid") {
             state.vpid = Some(vpid);
         }
-        if let Some(cr3) = arg(event.args, b"cr3=").or_else(|| arg(event.args, b"gcr3=")) {
+        if let Some(cr3) = event.num(b"cr3").or_else(|| event.num(b"gcr3")) {
             state.cr3 = cr3;
         }
     }
 
     /// The register's value before the write under way, as KVM read it.
     pub(super) fn old_seen(&mut self, vcpu: VcpuId, register: u8, event: &Event<'_>) {
-        if let Some(old) = arg(event.args, b"old=") {
+        if let Some(old) = event.num(b"old") {
             self.act(vcpu, Act::OldSeen { register, old });
         }
     }
 
     /// kvm_mmu_invpcid_gva and kvm_invalidate_pcid tell the operands of INVPCID.
     fn invpcid_operand(&mut self, vcpu: VcpuId, event: &Event<'_>, address: bool) {
-        let (pcid, target) = (arg(event.args, b"pcid="), gva(event));
+        let (pcid, target) = (event.num(b"pcid"), gva(event));
         if address {
             self.act(vcpu, Act::InvalidateGva(target));
         }
@@ -190,31 +192,36 @@ impl Importer {
         }
     }
 
-    /// `sp gen 0 gfn 250 l1 8-byte q0 wux nxe ad root 0 sync`: a page is named by frame and role.
+    /// A page is named by frame and role.
     fn shadow_page(&mut self, vcpu: VcpuId, shows: Shows, event: &Event<'_>) {
-        let gfn = word_after(event.args, b"gfn").and_then(bare_hex).unwrap_or(0);
-        let from = event.args.windows(5).position(|w| w == b" gfn ").unwrap_or(0);
-        let to = event.args.windows(6).position(|w| w == b" root ").unwrap_or(event.args.len());
-        let key = event.args.get(from..to).unwrap_or(b"");
-        // The kernel says `new` at the end, trace-cmd's own formatter at the start.
-        let new = shows == Shows::SpGet
-            && (event.args.ends_with(b"new") || event.args.starts_with(b"new "));
-        let known = if new { None } else { self.pages.get(key).copied() };
+        let page = Page::of(event);
+        let new = shows == Shows::SpGet && page.new;
+        let known = match page.key {
+            None => Some(Sp::UNNAMED),
+            Some(_) if new => None,
+            Some(key) => self.pages.get(&key).copied(),
+        };
         let sp = known.unwrap_or_else(|| {
             let sp = Sp(self.pages_made);
-            self.pages_made = self.pages_made.saturating_add(1);
-            self.pages.insert(key.to_vec(), sp);
+            self.pages_made = self.pages_made.saturating_add(1).min(Sp::UNNAMED.0 - 1);
+            if let Some(key) = page.key
+                && self.pages.len() < PAGES
+            {
+                self.pages.insert(key, sp);
+            }
             sp
         });
         let act = match shows {
-            // The text has the role in words; its raw value differs between kernels and is left 0.
-            Shows::SpGet if new => Act::SpNew { sp, gfn, level: level(key), role: 0 },
+            // A role's raw value differs between kernels, and texts have it in words: left 0.
+            Shows::SpGet if new => Act::SpNew { sp, gfn: page.gfn, level: page.level, role: 0 },
             Shows::SpGet => Act::SpFound { sp },
             Shows::SpUnsync => Act::SpUnsync { sp },
             // Whether an entry changed is not told; a flush that follows is.
             Shows::SpSync => Act::SpSync { sp, changed: true },
             _ => {
-                self.pages.remove(key);
+                if let Some(key) = page.key {
+                    self.pages.remove(&key);
+                }
                 Act::SpZap { sp }
             }
         };
@@ -222,34 +229,28 @@ impl Importer {
     }
 }
 
+/// A number by its field, else behind its word in what the kernel prints.
+fn printed(event: &Event<'_>, field: &[u8], word: &[u8]) -> u64 {
+    let text = || word_after(event.text(), word).and_then(bare_hex);
+    event.num(field).or_else(text).unwrap_or(0)
+}
+
 fn gva(event: &Event<'_>) -> Gva {
-    Gva(arg(event.args, b"gva=").unwrap_or(0))
-}
-
-/// `gfn 250 l3`: the level of a shadow page; trace-cmd leaves out the `l`.
-fn level(key: &[u8]) -> u8 {
-    let word = key.split(|&c| c == b' ').filter(|word| !word.is_empty()).nth(2);
-    let level = word.and_then(|word| number(word.strip_prefix(b"l").unwrap_or(word)));
-    level.map_or(0, |level| (level & 0xff) as u8)
-}
-
-/// Tracepoints print most numbers in hex, some with and some without `0x`.
-fn bare_hex(text: &[u8]) -> Option<u64> {
-    super::line::hex(text.strip_prefix(b"0x").unwrap_or(text))
+    Gva(event.num(b"gva").unwrap_or(0))
 }
 
 /// What kvm_mmu_new_pgd will find, from the roots that it prints at entry: the same test as KVM's
 /// but for the role, which is not printed. So a match is told only where it is surely a miss.
-fn new_pgd(args: &[u8]) -> Option<RootLookup> {
-    let new = arg(args, b"new_pgd=").or_else(|| arg(args, b"new="))?;
+fn new_pgd(event: &Event<'_>) -> Option<RootLookup> {
+    let new = event.num(b"new_pgd").or_else(|| event.num(b"new"))?;
     let cached = |pgd: &[u8], root: &[u8], other: &[u8]| {
-        let root = arg(args, root).or_else(|| arg(args, other));
-        arg(args, pgd) == Some(new) && root.is_some_and(|root| root != INVALID_ROOT)
+        let root = event.num(root).or_else(|| event.num(other));
+        event.num(pgd) == Some(new) && root.is_some_and(|root| root != INVALID_ROOT)
     };
-    if cached(b"pgd=", b"root=", b"root=")
-        || cached(b"p0=", b"h0=", b"r0=")
-        || cached(b"p1=", b"h1=", b"r1=")
-        || cached(b"p2=", b"h2=", b"r2=")
+    if cached(b"pgd", b"root", b"root")
+        || cached(b"p0", b"h0", b"r0")
+        || cached(b"p1", b"h1", b"r1")
+        || cached(b"p2", b"h2", b"r2")
     {
         return None;
     }
@@ -257,7 +258,7 @@ fn new_pgd(args: &[u8]) -> Option<RootLookup> {
 }
 
 /// `#PF (0x0)`, with ` [reinjected]` behind it when it is no new one.
-fn injected(args: &[u8]) -> Option<Act> {
+fn injected(event: &Event<'_>) -> Option<Act> {
     let names: [(&[u8], u8); 20] = [
         (b"#DE", 0),
         (b"#DB", 1),
@@ -280,13 +281,13 @@ fn injected(args: &[u8]) -> Option<Act> {
         (b"#CP", 21),
         (b"#SX", 30),
     ];
-    // trace-cmd cannot format this event and prints its raw fields.
-    if let Some(vector) = arg(args, b"exception=") {
-        let error = (arg(args, b"has_error=") == Some(1)).then(|| arg(args, b"error_code="));
+    // The tools cannot format this event and print its raw fields.
+    if let Some(vector) = event.num(b"exception") {
+        let error = (event.num(b"has_error") == Some(1)).then(|| event.num(b"error_code"));
         let error = error.flatten().map(|error| error as u32);
         return Some(Act::Inject { vector: u8::try_from(vector).ok()?, error });
     }
-    let mut words = args.split(|&c| c == b' ').filter(|word| !word.is_empty());
+    let mut words = words(event.text());
     let name = words.next()?;
     let vector = names.iter().find(|(known, _)| *known == name).map(|(_, vector)| *vector)?;
     let error = words.next().and_then(|word| word.strip_prefix(b"(")).and_then(number);
