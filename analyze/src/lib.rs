@@ -7,6 +7,7 @@
 
 pub mod compare;
 pub mod diff;
+pub mod fidelity;
 pub mod finding;
 pub mod naive;
 pub mod oracle;

@@ -75,6 +75,8 @@ pub enum Command {
     /// The same guest work under several policies, side by side
     #[command(after_help = "Example:\n  tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19")]
     Compare(Compare),
+    /// Compare what the model does with what a recorded kernel did, operation by operation
+    Fidelity(Fidelity),
     /// Run scenario files, and folders of them
     #[command(after_help = "Example:\n  tlbscope scenarios testdata/scenarios")]
     Scenarios(Scenarios),
@@ -124,6 +126,19 @@ pub struct Simulate {
 
 /// Arguments of `compare`.
 #[derive(Debug, Arguments)]
+pub struct Fidelity {
+    /// A recording of a real host
+    pub recording: PathBuf,
+    /// A built-in policy or a policy file (default: the recorded kernel's)
+    #[arg(long, value_name = "POLICY")]
+    pub policy: Option<String>,
+    /// Keep at most this many disagreements
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub max_findings: usize,
+}
+
+/// What `compare` takes.
+#[derive(Clone, Debug, Arguments)]
 pub struct Compare {
     /// The traces
     #[arg(required = true)]

@@ -509,6 +509,24 @@ pub enum Act {
     },
     /// A fault through a copy that memory no longer bears out: legal once, retried.
     SpuriousFault,
+    /// Recordings only: a root as the entry function printed it. The active one is told at every
+    /// such print, a cached one where it differs from what was told before.
+    RootSeen {
+        /// Which.
+        slot: RootSlot,
+        /// The guest CR3 that it is for, where printed.
+        pgd: Option<u64>,
+        /// The page; `None`: the slot is invalid.
+        root: Option<Hpa>,
+    },
+    /// Recordings only: the value of CR0 or CR4 that the write under way replaces. Where the guest
+    /// owns bits, its own writes are seen here alone.
+    OldSeen {
+        /// 0 or 4.
+        register: u8,
+        /// The value.
+        old: u64,
+    },
 }
 
 /// Why a root reference is dropped.

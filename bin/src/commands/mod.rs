@@ -4,6 +4,7 @@ mod catalog;
 mod compare;
 mod explain;
 mod export;
+mod fidelity;
 mod import;
 mod info;
 mod policy_diff;
@@ -26,6 +27,7 @@ pub fn run(args: &Args) -> Result<Verdict> {
     match &args.command {
         Command::Simulate(command) => simulate::run(command, global),
         Command::Compare(command) => compare::run(command, global),
+        Command::Fidelity(command) => fidelity::run(command, global),
         Command::Scenarios(command) => scenarios::run(command, global),
         Command::Import(command) => import::run(command, global),
         Command::Export(command) => export::run(command),

@@ -23,6 +23,7 @@ use crate::policy::{Control, Policy};
 use crate::tlb::Tlb;
 
 mod access;
+pub mod drive;
 mod host;
 mod run;
 mod tables;
@@ -96,6 +97,8 @@ pub struct Machine {
     booted: bool,
     /// The operation under way is carried out by the hypervisor's emulator (`emul`).
     pub(crate) emulated: bool,
+    /// Driven by hand: what stands for memory.
+    pub(crate) hints: Option<drive::Hints>,
 }
 
 impl World for Machine {
@@ -158,6 +161,7 @@ impl Machine {
             at: At { event: BOOT, time: Time(0), actor },
             booted: false,
             emulated: false,
+            hints: None,
         };
         for v in 0..machine.vcpus.len() {
             machine.vcpus[v].mmu.role = machine.root_role(v);

@@ -10,6 +10,7 @@ use super::root::{PREV_ROOTS_MAX, Root};
 use super::shadow::{ShadowPages, Spte};
 use crate::arch::mode::Mode;
 use crate::engine::Machine;
+use crate::engine::drive::LoadHint;
 use crate::policy::mechanics::{
     GuestFlushShadow, InvalidatePcid, PrevRootRole, ResetKind, SyncWhen, TdpRootLifetime,
     WithoutPcide, ZapAllRequest,
@@ -152,6 +153,7 @@ impl Machine {
     /// kvm_mmu_load: find or make the root, sync it, install it, flush the current context.
     pub(crate) fn mmu_load<O: Observer>(&mut self, v: usize, o: &mut O) {
         self.act(o, Act::Load);
+        let load = self.hinted_load();
         let role = self.vcpus[v].mmu.role;
         let regs = self.vcpus[v].regs;
         let root = match self.config.mmu {
@@ -161,11 +163,23 @@ impl Machine {
             }
             MmuKind::Shadow => self.shadow_root(v, &regs, role, o),
         };
+        self.hinted_pages(v, load, o);
         self.vcpus[v].mmu.root = Some(root);
         self.sync_roots(v, o);
         self.act(o, Act::LoadPgd { root: root.hpa });
         if self.policy.mechanics.load_flush {
             self.flush_hook(v, Hook::Current, HookBy::Load, o);
+        }
+    }
+
+    /// What guest memory makes of the pages of LOAD, where the machine is told.
+    fn hinted_pages<O: Observer>(&mut self, v: usize, load: Option<LoadHint>, o: &mut O) {
+        let Some(load) = load else { return };
+        for _ in 0..load.flushes {
+            self.remote_flush(o);
+        }
+        if load.unsync && self.policy.mechanics.refind_requests_sync {
+            self.post(v, Request::MmuSync, o);
         }
     }
 
@@ -224,6 +238,9 @@ impl Machine {
         use crate::policy::mechanics::LinkUnsync;
         if let Some(sp) = self.shadow.find(gfn, role) {
             self.act(o, Act::SpFound { sp });
+            if self.hints.is_some() {
+                return sp;
+            }
             if self.policy.mechanics.refind_requests_sync
                 && !self.shadow.unsync_below(sp).is_empty()
             {
@@ -237,7 +254,7 @@ impl Machine {
         }
         let sp = self.shadow.create(gfn, role, false);
         self.act(o, Act::SpNew { sp, gfn, level: role.level(), role: role.0 });
-        if !role.direct() && self.write_protect(gfn, o) && !self.never() {
+        if self.hints.is_none() && !role.direct() && self.write_protect(gfn, o) && !self.never() {
             self.remote_flush(o);
         }
         sp
@@ -296,7 +313,11 @@ impl Machine {
     /// load_pdptrs: the four registers are read again (facts 2.2).
     pub(crate) fn load_pdptrs<O: Observer>(&mut self, v: usize, o: &mut O) {
         let root = self.vcpus[v].regs.root();
-        let new: [u64; 4] = std::array::from_fn(|n| self.memory.read(Gpa(root.0 + 8 * n as u64)));
+        let new: [u64; 4] = match &self.hints {
+            // No memory to read: other registers stand for another table.
+            Some(_) => [root.0; 4],
+            None => std::array::from_fn(|n| self.memory.read(Gpa(root.0 + 8 * n as u64))),
+        };
         let changed = new != self.vcpus[v].regs.pdpte;
         self.act(o, Act::LoadPdptrs { changed: Some(changed) });
         let mechanics = &self.policy.mechanics.load_pdptrs;

@@ -215,6 +215,11 @@ impl ShadowPages {
         }
     }
 
+    /// No page is found again: a new generation begins.
+    pub fn forget(&mut self) {
+        self.by_gfn.clear();
+    }
+
     /// Numbers of all pages that live.
     pub fn live(&self) -> impl Iterator<Item = Sp> + '_ {
         (0..self.pages.len() as u32).map(Sp).filter(|sp| !self.page(*sp).dead)

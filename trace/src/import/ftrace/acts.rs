@@ -4,7 +4,7 @@ use super::Importer;
 use super::line::{Event, arg, number, text_arg, word_after};
 use super::names::Shows;
 use super::vcpu::{CR0, CR3, CR4, EFER, Place};
-use crate::act::{Act, Hook, HookBy, Request, RootLookup};
+use crate::act::{Act, Hook, HookBy, Request, RootLookup, RootSlot};
 use crate::addr::{Gva, Hpa, Pcid, Sp, VcpuId};
 use crate::op::Op;
 
@@ -45,8 +45,8 @@ impl Importer {
             Shows::InitMmu => Act::Init,
             Shows::Unload => Act::Unload,
             Shows::FreeRoots => {
-                let mask = arg(event.args, b"mask=").unwrap_or(0xf);
-                Act::FreeRoots { mask: (mask & 0xf) as u8 }
+                let mask = (arg(event.args, b"mask=").unwrap_or(0xf) & 0xf) as u8;
+                Act::FreeRoots { mask: mask & !empty_slots(event.args, mask) }
             }
             Shows::FreeObsolete => Act::FreeObsoleteRoots,
             Shows::FreeObsoleteHalf => {
@@ -166,6 +166,43 @@ impl Importer {
         if let Some(cr3) = arg(event.args, b"cr3=").or_else(|| arg(event.args, b"gcr3=")) {
             state.cr3 = cr3;
         }
+        self.roots(vcpu, event);
+    }
+
+    /// The roots that the entry function prints: SVM's VMCB holds the active one as nested CR3, or
+    /// as CR3 under shadow paging.
+    fn roots(&mut self, vcpu: VcpuId, event: &Event<'_>) {
+        const KEYS: [(&[u8], &[u8], &[u8]); 4] = [
+            (b"pgd=", b"root=", b"root="),
+            (b"p0=", b"h0=", b"r0="),
+            (b"p1=", b"h1=", b"r1="),
+            (b"p2=", b"h2=", b"r2="),
+        ];
+        for (n, (pgd, root, other)) in KEYS.into_iter().enumerate() {
+            let printed = arg(event.args, root).or_else(|| arg(event.args, other));
+            let vmcb = || {
+                let nested = arg(event.args, b"ncr3=").filter(|&root| root != 0);
+                // The low bits of a shadow CR3 are the PCID.
+                nested.or_else(|| arg(event.args, b"hcr3=").map(|root| root & !0xfff))
+            };
+            let printed = if n == 0 { printed.or_else(vmcb) } else { printed };
+            let Some(root) = printed else { continue };
+            let root = (root != INVALID_ROOT).then_some(Hpa(root));
+            let pgd = arg(event.args, pgd).filter(|_| root.is_some());
+            let known = self.state(vcpu).roots[n].replace((pgd, root));
+            if n == 0 || known != Some((pgd, root)) {
+                let slot =
+                    if n == 0 { RootSlot::Current } else { RootSlot::Prev(n as u8 - 1) };
+                self.act(vcpu, Act::RootSeen { slot, pgd, root });
+            }
+        }
+    }
+
+    /// The register's value before the write under way, as KVM read it.
+    pub(super) fn old_seen(&mut self, vcpu: VcpuId, register: u8, event: &Event<'_>) {
+        if let Some(old) = arg(event.args, b"old=") {
+            self.act(vcpu, Act::OldSeen { register, old });
+        }
     }
 
     /// kvm_mmu_invpcid_gva and kvm_invalidate_pcid tell the operands of INVPCID.
@@ -213,6 +250,20 @@ impl Importer {
         };
         self.act(vcpu, act);
     }
+}
+
+/// Slots that a mask names though no root is in them, where they are printed. A free of all roots
+/// stays one.
+fn empty_slots(args: &[u8], mask: u8) -> u8 {
+    const KEYS: [(&[u8], &[u8]); 3] = [(b"h0=", b"r0="), (b"h1=", b"r1="), (b"h2=", b"r2=")];
+    if mask == 0xf {
+        return 0;
+    }
+    let empty = |(key, other): &(&[u8], &[u8])| {
+        arg(args, key).or_else(|| arg(args, other)) == Some(INVALID_ROOT)
+    };
+    let slots = KEYS.iter().enumerate().filter(|(_, keys)| empty(keys));
+    slots.fold(0, |mask, (n, _)| mask | 2 << n)
 }
 
 fn gva(event: &Event<'_>) -> Gva {

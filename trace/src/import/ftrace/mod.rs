@@ -176,11 +176,16 @@ impl Importer {
         if let Some(vcpu) = vcpu {
             self.requests(vcpu, event);
         }
-        if !self.host_event(shows, event)
-            && let Some(vcpu) = vcpu
-            && !self.operation(vcpu, shows, event)
-        {
-            self.act_event(vcpu, shows, event);
+        match vcpu {
+            _ if self.host_event(shows, event) => {}
+            Some(vcpu) if !self.operation(vcpu, shows, event) => {
+                self.act_event(vcpu, shows, event);
+            }
+            // A thread that runs no vCPU: memory management, another thread of the VMM.
+            None if shows == Shows::RemoteFlush => {
+                self.push(Actor::Host, Body::Act(Act::RemoteFlush { ipi: None }));
+            }
+            _ => {}
         }
     }
 

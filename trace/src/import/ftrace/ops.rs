@@ -6,7 +6,8 @@ use super::vcpu::{CR0, CR3, CR4, EFER, Place};
 use super::{Importer, exits};
 use crate::act::Act;
 use crate::addr::{Gpa, Gva, PcpuId, VcpuId};
-use crate::op::{HostOp, Invpcid, InvpcidType, Op, RegWrite, Sregs};
+use crate::op::{Actor, HostOp, Invpcid, InvpcidType, Op, RegWrite, Sregs};
+use crate::recording::Body;
 
 const MSR_EFER: u64 = 0xc000_0080;
 const MSR_PAT: u64 = 0x277;
@@ -24,7 +25,7 @@ impl Importer {
             }
             Shows::ZapAllFast => {
                 self.host(HostOp::ZapAll);
-                self.push(crate::op::Actor::Host, crate::Body::Act(Act::ZapAll));
+                self.push(Actor::Host, Body::Act(Act::ZapAll));
             }
             _ => return false,
         }
@@ -70,6 +71,11 @@ impl Importer {
                 self.state(vcpu).invpcid = Some(index);
             }
             Shows::TraceMsr => self.trace_msr(vcpu, event),
+            Shows::SetCpuid => self.set_cpuid(vcpu),
+            Shows::PostSetCr => {
+                let register = if event.name.ends_with(b"cr0") { 0 } else { 4 };
+                self.old_seen(vcpu, register, event);
+            }
             _ => return false,
         }
         true
@@ -128,6 +134,10 @@ impl Importer {
         }
         state.learn(reg, old);
         if state.setting.is_some() {
+            if matches!(reg, CR0 | CR4) {
+                let register = if reg == CR0 { 0 } else { 4 };
+                self.old_seen(vcpu, register, event);
+            }
             return;
         }
         if state.place == Place::Userspace {
@@ -149,6 +159,17 @@ impl Importer {
         self.state(vcpu).sregs = Some(index);
         if let Some(Op::Sregs(sregs)) = self.op_at(index) {
             set_sreg(sregs, reg, value);
+        }
+    }
+
+    /// KVM_SET_CPUID. Two functions tell of it, one calling the other.
+    fn set_cpuid(&mut self, vcpu: VcpuId) {
+        let last = self.records.last();
+        let told = last.is_some_and(|last| {
+            last.actor == Actor::Vcpu(vcpu) && last.body == Body::Op(Op::Cpuid)
+        });
+        if !told {
+            self.op(vcpu, Op::Cpuid);
         }
     }
 

@@ -1,5 +1,7 @@
 //! What is known of a vCPU while its lines go by.
 
+use crate::addr::Hpa;
+
 /// The registers whose first value is looked for, as indices of [`Vcpu::first`].
 pub(super) const CR0: usize = 0;
 pub(super) const CR3: usize = 1;
@@ -60,6 +62,8 @@ pub(super) struct Vcpu {
     pub tail_follows: bool,
     /// The first of the two calls of __kvm_mmu_free_obsolete_roots was seen.
     pub obsolete_half: bool,
+    /// Roots as last printed: the active one and the cached ones.
+    pub roots: [Option<(Option<u64>, Option<Hpa>)>; 4],
     /// The VPID of the last entry that printed one.
     pub vpid: Option<u64>,
     /// The physical CPU it ran on last.
@@ -110,5 +114,6 @@ impl Vcpu {
         self.window(place);
         self.req = None;
         self.pcpu = None;
+        self.roots = [None; 4];
     }
 }

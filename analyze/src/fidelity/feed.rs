@@ -1,0 +1,233 @@
+//! What of a window is fed to the model: its operations, and the hints that stand for memory.
+
+use tlbscope_sim::engine::drive::LoadHint;
+use tlbscope_trace::act::{Act, Request};
+use tlbscope_trace::addr::{Gva, PcpuId};
+use tlbscope_trace::op::{InvpcidType, Op};
+use tlbscope_trace::recording::Body;
+
+use super::token::{Alphabet, Side, Token};
+use super::window::{Item, Outside};
+
+/// Something that the model is made to do.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// An operation, with the old value of the register as far as the recording shows it.
+    Op(Box<Op>, Option<(u8, u64)>),
+    /// kvm_arch_vcpu_load.
+    Load(PcpuId),
+    /// A #PF that KVM injects.
+    Fault(Gva, u32),
+}
+
+/// A window, read.
+#[derive(Clone, Debug)]
+pub struct Feed {
+    /// What KVM did.
+    pub side: Side,
+    /// The line of each token.
+    pub lines: Vec<u32>,
+    /// What the model is made to do.
+    pub steps: Vec<Step>,
+    /// Remote flushes and zaps from elsewhere, each with the number of tokens before it, and
+    /// whether it is this vCPU's own thread's.
+    pub outside: Vec<(usize, Outside, bool)>,
+    /// Remote flushes of each sync.
+    pub syncs: Vec<u8>,
+    /// Unsync cached roots of each guest flush.
+    pub unsync: Vec<u8>,
+    /// Each LOAD.
+    pub loads: Vec<LoadHint>,
+    /// Remote flushes of the address operation.
+    pub address: u8,
+    /// Roots printed in it.
+    pub roots: Vec<Act>,
+    /// Shadow pages found or made, for the count of inputs.
+    pub pages: u64,
+}
+
+/// What the last tokens say of where KVM is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Elsewhere,
+    Sync,
+    Load,
+    Address,
+}
+
+impl Feed {
+    /// Reads a window.
+    pub fn new(items: &[Item<'_>], valid: bool, alphabet: Alphabet, shadow: bool) -> Self {
+        let mut feed = Self {
+            side: Side::new(valid),
+            lines: Vec::new(),
+            steps: Vec::new(),
+            outside: Vec::new(),
+            syncs: Vec::new(),
+            unsync: Vec::new(),
+            loads: Vec::new(),
+            address: 0,
+            roots: Vec::new(),
+            pages: 0,
+        };
+        let mut place = Place::Elsewhere;
+        let mut fault = None;
+        for item in items {
+            match item {
+                Item::Outside(what) => feed.outside.push((feed.side.tokens.len(), *what, false)),
+                Item::Record(record) => match &record.body {
+                    Body::Op(op) => feed.op(op),
+                    Body::Act(act) => {
+                        feed.act(act, record.line, &mut place, &mut fault, shadow);
+                    }
+                    Body::Gap(_) => {}
+                },
+            }
+        }
+        feed.illegal_operands(items);
+        debug_assert!(feed.side.tokens.iter().all(|token| alphabet.has(*token)));
+        feed
+    }
+
+    fn op(&mut self, op: &Op) {
+        let known = matches!(
+            op,
+            Op::Cr0(_)
+                | Op::Clts
+                | Op::Lmsw(_)
+                | Op::Cr3(_)
+                | Op::Cr4(_)
+                | Op::Efer(_)
+                | Op::Invlpg(_)
+                | Op::Invpcid(_)
+                | Op::Init
+                | Op::Reset
+                | Op::TaskSwitch(_)
+                | Op::Cpuid
+                | Op::Sregs(_)
+                | Op::Emul(_)
+        );
+        if known {
+            self.steps.push(Step::Op(Box::new(op.clone()), None));
+        }
+    }
+
+    fn act(
+        &mut self,
+        act: &Act,
+        line: u32,
+        place: &mut Place,
+        fault: &mut Option<Gva>,
+        shadow: bool,
+    ) {
+        match *act {
+            Act::OldSeen { register, old } => {
+                if let Some(Step::Op(_, seen @ None)) = self.steps.last_mut() {
+                    *seen = Some((register, old));
+                }
+            }
+            Act::VcpuLoad(pcpu) => self.steps.push(Step::Load(pcpu)),
+            Act::PageFault { address, .. } => *fault = Some(Gva(address)),
+            Act::Inject { vector: 14, error: Some(error) } if shadow => {
+                if let Some(gva) = fault.take() {
+                    self.steps.push(Step::Fault(gva, error));
+                }
+            }
+            Act::RemoteFlush { .. } => self.flushed(*place),
+            Act::SpNew { .. } | Act::SpFound { .. } => {
+                self.pages += 1;
+                if let (Place::Load, Some(load)) = (*place, self.loads.last_mut()) {
+                    load.new.get_or_insert(matches!(act, Act::SpNew { .. }));
+                }
+            }
+            Act::Post(Request::MmuSync) if *place == Place::Load => {
+                if let Some(load) = self.loads.last_mut() {
+                    load.unsync = true;
+                }
+            }
+            Act::RootSeen { .. } => self.roots.push(*act),
+            _ => self.token(act, line, place),
+        }
+    }
+
+    fn token(&mut self, act: &Act, line: u32, place: &mut Place) {
+        let before = self.side.tokens.len();
+        self.side.recorded(act);
+        let after = self.side.tokens.len();
+        self.lines.resize(after, line);
+        match act {
+            Act::SyncRoots if after > before => {
+                self.syncs.push(0);
+                *place = Place::Sync;
+            }
+            Act::Load => {
+                self.loads.push(LoadHint::default());
+                *place = Place::Load;
+            }
+            Act::SyncPrevRoots => {
+                self.unsync.push(0);
+                *place = Place::Elsewhere;
+            }
+            Act::FreeRoots { mask } => {
+                let second = self.side.tokens.iter().rev().nth(1);
+                if let (Some(Token::SyncPrevRoots), Some(unsync)) = (second, self.unsync.last_mut())
+                {
+                    *unsync = mask >> 1;
+                }
+            }
+            Act::InvalidateGva(_) => *place = Place::Address,
+            Act::Hook { hook: tlbscope_trace::act::Hook::Gva(_), .. } => {}
+            _ if after > before => *place = Place::Elsewhere,
+            _ => {}
+        }
+    }
+
+    /// A remote flush on this vCPU's own thread: of a sync, of LOAD's page, of an address, or of
+    /// something else that entries changed by.
+    fn flushed(&mut self, place: Place) {
+        match place {
+            Place::Sync => {
+                if let Some(flushes) = self.syncs.last_mut() {
+                    *flushes = flushes.saturating_add(1);
+                }
+            }
+            Place::Load => {
+                if let Some(load) = self.loads.last_mut() {
+                    load.flushes = load.flushes.saturating_add(1);
+                }
+            }
+            Place::Address => self.address = self.address.saturating_add(1),
+            Place::Elsewhere => {
+                self.outside.push((self.side.tokens.len(), Outside::Flush, true));
+            }
+        }
+    }
+
+    /// INVPCID with an operand that the recording does not show: it faulted before KVM told it.
+    fn illegal_operands(&mut self, items: &[Item<'_>]) {
+        let acts = || {
+            items.iter().filter_map(|item| match item {
+                Item::Record(record) => match &record.body {
+                    Body::Act(act) => Some(act),
+                    _ => None,
+                },
+                Item::Outside(_) => None,
+            })
+        };
+        let faulted = acts().any(|act| matches!(act, Act::Inject { vector: 13, .. }));
+        let told = acts()
+            .any(|act| matches!(act, Act::InvalidateGva(_) | Act::InvalidatePcid(_)));
+        if !faulted || told {
+            return;
+        }
+        for step in &mut self.steps {
+            if let Step::Op(op, _) = step
+                && let Op::Invpcid(operands) = &mut **op
+                && matches!(operands.kind, InvpcidType::Addr | InvpcidType::Single)
+            {
+                // 12 bits hold a PCID (SDM vol. 2, INVPCID).
+                operands.pcid = 1 << 12;
+            }
+        }
+    }
+}

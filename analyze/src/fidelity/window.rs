@@ -1,0 +1,472 @@
+//! Windows: from each vCPU's exit to its next entry, the operation in it carried out by the model
+//! and compared.
+
+use std::collections::BTreeMap;
+
+use tlbscope_sim::engine::Machine;
+use tlbscope_trace::Recording;
+use tlbscope_trace::act::{Act, At, HookBy, Request};
+use tlbscope_trace::addr::{Time, VcpuId};
+use tlbscope_trace::observe::{Observer, World};
+use tlbscope_trace::op::{Actor, HostOp, Op};
+use tlbscope_trace::recording::{Body, Record};
+use tlbscope_trace::regs::MmuKind;
+use tlbscope_trace::text;
+
+use super::feed::{Feed, Step};
+use super::roots::{Pages, Printed};
+use super::token::{Alphabet, Side, Token};
+use super::{Counter, Disagreement, Fidelity, Summary};
+
+/// Attempts of one entry before the model is taken to be stuck.
+const ATTEMPTS: usize = 32;
+
+/// Something that another thread does to a vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outside {
+    /// A remote flush.
+    Flush,
+    /// Every root of the VM is zapped.
+    Zap,
+}
+
+/// One line of a window.
+#[derive(Clone, Debug)]
+pub enum Item<'a> {
+    /// The vCPU's own.
+    Record(&'a Record),
+    /// Somebody else's.
+    Outside(Outside),
+}
+
+/// One vCPU.
+#[derive(Debug, Default)]
+struct Lane<'a> {
+    items: Vec<Item<'a>>,
+    entered: bool,
+    /// The vCPU has entered at least once.
+    ran: bool,
+    /// Lines are missing from the window under way.
+    torn: bool,
+    printed: Printed,
+    /// The operation whose entry may still be followed by a print of its roots.
+    open: Option<Open>,
+}
+
+/// A compared window.
+#[derive(Debug)]
+struct Open {
+    counted: bool,
+    kind: String,
+    disagreement: Option<Disagreement>,
+    context: Disagreement,
+}
+
+/// The model's acts.
+struct Watch {
+    side: Side,
+    posted: u32,
+    flushes: u64,
+    invlpg: u64,
+}
+
+impl Observer for Watch {
+    fn act<W: World>(&mut self, _: &At, act: &Act, _: &W) {
+        match act {
+            Act::Post(request) => self.posted |= 1 << *request as u8,
+            Act::Hook { by: HookBy::Request, .. } => self.flushes += 1,
+            Act::InvalidateGva(_) => self.invlpg += 1,
+            _ => {}
+        }
+        self.side.modelled(act);
+    }
+}
+
+/// A comparison under way.
+pub struct Run<'a> {
+    recording: &'a Recording,
+    machine: Machine,
+    alphabet: Alphabet,
+    shadow: bool,
+    lanes: Vec<Lane<'a>>,
+    pages: Pages,
+    keep: usize,
+    result: Fidelity,
+}
+
+impl<'a> Run<'a> {
+    pub fn new(
+        recording: &'a Recording,
+        mut machine: Machine,
+        policy: &str,
+        trace: &str,
+        keep: usize,
+    ) -> Self {
+        machine.drive();
+        let vcpus = usize::from(recording.meta.vcpus.max(1));
+        let summary =
+            Summary { trace: trace.into(), policy: policy.into(), ..Summary::default() };
+        Self {
+            recording,
+            machine,
+            alphabet: Alphabet::of(recording.acts().map(|(_, act)| act)),
+            shadow: recording.meta.mmu == Some(MmuKind::Shadow),
+            lanes: (0..vcpus).map(|_| Lane::default()).collect(),
+            pages: Pages::default(),
+            keep,
+            result: Fidelity { summary, ..Fidelity::default() },
+        }
+    }
+
+    pub fn run(mut self) -> Fidelity {
+        for record in &self.recording.records {
+            match (record.actor, &record.body) {
+                (_, Body::Gap(_)) => {
+                    for lane in &mut self.lanes {
+                        lane.torn = true;
+                    }
+                }
+                (Actor::Vcpu(vcpu), body) if usize::from(vcpu.0) < self.lanes.len() => {
+                    self.own(vcpu, record, body);
+                }
+                (Actor::Vcpu(_), _) => {}
+                (Actor::Host, Body::Act(Act::RemoteFlush { .. })) => {
+                    self.outside(None, Outside::Flush);
+                }
+                (Actor::Host, Body::Op(Op::Host(op))) if zaps(op) => {
+                    self.machine.forget_roots();
+                    self.outside(None, Outside::Zap);
+                }
+                (Actor::Host, _) => {}
+            }
+        }
+        for v in 0..self.lanes.len() {
+            self.close(v);
+        }
+        self.result
+    }
+
+    /// Something that concerns every vCPU but `but`.
+    fn outside(&mut self, but: Option<VcpuId>, what: Outside) {
+        for (v, lane) in self.lanes.iter_mut().enumerate() {
+            if but != Some(VcpuId(v as u16)) {
+                lane.items.push(Item::Outside(what));
+            }
+        }
+    }
+
+    fn own(&mut self, vcpu: VcpuId, record: &'a Record, body: &Body) {
+        let v = usize::from(vcpu.0);
+        match body {
+            Body::Act(Act::Exit(_)) => {
+                self.close(v);
+                self.lanes[v].entered = false;
+            }
+            Body::Act(act @ Act::RootSeen { .. }) if self.lanes[v].entered => {
+                self.lanes[v].printed.take(act);
+                self.check_roots(vcpu);
+            }
+            Body::Act(Act::EntrySeen) => {
+                self.close(v);
+                self.window(vcpu, record);
+            }
+            Body::Act(Act::RemoteFlush { .. }) => {
+                self.lanes[v].items.push(Item::Record(record));
+                self.outside(Some(vcpu), Outside::Flush);
+            }
+            _ => self.lanes[v].items.push(Item::Record(record)),
+        }
+    }
+
+    /// One window ends with an entry.
+    fn window(&mut self, vcpu: VcpuId, entry: &'a Record) {
+        let v = usize::from(vcpu.0);
+        let lane = &mut self.lanes[v];
+        let items = std::mem::take(&mut lane.items);
+        let (first, torn) = (!std::mem::replace(&mut lane.ran, true), lane.torn);
+        lane.torn = false;
+        lane.entered = true;
+        let valid = self.machine.roots(vcpu)[0].is_some();
+        let feed = Feed::new(&items, valid, self.alphabet, self.shadow);
+        for act in &feed.roots {
+            self.lanes[v].printed.take(act);
+        }
+        let event = (u64::from(entry.line), entry.time);
+        let mut watch = Watch { side: Side::new(valid), posted: 0, flushes: 0, invlpg: 0 };
+        let deferred = self.model(vcpu, &feed, event, first, &mut watch);
+        let mut again: Vec<Item<'a>> = deferred.into_iter().map(Item::Outside).collect();
+        again.append(&mut self.lanes[v].items);
+        self.lanes[v].items = again;
+        self.count_inputs(&feed);
+        self.compare(vcpu, &items, &feed, watch, entry, torn);
+        if !feed.roots.is_empty() {
+            self.check_roots(vcpu);
+        }
+    }
+
+    /// Carries the window out. What came too late for this entry is handed back.
+    fn model(
+        &mut self,
+        vcpu: VcpuId,
+        feed: &Feed,
+        event: (u64, Time),
+        first: bool,
+        watch: &mut Watch,
+    ) -> Vec<Outside> {
+        let hints = self.machine.hints();
+        hints.syncs = feed.syncs.iter().copied().collect();
+        hints.unsync_roots = feed.unsync.iter().copied().collect();
+        hints.loads = feed.loads.iter().copied().collect();
+        hints.address = feed.address;
+        for step in &feed.steps {
+            self.step(vcpu, step, event, first, watch);
+        }
+        let mut outside = feed.outside.iter().peekable();
+        let end = feed.side.tokens.len();
+        for _ in 0..ATTEMPTS {
+            while let Some((at, what, own)) = outside.peek() {
+                let done = visible(&watch.side, self.alphabet);
+                // A flush by another thread after this vCPU's last act came too late for it.
+                if *at > done || !own && *at >= end {
+                    break;
+                }
+                match what {
+                    Outside::Flush => self.machine.posted(vcpu, Request::TlbFlush, watch),
+                    Outside::Zap => self.machine.roots_zapped(vcpu, watch),
+                }
+                outside.next();
+            }
+            if !self.machine.wants_attempt(vcpu) {
+                break;
+            }
+            self.machine.attempt(vcpu, event, watch);
+        }
+        self.machine.entered(vcpu, event, watch);
+        outside.map(|(_, what, _)| *what).collect()
+    }
+
+    fn step(
+        &mut self,
+        vcpu: VcpuId,
+        step: &Step,
+        event: (u64, Time),
+        first: bool,
+        watch: &mut Watch,
+    ) {
+        match step {
+            Step::Op(op, old) => {
+                if let Some((register, old)) = old {
+                    self.machine.owned_bits_seen(vcpu, *register, *old);
+                }
+                watch.side.resetting = matches!(**op, Op::Init | Op::Reset);
+                // What the machine does not know shows as a disagreement.
+                let _ = self.machine.perform(vcpu, op, event, watch);
+                watch.side.resetting = false;
+                if first && **op == Op::Reset {
+                    self.machine.created(vcpu, watch);
+                }
+            }
+            Step::Load(pcpu) => {
+                let _ = self.machine.loaded(vcpu, *pcpu, event, watch);
+            }
+            Step::Fault(gva, error) => {
+                self.machine.inject_page_fault(vcpu, (*gva, *error), event, watch);
+            }
+        }
+    }
+
+    fn count_inputs(&mut self, feed: &Feed) {
+        let some = |list: &[u8]| list.iter().filter(|n| **n > 0).count() as u64;
+        let own = feed.outside.len() as u64;
+        let write_protected = feed.loads.iter().filter(|load| load.flushes > 0).count() as u64;
+        for (name, count) in [
+            ("sync-changed", some(&feed.syncs) + u64::from(feed.address > 0)),
+            ("unsync", some(&feed.unsync) + feed.loads.iter().filter(|l| l.unsync).count() as u64),
+            ("zap", own),
+            ("page-new-or-existing", feed.pages + write_protected),
+        ] {
+            if count > 0 {
+                *self.result.summary.inputs_taken.entry(name).or_default() += count;
+            }
+        }
+    }
+
+    fn compare(
+        &mut self,
+        vcpu: VcpuId,
+        items: &[Item<'_>],
+        feed: &Feed,
+        watch: Watch,
+        entry: &Record,
+        torn: bool,
+    ) {
+        let recorded = &feed.side.tokens;
+        let modelled: Vec<Token> =
+            watch.side.tokens.iter().copied().filter(|token| self.alphabet.has(*token)).collect();
+        self.counters(recorded, feed, &watch);
+        let ops: Vec<&Op> = feed.steps.iter().filter_map(op_of).collect();
+        let counted = !torn && (!ops.is_empty() || !recorded.is_empty() || !modelled.is_empty());
+        let kind = ops.first().map_or("entry", |op| kind_of(op)).to_owned();
+        self.actions(recorded, &modelled, counted);
+        let first = items.iter().find_map(|item| match item {
+            Item::Record(record) => Some(record.line),
+            Item::Outside(_) => None,
+        });
+        let operation: Vec<String> = ops.iter().map(|op| op_text(op, vcpu, entry)).collect();
+        let context = Disagreement {
+            vcpu: vcpu.0,
+            lines: (first.unwrap_or(entry.line), entry.line),
+            time: entry.time.0,
+            operation: if ops.is_empty() { kind.clone() } else { operation.join("; ") },
+            recorded: feed.lines.iter().zip(recorded).map(|(l, t)| (*l, t.to_string())).collect(),
+            modelled: modelled.iter().map(Token::to_string).collect(),
+            why: String::new(),
+        };
+        let why = recorded
+            .iter()
+            .zip(&modelled)
+            .position(|(a, b)| a != b)
+            .or((recorded.len() != modelled.len()).then(|| recorded.len().min(modelled.len())))
+            .map(|at| match (recorded.get(at), modelled.get(at)) {
+                (Some(a), Some(b)) => format!("action {at} is {a}, the model's {b}"),
+                (Some(a), None) => format!("the model lacks {a}"),
+                (None, Some(b)) => format!("the model alone has {b}"),
+                (None, None) => String::new(),
+            });
+        let disagreement = why.map(|why| Disagreement { why, ..context.clone() });
+        self.lanes[usize::from(vcpu.0)].open = Some(Open { counted, kind, disagreement, context });
+        if self.lanes[usize::from(vcpu.0)].open.as_ref().is_some_and(|o| o.disagreement.is_some()) {
+            self.take_over(vcpu);
+        }
+    }
+
+    /// Agreement by kind of action: those that stand at the same place in both lists.
+    fn actions(&mut self, recorded: &[Token], modelled: &[Token], counted: bool) {
+        if !counted {
+            return;
+        }
+        let mut left = modelled;
+        for token in recorded {
+            let row = self.result.by_action.entry(token.kind().name()).or_default();
+            row.total += 1;
+            if let Some(at) = left.iter().position(|other| other == token) {
+                row.agreed += 1;
+                left = &left[at + 1..];
+            }
+        }
+    }
+
+    fn counters(&mut self, recorded: &[Token], feed: &Feed, watch: &Watch) {
+        let count = |tokens: &[Token], kind: Token| {
+            tokens.iter().filter(|t| t.kind() == kind.kind()).count() as u64
+        };
+        let modelled = &watch.side.tokens;
+        let kinds = [
+            ("flush-all", Token::FlushAll),
+            ("flush-current", Token::FlushCurrent),
+            ("flush-guest", Token::FlushGuest),
+            ("load", Token::Load),
+            ("reset", Token::Reset),
+            ("sync-roots", Token::SyncRoots),
+        ];
+        for (name, kind) in kinds.into_iter().filter(|(_, kind)| self.alphabet.has(*kind)) {
+            let row: &mut Counter = self.result.counters.entry(name).or_default();
+            row.recorded += count(recorded, kind);
+            row.modelled += count(modelled, kind);
+        }
+        // stat tlb_flush: every hook by a request; LOAD's is not counted (facts 8.3).
+        let loads = count(recorded, Token::Load);
+        let hooks = [Token::FlushAll, Token::FlushCurrent, Token::FlushGuest];
+        let hooks: u64 = hooks.into_iter().map(|kind| count(recorded, kind)).sum();
+        let row = self.result.counters.entry("tlb_flush").or_default();
+        row.recorded += hooks.saturating_sub(loads);
+        row.modelled += watch.flushes;
+        let _ = feed;
+    }
+
+    /// The roots at the entry, where they are printed.
+    fn check_roots(&mut self, vcpu: VcpuId) {
+        let v = usize::from(vcpu.0);
+        let model = self.machine.roots(vcpu);
+        let lane = &mut self.lanes[v];
+        let Some(open) = &mut lane.open else { return };
+        if open.disagreement.is_some() {
+            return;
+        }
+        let direct = !self.shadow || !self.machine.regs(vcpu).paging();
+        if let Some(why) = lane.printed.differs(&model, direct, &mut self.pages) {
+            open.counted = true;
+            open.disagreement = Some(Disagreement { why, ..open.context.clone() });
+            self.take_over(vcpu);
+        }
+    }
+
+    /// After a disagreement the model goes on from what the recording shows.
+    fn take_over(&mut self, vcpu: VcpuId) {
+        let lane = &self.lanes[usize::from(vcpu.0)];
+        if lane.printed.any() {
+            let slots = lane.printed.to_take_over(&self.machine.roots(vcpu), &self.pages);
+            self.machine.take_over(vcpu, slots);
+        }
+    }
+
+    /// The operation before is settled.
+    fn close(&mut self, v: usize) {
+        let Some(open) = self.lanes[v].open.take() else { return };
+        if !open.counted {
+            return;
+        }
+        let agreed = open.disagreement.is_none();
+        self.result.summary.operations += 1;
+        self.result.summary.agreed += u64::from(agreed);
+        let row = self.result.by_operation.entry(open.kind).or_default();
+        row.total += 1;
+        row.agreed += u64::from(agreed);
+        if let Some(disagreement) = open.disagreement
+            && self.result.disagreements.len() < self.keep
+        {
+            self.result.disagreements.push(disagreement);
+        }
+    }
+}
+
+/// Tokens that the recording could show.
+fn visible(side: &Side, alphabet: Alphabet) -> usize {
+    side.tokens.iter().filter(|token| alphabet.has(**token)).count()
+}
+
+fn zaps(op: &HostOp) -> bool {
+    matches!(op, HostOp::ZapAll)
+}
+
+fn op_of(step: &Step) -> Option<&Op> {
+    match step {
+        Step::Op(op, _) => Some(op),
+        Step::Load(_) | Step::Fault(..) => None,
+    }
+}
+
+fn kind_of(op: &Op) -> &'static str {
+    match op {
+        Op::Cr0(_) | Op::Clts | Op::Lmsw(_) => "cr0",
+        Op::Cr3(_) => "cr3",
+        Op::Cr4(_) => "cr4",
+        Op::Efer(_) => "efer",
+        Op::Invlpg(_) => "invlpg",
+        Op::Invpcid(_) => "invpcid",
+        Op::Init | Op::Reset => "init",
+        Op::TaskSwitch(_) => "taskswitch",
+        Op::Cpuid => "cpuid",
+        Op::Sregs(_) => "sregs",
+        Op::Emul(inner) => kind_of(inner),
+        _ => "other",
+    }
+}
+
+fn op_text(op: &Op, vcpu: VcpuId, entry: &Record) -> String {
+    let actor = Actor::Vcpu(vcpu);
+    text::write_event(&tlbscope_trace::op::Event { time: entry.time, actor, op: op.clone() })
+}
+
+#[allow(dead_code)]
+type Sorted = BTreeMap<String, u64>;
