@@ -6,7 +6,8 @@ use super::names::Shows;
 use super::vcpu::{CR0, CR3, CR4, EFER, Place};
 use crate::act::{Act, Hook, HookBy, Request, RootLookup, RootSlot};
 use crate::addr::{Gva, Hpa, Pcid, Sp, VcpuId};
-use crate::op::Op;
+use crate::op::{Actor, Op};
+use crate::recording::Body;
 
 /// Request numbers: equal in all kernels that print them, but for MMU_RELOAD, which is 5.10's bit 1
 /// (facts/kvm.md 5.1, versions of the recordings).
@@ -41,11 +42,18 @@ impl Importer {
 
     pub(super) fn act_event(&mut self, vcpu: VcpuId, shows: Shows, event: &Event<'_>) {
         let act = match shows {
-            Shows::ResetContext => Act::Reset { role_changed: None },
+            Shows::ResetContext => {
+                self.smm(vcpu, text_arg(event.args, b"caller=").unwrap_or(b""));
+                Act::Reset { role_changed: None }
+            }
             Shows::InitMmu => Act::Init,
             Shows::Unload => Act::Unload,
             Shows::FreeRoots => {
                 let mask = (arg(event.args, b"mask=").unwrap_or(0xf) & 0xf) as u8;
+                let caller = text_arg(event.args, b"caller=").unwrap_or(b"");
+                if caller.starts_with(b"kvm_mmu_after_set_cpuid") {
+                    self.set_cpuid(vcpu);
+                }
                 Act::FreeRoots { mask: mask & !empty_slots(event.args, mask) }
             }
             Shows::FreeObsolete => Act::FreeObsoleteRoots,
@@ -57,7 +65,10 @@ impl Importer {
                 }
                 Act::FreeObsoleteRoots
             }
-            Shows::NewPgd => Act::NewPgd(new_pgd(event.args)),
+            Shows::NewPgd => {
+                self.roots(vcpu, event);
+                Act::NewPgd(new_pgd(event.args))
+            }
             Shows::Load => {
                 self.state(vcpu).in_load = true;
                 Act::Load
@@ -66,6 +77,8 @@ impl Importer {
                 let root = arg(event.args, b"root_hpa=").or_else(|| arg(event.args, b"root="));
                 Act::LoadPgd { root: Hpa(root.unwrap_or(0)) }
             }
+            Shows::RequestAll => return self.request_all(Actor::Vcpu(vcpu), event),
+            Shows::ReloadAll => Act::RequestAll(Request::MmuReload),
             Shows::SyncRoots => Act::SyncRoots,
             Shows::SyncPrevRoots => Act::SyncPrevRoots,
             Shows::InvpcidGva => return self.invpcid_operand(vcpu, event, true),
@@ -195,6 +208,15 @@ impl Importer {
                     if n == 0 { RootSlot::Current } else { RootSlot::Prev(n as u8 - 1) };
                 self.act(vcpu, Act::RootSeen { slot, pgd, root });
             }
+        }
+    }
+
+    /// kvm_make_all_cpus_request; remote flushes have their own function.
+    pub(super) fn request_all(&mut self, actor: Actor, event: &Event<'_>) {
+        let number = arg(event.args, b"reqnr=").or_else(|| arg(event.args, b"reqno="));
+        // The low 8 bits are the number, the others are flags.
+        if number.is_some_and(|number| number & 0xff == 39) {
+            self.push(actor, Body::Act(Act::RequestAll(Request::MmuFreeObsoleteRoots)));
         }
     }
 

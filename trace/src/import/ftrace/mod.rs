@@ -17,7 +17,7 @@ use std::io::{BufRead, Read};
 use rustc_hash::FxHashMap;
 
 use super::ImportError;
-use crate::act::Act;
+use crate::act::{Act, Request};
 use crate::addr::{Sp, Time, VcpuId};
 use crate::op::{Actor, HostOp, Op};
 use crate::recording::{Body, Record, Recording};
@@ -184,6 +184,10 @@ impl Importer {
             // A thread that runs no vCPU: memory management, another thread of the VMM.
             None if shows == Shows::RemoteFlush => {
                 self.push(Actor::Host, Body::Act(Act::RemoteFlush { ipi: None }));
+            }
+            None if shows == Shows::RequestAll => self.request_all(Actor::Host, event),
+            None if shows == Shows::ReloadAll => {
+                self.push(Actor::Host, Body::Act(Act::RequestAll(Request::MmuReload)));
             }
             _ => {}
         }

@@ -7,10 +7,13 @@ use super::{Importer, exits};
 use crate::act::Act;
 use crate::addr::{Gpa, Gva, PcpuId, VcpuId};
 use crate::op::{Actor, HostOp, Invpcid, InvpcidType, Op, RegWrite, Sregs};
-use crate::recording::Body;
+use crate::recording::{Body, Record};
 
+/// CR0.PG.
+const PG: u64 = 1 << 31;
 const MSR_EFER: u64 = 0xc000_0080;
 const MSR_PAT: u64 = 0x277;
+const MSR_APIC_BASE: u64 = 0x1b;
 
 impl Importer {
     /// What the host does, on whatever thread. Answers whether it was such.
@@ -87,6 +90,8 @@ impl Importer {
         let value = arg(event.args, b"new=").or_else(|| arg(event.args, keys[reg]));
         let old = arg(event.args, b"old=").or_else(|| arg(event.args, b"oldreg="));
         let Some(value) = value else { return };
+        // CR0.PG 1->0: whether the guest runs 64-bit code is known when KVM has accepted it or not.
+        let leaves = reg == CR0 && old.is_some_and(|old| old & !value & PG != 0);
         let state = self.state(vcpu);
         state.learn(reg, old);
         state.writes(reg);
@@ -100,11 +105,23 @@ impl Importer {
             }
             None => self.op(vcpu, write(reg, value)),
         };
+        let index = if leaves { self.code_before(index) } else { index };
         let state = self.state(vcpu);
         state.setting = Some((reg, index));
         if reg == CR3 {
             state.cr3 = value;
         }
+    }
+
+    /// Puts a load of CS before the operation at `index`; answers the operation's index.
+    fn code_before(&mut self, index: usize) -> usize {
+        let Some(record) = self.records.get(index) else { return index };
+        let code = Record { body: Body::Op(Op::Code { long: true }), ..record.clone() };
+        self.records.insert(index, code);
+        for vcpu in &mut self.vcpus {
+            vcpu.inserted(index);
+        }
+        index + 1
     }
 
     /// kvm_cr: `cr_write 4 = 0x20`, before KVM looks at the value.
@@ -163,13 +180,24 @@ impl Importer {
     }
 
     /// KVM_SET_CPUID. Two functions tell of it, one calling the other.
-    fn set_cpuid(&mut self, vcpu: VcpuId) {
-        let last = self.records.last();
-        let told = last.is_some_and(|last| {
-            last.actor == Actor::Vcpu(vcpu) && last.body == Body::Op(Op::Cpuid)
-        });
+    pub(super) fn set_cpuid(&mut self, vcpu: VcpuId) {
+        let own = |record: &&Record| record.actor == Actor::Vcpu(vcpu);
+        let mut last = self.records.iter().rev().filter(own).take(2).map(|record| &record.body);
+        // The function itself, and the frees of its MMUs, which name it as their caller.
+        let told = last.any(|body| *body == Body::Op(Op::Cpuid));
         if !told {
             self.op(vcpu, Op::Cpuid);
+        }
+    }
+
+    /// SMM shows in who resets the MMU: enter_smm twice, RSM's emulation once.
+    pub(super) fn smm(&mut self, vcpu: VcpuId, caller: &[u8]) {
+        let enters = caller.starts_with(b"enter_smm");
+        if enters && !std::mem::replace(&mut self.state(vcpu).smm, true) {
+            self.op(vcpu, Op::Smi);
+        } else if caller.starts_with(b"em_rsm") {
+            self.state(vcpu).smm = false;
+            self.op(vcpu, Op::Rsm);
         }
     }
 
@@ -218,6 +246,8 @@ impl Importer {
                 }
             }
             self.state(vcpu).writes(EFER);
+        } else if msr == MSR_APIC_BASE {
+            self.op(vcpu, Op::MsrApicBase(value));
         } else if msr == MSR_PAT {
             self.op(vcpu, Op::MsrPat(value));
         } else if is_mtrr(msr) {
@@ -273,6 +303,12 @@ impl Importer {
             _ => return,
         };
         let Some((r, index)) = self.state(vcpu).setting.take() else { return };
+        if r == reg
+            && arg(event.args, b"ret=") == Some(0)
+            && let Some(Op::Code { long }) = index.checked_sub(1).and_then(|i| self.op_at(i))
+        {
+            *long = false;
+        }
         let emulated = event.caller.starts_with(b"em_") || event.caller.starts_with(b"emulator_");
         if r == reg
             && emulated

@@ -56,6 +56,8 @@ pub(super) struct Vcpu {
     pub sregs: Option<usize>,
     /// Hooks that kvm_vcpu_reset still calls: CR0, CR3, CR4, EFER.
     pub reset_hooks: [bool; 4],
+    /// In system management mode.
+    pub smm: bool,
     /// The exit window may hold a WRMSR.
     pub wrmsr: bool,
     /// A vendor hook whose tail call svm_flush_tlb_asid follows.
@@ -106,6 +108,15 @@ impl Vcpu {
         self.tail_follows = false;
         self.obsolete_half = false;
         self.reset_hooks = [false; 4];
+    }
+
+    /// A record was inserted: the indices behind it move.
+    pub fn inserted(&mut self, at: usize) {
+        let pairs = [&mut self.setting, &mut self.told].into_iter().flatten().map(|(_, i)| i);
+        let plain = [&mut self.invlpg, &mut self.invpcid, &mut self.efer, &mut self.sregs];
+        for index in pairs.chain(plain.into_iter().flatten()).filter(|index| **index >= at) {
+            *index += 1;
+        }
     }
 
     /// Events were lost: nothing half seen is completed any more.
