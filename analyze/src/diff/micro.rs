@@ -1,23 +1,25 @@
 //! The micro scenario of one transition under one policy.
 //!
-//! Two address spaces A and B map a plain and a global page each, both are read, A is current and
-//! B's root cached. The global page is the same in both, as global pages must be. Then the guest edits the four leaves without a flush: what the TLB holds is
-//! stale, and in shadow mode the shadow tables turn unsync. Then comes the write; then every copy
-//! is tried: in A, in B (NOFLUSH where there are PCIDs), in A again.
+//! Two address spaces A and B map a plain and a global page each, B one more of its own; all are
+//! read, A is current and B's root cached. The global page is the same in both, as global pages
+//! must be. Then the guest edits the leaves without a flush: what the TLB holds is stale, and in
+//! shadow mode the shadow tables turn unsync. Then comes the write; then every copy is tried: in A,
+//! in B (NOFLUSH where there are PCIDs), in A again. A guest that has just turned PCIDs on has A and
+//! B in PCID 0: a NOFLUSH switch keeps A's translations, so only B's own page is its to use there.
 
-use tlbscope_sim::arch::required::{self, Strength};
+use tlbscope_sim::arch::required::{self, Owed, Scope, Strength};
 use tlbscope_sim::engine::Machine;
 use tlbscope_sim::machine::config::MachineConfig;
 use tlbscope_sim::policy::Policy;
-use tlbscope_trace::act::ArchOp;
+use tlbscope_trace::act::{ArchOp, At, Class, Tag};
 use tlbscope_trace::addr::{Gpa, Gva, PageSize, Time, VcpuId};
-use tlbscope_trace::observe::World;
+use tlbscope_trace::observe::{Observer, World};
 use tlbscope_trace::op::{Access, AccessKind, Actor, Event, Op, Perms, RegWrite, Sregs};
 use tlbscope_trace::regs::{CR3_NOFLUSH, Cr0, Cr4, MmuKind, Regs, Vendor};
 
 use super::transition::{Change, Register, State};
 use super::{Outcome, Verdict};
-use crate::finding::{Class, Findings, Kind};
+use crate::finding::{Findings, Kind};
 use crate::oracle::Oracle;
 use crate::tally::{Counts, Key, Tally};
 
@@ -29,6 +31,8 @@ const B: u64 = 0x2_0000;
 /// would take for PDPTEs, within guest memory for the time without paging.
 const PLAIN: u64 = 0x2000_7000;
 const GLOBAL: u64 = 0x2000_8000;
+/// A page that A does not map.
+const OWN: u64 = 0x2000_9000;
 
 /// The events of a transition.
 pub(super) struct Script {
@@ -82,7 +86,9 @@ impl Script {
             Op::Cr3(b),
             map(PLAIN, 0x7000, None),
             map(GLOBAL, 0x6000, None),
+            map(OWN, 0x8000, None),
             read(PLAIN),
+            read(OWN),
             // Without it B's own entries would never be walked, nor their accessed bits set.
             Op::Invlpg(Gva(GLOBAL)),
             read(GLOBAL),
@@ -108,24 +114,27 @@ impl Script {
                 map(GLOBAL, 0xa000, Some(A)),
                 map(PLAIN, 0xb000, Some(B)),
                 map(GLOBAL, 0xa000, Some(B)),
+                map(OWN, 0xc000, Some(B)),
             ]);
         }
         let write = events.len();
         events.push(change.op());
         events.extend([read(PLAIN), read(GLOBAL)]);
         let cr4 = cr4 & !change_of(change, Register::Cr4).1 | change_of(change, Register::Cr4).0;
-        let pcids = cr4 & Cr4::PCIDE.bits() != 0;
-        for root in [b, a] {
-            events.push(back(root, pcids));
+        let pcids_now = cr4 & Cr4::PCIDE.bits() != 0;
+        events.push(back(b, pcids_now));
+        if pcids || !pcids_now {
             events.extend([read(PLAIN), read(GLOBAL)]);
         }
+        events.extend([read(OWN), back(a, pcids_now), read(PLAIN), read(GLOBAL)]);
         Some(Self { events, write })
     }
 
     /// Runs it. `None`: the state before the write cannot be reached.
     pub(super) fn run(&self, config: &MachineConfig, policy: &Policy) -> Option<Outcome> {
         let write = self.write as u64;
-        let mut watching = (Oracle::new(1), Tally::with_windows(1, &[(write, V0)]));
+        let judges = (Oracle::new(1), Tally::with_windows(1, &[(write, V0)]));
+        let mut watching = (judges, Breadth { write, dropped: Vec::new() });
         let mut machine = Machine::new(config, policy).ok()?;
         let (mut before, mut after) = (Regs::default(), Regs::default());
         let mut fault = None;
@@ -146,18 +155,20 @@ impl Script {
                 break;
             }
         }
-        watching.0.finish(&machine);
+        let ((mut oracle, tally), breadth) = watching;
+        oracle.finish(&machine);
         let owed = owed(config.vendor, &before, &after);
         let none = Counts::default();
-        let counts = watching.1.window(write).unwrap_or(&none);
+        let counts = tally.window(write).unwrap_or(&none);
         let acts: Vec<(Key, u64)> =
             ACTS.iter().map(|key| (*key, counts.get(*key))).filter(|(_, n)| *n != 0).collect();
         let acted = acts.iter().any(|(key, _)| *key != Key::Exit);
         let verdict = if fault.is_some() {
             Verdict::Fault
         } else {
-            verdict(watching.0.findings(), write, !owed.is_empty(), acted)
+            verdict(oracle.findings(), write, acted, &owed, &breadth)
         };
+        let owed = owed.iter().map(|owed| owed.rule.id).collect();
         Some(Outcome { acts, owed, verdict, unedited: None })
     }
 }
@@ -201,8 +212,8 @@ const ACTS: [Key; 31] = [
     Key::Invlpga,
 ];
 
-/// The binding rules that the write calls upon.
-fn owed(vendor: Vendor, before: &Regs, after: &Regs) -> Vec<&'static str> {
+/// What the binding rules owe for the write.
+fn owed(vendor: Vendor, before: &Regs, after: &Regs) -> Vec<Owed> {
     let op = if before.cr0 == after.cr0 {
         ArchOp::Cr4 { old: before.cr4, new: after.cr4 }
     } else {
@@ -210,12 +221,48 @@ fn owed(vendor: Vendor, before: &Regs, after: &Regs) -> Vec<&'static str> {
     };
     required::of_guest(vendor, &op, before, after, false)
         .filter(|owed| owed.strength == Strength::Must)
-        .map(|owed| owed.rule.id)
         .collect()
 }
 
+/// What the write's window dropped from the hardware, by tag and whether global: every flush
+/// counts, LOAD's among them, which the oracle never calls over-broad.
+struct Breadth {
+    write: u64,
+    dropped: Vec<(Tag, bool)>,
+}
+
+impl Breadth {
+    /// Whether something was dropped that no owed scope reaches.
+    fn beyond(&self, owed: &[Owed]) -> bool {
+        self.dropped.iter().any(|(tag, global)| {
+            !owed.iter().any(|owed| match owed.scope {
+                Scope::Everything | Scope::EveryAsid => true,
+                Scope::NonGlobal => !global,
+                Scope::Pcid(pcid) => *global || tag.pcid == pcid,
+                Scope::PcidNonGlobal(pcid) => !global && tag.pcid == pcid,
+                _ => false,
+            })
+        })
+    }
+}
+
+impl Observer for Breadth {
+    fn dropped(&mut self, at: &At, tag: &Tag, global: bool, entries: u32) {
+        // Guest-physical mappings are the hypervisor's own: no write of the guest owes them.
+        if at.event == self.write && entries > 0 && tag.class != Class::GuestPhysical {
+            self.dropped.push((*tag, global));
+        }
+    }
+}
+
 /// The verdict, from the findings whose cause is the write.
-fn verdict(findings: &Findings, write: u64, owed: bool, acted: bool) -> Verdict {
+fn verdict(
+    findings: &Findings,
+    write: u64,
+    acted: bool,
+    owed: &[Owed],
+    breadth: &Breadth,
+) -> Verdict {
     let has = |wanted: &dyn Fn(Kind) -> bool| {
         findings.kept().iter().any(|f| f.cause == write && wanted(f.kind))
     };
@@ -227,9 +274,8 @@ fn verdict(findings: &Findings, write: u64, owed: bool, acted: bool) -> Verdict 
         Verdict::Exposed
     } else if has(&|kind| kind == Kind::Latent) {
         Verdict::Latent
-    } else if owed {
-        let broad = has(&|kind| kind == Kind::Excessive(Class::OverBroad));
-        if broad { Verdict::OverBroad } else { Verdict::Served }
+    } else if !owed.is_empty() {
+        if breadth.beyond(owed) { Verdict::OverBroad } else { Verdict::Served }
     } else if has(&|kind| matches!(kind, Kind::Excessive(_))) {
         Verdict::Wasted
     } else if has(&|kind| kind == Kind::Advised) {

@@ -1,12 +1,13 @@
 //! What of a window is fed to the model: its operations, and the hints that stand for memory.
 
 use tlbscope_sim::engine::drive::LoadHint;
-use tlbscope_trace::act::{Act, Request};
+use tlbscope_trace::act::{Act, Hook, Request};
 use tlbscope_trace::addr::{Gva, PcpuId};
 use tlbscope_trace::op::{InvpcidType, Op};
 use tlbscope_trace::recording::Body;
+use tlbscope_trace::regs::Regs;
 
-use super::token::{Alphabet, Side, Token};
+use super::token::{Side, Token};
 use super::window::{Item, Outside};
 
 /// Something that the model is made to do.
@@ -40,11 +41,22 @@ pub struct Feed {
     pub loads: Vec<LoadHint>,
     /// Remote flushes of the address operation.
     pub address: u8,
-    /// Roots printed in it.
+    /// Remote flushes of each free of obsolete roots.
+    pub obsolete: Vec<u8>,
+    /// Which roots each of them freed: what was zapped.
+    pub zapped: u8,
+    /// Roots printed before anything happened.
+    pub before: Vec<Act>,
+    /// Roots printed by the entry function.
     pub roots: Vec<Act>,
+    /// Faults of the guest's own that nothing but their invalidation tells of.
+    pub guest_faults: u64,
     /// Shadow pages found or made, for the count of inputs.
     pub pages: u64,
 }
+
+/// #PF error code: the entry was present.
+const PRESENT: u32 = 1;
 
 /// What the last tokens say of where KVM is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,11 +65,12 @@ enum Place {
     Sync,
     Load,
     Address,
+    Obsolete,
 }
 
 impl Feed {
     /// Reads a window.
-    pub fn new(items: &[Item<'_>], valid: bool, alphabet: Alphabet, shadow: bool) -> Self {
+    pub fn new(items: &[Item<'_>], valid: bool, shadow: bool) -> Self {
         let mut feed = Self {
             side: Side::new(valid),
             lines: Vec::new(),
@@ -67,7 +80,11 @@ impl Feed {
             unsync: Vec::new(),
             loads: Vec::new(),
             address: 0,
+            obsolete: Vec::new(),
+            zapped: 0,
+            before: Vec::new(),
             roots: Vec::new(),
+            guest_faults: 0,
             pages: 0,
         };
         let mut place = Place::Elsewhere;
@@ -85,7 +102,6 @@ impl Feed {
             }
         }
         feed.illegal_operands(items);
-        debug_assert!(feed.side.tokens.iter().all(|token| alphabet.has(*token)));
         feed
     }
 
@@ -104,6 +120,10 @@ impl Feed {
                 | Op::Reset
                 | Op::TaskSwitch(_)
                 | Op::Cpuid
+                | Op::Code { .. }
+                | Op::MsrApicBase(_)
+                | Op::Smi
+                | Op::Rsm
                 | Op::Sregs(_)
                 | Op::Emul(_)
         );
@@ -133,7 +153,20 @@ impl Feed {
                     self.steps.push(Step::Fault(gva, error));
                 }
             }
+            // kvm_inj_exception may be off: the invalidation that comes with the fault tells of it.
+            Act::InvalidateGva(gva) | Act::Hook { hook: Hook::Gva(gva), .. }
+                if shadow && *fault == Some(gva) && !self.invalidates() =>
+            {
+                *fault = None;
+                self.steps.push(Step::Fault(gva, PRESENT));
+                self.guest_faults += 1;
+                self.token(act, line, place);
+                *place = Place::Address;
+            }
             Act::RemoteFlush { .. } => self.flushed(*place),
+            Act::RequestAll(request) => {
+                self.outside.push((self.side.tokens.len(), Outside::Request(request), true));
+            }
             Act::SpNew { .. } | Act::SpFound { .. } => {
                 self.pages += 1;
                 if let (Place::Load, Some(load)) = (*place, self.loads.last_mut()) {
@@ -146,6 +179,15 @@ impl Feed {
                 }
             }
             Act::RootSeen { .. } => self.roots.push(*act),
+            // It prints the roots as it finds them.
+            Act::NewPgd(_) if self.side.tokens.is_empty() => {
+                self.before = std::mem::take(&mut self.roots);
+                self.token(act, line, place);
+            }
+            Act::NewPgd(_) => {
+                self.roots.clear();
+                self.token(act, line, place);
+            }
             _ => self.token(act, line, place),
         }
     }
@@ -170,16 +212,34 @@ impl Feed {
             }
             Act::FreeRoots { mask } => {
                 let second = self.side.tokens.iter().rev().nth(1);
-                if let (Some(Token::SyncPrevRoots), Some(unsync)) = (second, self.unsync.last_mut())
-                {
-                    *unsync = mask >> 1;
+                match (second, self.unsync.last_mut()) {
+                    (Some(Token::SyncPrevRoots), Some(unsync)) => *unsync = mask >> 1,
+                    (Some(Token::FreeObsolete), _) => self.zapped |= mask,
+                    _ => {}
                 }
             }
+            Act::FreeObsoleteRoots => {
+                self.obsolete.push(0);
+                *place = Place::Obsolete;
+            }
             Act::InvalidateGva(_) => *place = Place::Address,
-            Act::Hook { hook: tlbscope_trace::act::Hook::Gva(_), .. } => {}
+            Act::Hook { hook: Hook::Gva(_), .. } => {}
             _ if after > before => *place = Place::Elsewhere,
             _ => {}
         }
+    }
+
+    /// Whether an operation of this window invalidates an address by itself.
+    fn invalidates(&self) -> bool {
+        let invalidates = |op: &Op| matches!(op, Op::Invlpg(_) | Op::Invpcid(_));
+        self.steps.iter().any(|step| match step {
+            Step::Op(op, _) => match &**op {
+                Op::Emul(inner) => invalidates(inner),
+                op => invalidates(op),
+            },
+            Step::Load(_) => false,
+            Step::Fault(..) => true,
+        })
     }
 
     /// A remote flush on this vCPU's own thread: of a sync, of LOAD's page, of an address, or of
@@ -194,6 +254,11 @@ impl Feed {
             Place::Load => {
                 if let Some(load) = self.loads.last_mut() {
                     load.flushes = load.flushes.saturating_add(1);
+                }
+            }
+            Place::Obsolete => {
+                if let Some(flushes) = self.obsolete.last_mut() {
+                    *flushes = flushes.saturating_add(1);
                 }
             }
             Place::Address => self.address = self.address.saturating_add(1),
@@ -227,6 +292,24 @@ impl Feed {
             {
                 // 12 bits hold a PCID (SDM vol. 2, INVPCID).
                 operands.pcid = 1 << 12;
+            }
+        }
+    }
+}
+
+impl Feed {
+    /// Userspace's first register write, of which no probe shows some registers: they are what
+    /// the vCPU is first seen with.
+    pub fn complete(&mut self, first: &Regs) {
+        for step in &mut self.steps {
+            if let Step::Op(op, _) = step
+                && let Op::Sregs(sregs) = &mut **op
+            {
+                let slots = [&mut sregs.cr0, &mut sregs.cr3, &mut sregs.cr4, &mut sregs.efer];
+                let values = [first.cr0, first.cr3, first.cr4, first.efer];
+                for (slot, value) in slots.into_iter().zip(values) {
+                    slot.get_or_insert(value);
+                }
             }
         }
     }

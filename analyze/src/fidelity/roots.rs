@@ -69,19 +69,13 @@ impl Printed {
         None
     }
 
-    /// The slots for [`tlbscope_sim::engine::Machine::take_over`], the pages in the model's terms
-    /// where they are known.
-    pub fn to_take_over(
-        &self,
-        model: &[Option<RootView>; 4],
-        pages: &Pages,
-    ) -> [Option<(u64, Option<Hpa>)>; 4] {
+    /// The CR3 of each slot that is valid, the model's own where nothing was printed.
+    pub fn to_take_over(&self, model: &[Option<RootView>; 4]) -> [Option<u64>; 4] {
         std::array::from_fn(|n| match self.slots[n] {
-            None => model[n].map(|root| (root.pgd, Some(root.hpa))),
-            Some(seen) => seen.map(|(pgd, page)| {
-                let known = pages.iter().filter(|(_, p)| **p == page).map(|(m, _)| *m).max();
-                (pgd, known)
-            }),
+            Some(Some((pgd, _))) if self.pgd => Some(pgd),
+            Some(Some(_)) => Some(model[n].map_or(0, |root| root.pgd)),
+            Some(None) => None,
+            None => model[n].map(|root| root.pgd),
         })
     }
 }

@@ -225,6 +225,8 @@ impl Side {
                     self.bare = true;
                 }
             },
+            // Up to 5.10 kvm_mmu_unload is a function of its own inside a reset.
+            Act::Unload if self.tokens.last() == Some(&Token::Reset) => {}
             Act::FreeRoots { mask } => self.push(Token::Free(mask)),
             // A reset that was inlined: both frees, then kvm_init_mmu.
             Act::Init if self.bare => {
@@ -269,6 +271,8 @@ impl Side {
                 }
             }
             Act::Hook { hook: Hook::Guest, by: HookBy::Direct, .. } if self.resetting => {}
+            // svm_set_cr4 calls the common tail of SVM's hooks, as flush_tlb_guest is.
+            Act::Hook { by: HookBy::Register, .. } => self.push(Token::FlushGuest),
             _ => {
                 if let Some(token) = plain(act) {
                     self.push(token);

@@ -1,8 +1,6 @@
 //! Windows: from each vCPU's exit to its next entry, the operation in it carried out by the model
 //! and compared.
 
-use std::collections::BTreeMap;
-
 use tlbscope_sim::engine::Machine;
 use tlbscope_trace::Recording;
 use tlbscope_trace::act::{Act, At, HookBy, Request};
@@ -28,6 +26,8 @@ pub enum Outside {
     Flush,
     /// Every root of the VM is zapped.
     Zap,
+    /// A request to every vCPU.
+    Request(Request),
 }
 
 /// One line of a window.
@@ -133,6 +133,9 @@ impl<'a> Run<'a> {
                 (Actor::Host, Body::Act(Act::RemoteFlush { .. })) => {
                     self.outside(None, Outside::Flush);
                 }
+                (Actor::Host, Body::Act(Act::RequestAll(request))) => {
+                    self.outside(None, Outside::Request(*request));
+                }
                 (Actor::Host, Body::Op(Op::Host(op))) if zaps(op) => {
                     self.machine.forget_roots();
                     self.outside(None, Outside::Zap);
@@ -174,6 +177,10 @@ impl<'a> Run<'a> {
                 self.lanes[v].items.push(Item::Record(record));
                 self.outside(Some(vcpu), Outside::Flush);
             }
+            Body::Act(Act::RequestAll(request)) => {
+                self.lanes[v].items.push(Item::Record(record));
+                self.outside(Some(vcpu), Outside::Request(*request));
+            }
             _ => self.lanes[v].items.push(Item::Record(record)),
         }
     }
@@ -187,7 +194,11 @@ impl<'a> Run<'a> {
         lane.torn = false;
         lane.entered = true;
         let valid = self.machine.roots(vcpu)[0].is_some();
-        let feed = Feed::new(&items, valid, self.alphabet, self.shadow);
+        let mut feed = Feed::new(&items, valid, self.shadow);
+        if first {
+            feed.complete(&self.recording.initial_regs(vcpu));
+        }
+        let drifted = self.drifted(vcpu, &feed);
         for act in &feed.roots {
             self.lanes[v].printed.take(act);
         }
@@ -198,9 +209,39 @@ impl<'a> Run<'a> {
         again.append(&mut self.lanes[v].items);
         self.lanes[v].items = again;
         self.count_inputs(&feed);
+        self.rebind(vcpu, &feed);
         self.compare(vcpu, &items, &feed, watch, entry, torn);
+        if let (Some(why), Some(open)) = (drifted, &mut self.lanes[v].open) {
+            open.disagreement.get_or_insert(Disagreement { why, ..open.context.clone() });
+        }
         if !feed.roots.is_empty() {
             self.check_roots(vcpu);
+        }
+    }
+
+    /// Whether the roots that kvm_mmu_new_pgd found differ from the model's. The model goes on from
+    /// the recording's then.
+    fn drifted(&mut self, vcpu: VcpuId, feed: &Feed) -> Option<String> {
+        if feed.before.is_empty() {
+            return None;
+        }
+        let mut before = Printed::default();
+        for act in &feed.before {
+            before.take(act);
+        }
+        let model = self.machine.roots(vcpu);
+        let direct = !self.shadow || !self.machine.regs(vcpu).paging();
+        let why = before.differs(&model, direct, &mut self.pages)?;
+        self.machine.take_over(vcpu, before.to_take_over(&model));
+        Some(format!("before it, {why}"))
+    }
+
+    /// A LOAD that makes its page, or does not say, may put any page where another was.
+    fn rebind(&mut self, vcpu: VcpuId, feed: &Feed) {
+        if feed.loads.iter().any(|load| load.new != Some(false))
+            && let Some(root) = self.machine.roots(vcpu)[0]
+        {
+            self.pages.remove(&root.hpa);
         }
     }
 
@@ -218,11 +259,13 @@ impl<'a> Run<'a> {
         hints.unsync_roots = feed.unsync.iter().copied().collect();
         hints.loads = feed.loads.iter().copied().collect();
         hints.address = feed.address;
+        hints.obsolete = feed.obsolete.iter().copied().collect();
         for step in &feed.steps {
             self.step(vcpu, step, event, first, watch);
         }
         let mut outside = feed.outside.iter().peekable();
         let end = feed.side.tokens.len();
+        let mut all = false;
         for _ in 0..ATTEMPTS {
             while let Some((at, what, own)) = outside.peek() {
                 let done = visible(&watch.side, self.alphabet);
@@ -232,7 +275,16 @@ impl<'a> Run<'a> {
                 }
                 match what {
                     Outside::Flush => self.machine.posted(vcpu, Request::TlbFlush, watch),
-                    Outside::Zap => self.machine.roots_zapped(vcpu, watch),
+                    Outside::Zap => {
+                        all = true;
+                        self.machine.roots_zapped(vcpu, watch);
+                    }
+                    Outside::Request(request) => {
+                        if *request == Request::MmuFreeObsoleteRoots && !all {
+                            self.machine.pages_zapped(vcpu, feed.zapped);
+                        }
+                        self.machine.posted(vcpu, *request, watch);
+                    }
                 }
                 outside.next();
             }
@@ -283,6 +335,7 @@ impl<'a> Run<'a> {
             ("sync-changed", some(&feed.syncs) + u64::from(feed.address > 0)),
             ("unsync", some(&feed.unsync) + feed.loads.iter().filter(|l| l.unsync).count() as u64),
             ("zap", own),
+            ("guest-fault", feed.guest_faults),
             ("page-new-or-existing", feed.pages + write_protected),
         ] {
             if count > 0 {
@@ -304,7 +357,8 @@ impl<'a> Run<'a> {
         let modelled: Vec<Token> =
             watch.side.tokens.iter().copied().filter(|token| self.alphabet.has(*token)).collect();
         self.counters(recorded, feed, &watch);
-        let ops: Vec<&Op> = feed.steps.iter().filter_map(op_of).collect();
+        let ops = feed.steps.iter().filter_map(op_of);
+        let ops: Vec<&Op> = ops.filter(|op| !matches!(op, Op::Code { .. })).collect();
         let counted = !torn && (!ops.is_empty() || !recorded.is_empty() || !modelled.is_empty());
         let kind = ops.first().map_or("entry", |op| kind_of(op)).to_owned();
         self.actions(recorded, &modelled, counted);
@@ -405,7 +459,7 @@ impl<'a> Run<'a> {
     fn take_over(&mut self, vcpu: VcpuId) {
         let lane = &self.lanes[usize::from(vcpu.0)];
         if lane.printed.any() {
-            let slots = lane.printed.to_take_over(&self.machine.roots(vcpu), &self.pages);
+            let slots = lane.printed.to_take_over(&self.machine.roots(vcpu));
             self.machine.take_over(vcpu, slots);
         }
     }
@@ -458,6 +512,8 @@ fn kind_of(op: &Op) -> &'static str {
         Op::TaskSwitch(_) => "taskswitch",
         Op::Cpuid => "cpuid",
         Op::Sregs(_) => "sregs",
+        Op::Smi | Op::Rsm => "smm",
+        Op::MsrApicBase(_) => "apic-base",
         Op::Emul(inner) => kind_of(inner),
         _ => "other",
     }
@@ -467,6 +523,3 @@ fn op_text(op: &Op, vcpu: VcpuId, entry: &Record) -> String {
     let actor = Actor::Vcpu(vcpu);
     text::write_event(&tlbscope_trace::op::Event { time: entry.time, actor, op: op.clone() })
 }
-
-#[allow(dead_code)]
-type Sorted = BTreeMap<String, u64>;

@@ -254,7 +254,8 @@ impl Machine {
     }
 
     fn walk_nested<O: Observer>(&mut self, v: usize, access: &Access, o: &mut O) -> Walked {
-        let regs = self.vcpus[v].regs;
+        let vcpu = &self.vcpus[v];
+        let regs = Regs { pdpte: vcpu.vmcs_pdpte, ..vcpu.regs };
         let walk = walk::walk(self, &regs, access);
         for step in &walk.steps[..walk.count as usize] {
             if !self.nested(v, step.gpa, o) {

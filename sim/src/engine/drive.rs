@@ -10,7 +10,7 @@ use tlbscope_trace::act::{Act, At, Hook, HookBy, Request};
 use tlbscope_trace::addr::{Gva, Hpa, PcpuId, Time, VcpuId};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{Actor, Op};
-use tlbscope_trace::regs::MmuKind;
+use tlbscope_trace::regs::{Cr0, MmuKind};
 
 use super::{Machine, Refused, Step};
 use crate::kvm::root::{PREV_ROOTS_MAX, Root};
@@ -29,6 +29,8 @@ pub struct Hints {
     pub unsync_roots: VecDeque<u8>,
     /// For each LOAD: what its pages were.
     pub loads: VecDeque<LoadHint>,
+    /// For each kvm_mmu_free_obsolete_roots: remote flushes, because pages went with the roots.
+    pub obsolete: VecDeque<u8>,
     /// Remote flushes of the next INVLPG or INVPCID 0, or of the next #PF that is injected.
     pub address: u8,
 }
@@ -89,9 +91,16 @@ impl Machine {
         o: &mut O,
     ) -> Result<Step, Refused> {
         let v = self.driven(vcpu, event, o);
-        if *op == Op::Cpuid {
-            self.set_cpuid(v, o);
-            return Ok(Step::default());
+        match op {
+            Op::Cpuid => {
+                self.set_cpuid(v, o);
+                return Ok(Step::default());
+            }
+            Op::Smi | Op::Rsm => {
+                self.smm_seen(v, *op == Op::Smi, o);
+                return Ok(Step::default());
+            }
+            _ => {}
         }
         let op = if let Op::Emul(inner) = op { inner } else { op };
         self.emulated = true;
@@ -116,6 +125,25 @@ impl Machine {
             ..Change::default()
         };
         self.run_rules(v, Register::Cpuid, &change, self.vcpus[v].regs.pcid(), o);
+    }
+
+    /// enter_smm resets the MMU twice, around what it does to the registers. RSM resets it once and
+    /// goes on through the setters of the registers, which a recording shows as writes (facts 3.3).
+    fn smm_seen<O: Observer>(&mut self, v: usize, enters: bool, o: &mut O) {
+        self.vcpus[v].smm = enters;
+        let change = Change {
+            tdp: self.config.mmu == MmuKind::Tdp,
+            vendor: self.config.vendor,
+            ..Change::default()
+        };
+        let pcid = self.vcpus[v].regs.pcid();
+        self.run_rules(v, Register::Smm, &change, pcid, o);
+        if enters {
+            let cleared = Cr0::PE | Cr0::EM | Cr0::TS | Cr0::PG;
+            let regs = &mut self.vcpus[v].regs;
+            (regs.cr0, regs.cr4, regs.efer) = (regs.cr0 & !cleared.bits(), 0, 0);
+            self.run_rules(v, Register::Smm, &change, pcid, o);
+        }
     }
 
     /// kvm_arch_vcpu_create ends in kvm_init_mmu.
@@ -179,6 +207,19 @@ impl Machine {
         self.shadow.forget();
     }
 
+    /// Single roots of one vCPU turn obsolete: bit 0 the active one, bits 1 to 3 prev_roots.
+    pub fn pages_zapped(&mut self, vcpu: VcpuId, slots: u8) {
+        let mmu = &mut self.vcpus[usize::from(vcpu.0)].mmu;
+        let roots = std::iter::once(&mut mmu.root).chain(&mut mmu.prev);
+        for (_, root) in roots.enumerate().filter(|(n, _)| slots >> n & 1 != 0) {
+            let Some(root) = root else { continue };
+            root.obsolete = true;
+            if let Some(sp) = root.sp.filter(|_| !root.special) {
+                self.shadow.kill(sp);
+            }
+        }
+    }
+
     /// What a zap of all roots means for one vCPU.
     pub fn roots_zapped<O: Observer>(&mut self, vcpu: VcpuId, o: &mut O) {
         let v = usize::from(vcpu.0);
@@ -224,15 +265,15 @@ impl Machine {
     }
 
     /// Takes over the roots that a recording shows after the machine went another way, so that
-    /// one disagreement is counted once. Pages are kept where `hpa` names one of the machine's.
-    pub fn take_over(&mut self, vcpu: VcpuId, slots: [Option<(u64, Option<Hpa>)>; 4]) {
+    /// one disagreement is counted once.
+    pub fn take_over(&mut self, vcpu: VcpuId, slots: [Option<u64>; 4]) {
         let v = usize::from(vcpu.0);
         let role = self.root_role(v);
         let special = self.config.mmu == MmuKind::Shadow && role.level() < 4;
         let roots = slots.map(|slot| {
-            slot.map(|(pgd, hpa)| match self.config.mmu {
+            slot.map(|pgd| match self.config.mmu {
                 MmuKind::Tdp => {
-                    let hpa = hpa.unwrap_or_else(|| self.trees.take(role));
+                    let hpa = self.trees.take(role);
                     Root { pgd, hpa, role, sp: None, special: false, obsolete: false }
                 }
                 MmuKind::Shadow => {
@@ -270,6 +311,14 @@ impl Machine {
             self.remote_flush(o);
         }
         true
+    }
+
+    /// The remote flushes that a hint names for the pages that go with obsolete roots.
+    pub(crate) fn hinted_obsolete<O: Observer>(&mut self, o: &mut O) {
+        let Some(hints) = &mut self.hints else { return };
+        for _ in 0..hints.obsolete.pop_front().unwrap_or(0) {
+            self.remote_flush(o);
+        }
     }
 
     /// The cached roots that a hint calls unsync, as bits.

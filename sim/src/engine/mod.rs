@@ -176,6 +176,8 @@ impl Machine {
         for (v, regs) in regs.iter().enumerate().take(self.vcpus.len()) {
             if let Some(regs) = regs {
                 self.vcpus[v].regs = *regs;
+                self.vcpus[v].kvm_pdpte = regs.pdpte;
+                self.vcpus[v].vmcs_pdpte = regs.pdpte;
                 self.vcpus[v].mmu.role = self.root_role(v);
             }
         }
@@ -186,6 +188,8 @@ impl Machine {
         let has_vpid = config.vpid && config.vendor == Vendor::Intel && u32::from(n) < config.vpids;
         Vcpu {
             regs,
+            kvm_pdpte: regs.pdpte,
+            vmcs_pdpte: regs.pdpte,
             requests: Default::default(),
             mmu: Default::default(),
             pcpu: PcpuId(n % config.pcpus),
@@ -194,6 +198,7 @@ impl Machine {
             vmcb: Vmcb::default(),
             in_guest: false,
             held: false,
+            xapic: false,
             smm: false,
             context: Default::default(),
         }

@@ -7,6 +7,7 @@ use tlbscope_trace::op::{HostOp, Op, Sregs};
 use tlbscope_trace::regs::{Regs, Vendor};
 
 use super::{Machine, Refused, Step};
+use crate::arch::mode::Mode;
 use crate::policy::mechanics::{MigrateVmx, Sregs as SregsRule};
 
 /// The name of an operation in the text form.
@@ -195,6 +196,11 @@ impl Machine {
             ..old
         };
         self.vcpus[v].regs = regs;
+        if Mode::of(&regs) == Mode::Pae {
+            // Userspace gives none here, so KVM reads them from memory.
+            self.reload_pdptes(v, false);
+            self.vcpus[v].kvm_pdpte = self.vcpus[v].regs.pdpte;
+        }
         let at = self.at_vcpu(v);
         o.arch(&at, &ArchOp::Sregs, &old, false, self);
         if self.ideal() {

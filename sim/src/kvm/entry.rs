@@ -90,7 +90,7 @@ impl Machine {
         if self.serve(v, Request::LoadMmuPgd, o) {
             let root = self.root_hpa(v);
             if self.vcpus[v].mmu.root.is_some() {
-                self.act(o, Act::LoadPgd { root });
+                self.load_pgd(v, root, o);
             }
         }
         if self.serve(v, Request::TlbFlush, o) {
@@ -107,6 +107,9 @@ impl Machine {
             self.guest_flush(v, o);
         }
         self.serve(v, Request::StealUpdate, o);
+        if self.serve(v, Request::ApicPageReload, o) {
+            self.apic_page_reload(v, o);
+        }
     }
 
     /// The root follows the role. An ideal policy takes no cached root of another role in shadow

@@ -51,7 +51,7 @@ impl Machine {
         access: &Access,
         o: &mut O,
     ) -> Fixed {
-        let regs = self.vcpus[v].regs;
+        let regs = self.kvm_regs(v);
         self.act(o, Act::PageFault { address: access.gva.0, error: 0 });
         let walk = self.guest_walk(&regs, access);
         let leaf = match walk.result {
@@ -169,7 +169,7 @@ impl Machine {
         let Some(step) = step else {
             let quadrant = (gva.0 >> 30) as u16 & 3;
             if mode == Mode::Pae {
-                let pdpte = self.pdpte(regs, quadrant);
+                let pdpte = regs.pdpte[usize::from(quadrant)];
                 let gfn = (pdpte & 0x000f_ffff_ffff_f000) / PAGE_BYTES;
                 return (gfn, top.child(2, 0, access), access);
             }

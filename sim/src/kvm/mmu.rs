@@ -155,7 +155,7 @@ impl Machine {
         self.act(o, Act::Load);
         let load = self.hinted_load();
         let role = self.vcpus[v].mmu.role;
-        let regs = self.vcpus[v].regs;
+        let regs = self.kvm_regs(v);
         let root = match self.config.mmu {
             MmuKind::Tdp => {
                 let hpa = self.trees.take(role);
@@ -166,7 +166,7 @@ impl Machine {
         self.hinted_pages(v, load, o);
         self.vcpus[v].mmu.root = Some(root);
         self.sync_roots(v, o);
-        self.act(o, Act::LoadPgd { root: root.hpa });
+        self.load_pgd(v, root.hpa, o);
         if self.policy.mechanics.load_flush {
             self.flush_hook(v, Hook::Current, HookBy::Load, o);
         }
@@ -205,7 +205,7 @@ impl Machine {
                 Mode::Off => Some(u64::from(quadrant) << 18),
                 Mode::Bits32 => Some(regs.root().0 / PAGE_BYTES),
                 _ => {
-                    let pdpte = self.pdpte(regs, quadrant);
+                    let pdpte = regs.pdpte[usize::from(quadrant)];
                     (pdpte & 1 != 0).then_some((pdpte & 0x000f_ffff_ffff_f000) / PAGE_BYTES)
                 }
             };
@@ -217,14 +217,16 @@ impl Machine {
         root
     }
 
-    /// The PDPTE that PAE paging uses: the register on Intel, memory on AMD (facts A.3).
-    pub(crate) fn pdpte(&self, regs: &Regs, n: u16) -> u64 {
-        match self.config.vendor {
-            tlbscope_trace::regs::Vendor::Intel => regs.pdpte[n as usize & 3],
-            tlbscope_trace::regs::Vendor::Amd => {
-                self.memory.read(Gpa(regs.root().0 + u64::from(n & 3) * 8))
-            }
-        }
+    /// The guest's registers as KVM's own walks see them.
+    pub(crate) fn kvm_regs(&self, v: usize) -> Regs {
+        let vcpu = &self.vcpus[v];
+        Regs { pdpte: vcpu.kvm_pdpte, ..vcpu.regs }
+    }
+
+    /// The vendor's load_mmu_pgd: on VMX the PDPTEs go to the VMCS with it (facts 6.4).
+    pub(crate) fn load_pgd<O: Observer>(&mut self, v: usize, root: Hpa, o: &mut O) {
+        self.act(o, Act::LoadPgd { root });
+        self.vcpus[v].vmcs_pdpte = self.vcpus[v].kvm_pdpte;
     }
 
     /// kvm_mmu_get_page: an existing page with this role, or a new one.
@@ -318,14 +320,14 @@ impl Machine {
             Some(_) => [root.0; 4],
             None => std::array::from_fn(|n| self.memory.read(Gpa(root.0 + 8 * n as u64))),
         };
-        let changed = new != self.vcpus[v].regs.pdpte;
+        let changed = new != self.vcpus[v].kvm_pdpte;
         self.act(o, Act::LoadPdptrs { changed: Some(changed) });
         let mechanics = &self.policy.mechanics.load_pdptrs;
         let (free, request) = (mechanics.free_root, mechanics.request_pgd);
         if free && changed && self.config.mmu == MmuKind::Shadow {
             self.free_root(v, RootSlot::Current, FreeWhy::Pdptrs, o);
         }
-        self.vcpus[v].regs.pdpte = new;
+        self.vcpus[v].kvm_pdpte = new;
         if request {
             self.post(v, Request::LoadMmuPgd, o);
         }
@@ -385,6 +387,7 @@ impl Machine {
                 self.free_root(v, RootSlot::Prev(slot as u8), FreeWhy::Obsolete, o);
             }
         }
+        self.hinted_obsolete(o);
     }
 
     /// The leaf of the active root's tables for this address: for INVLPG.

@@ -3,6 +3,7 @@
 //! Each file is named for what a reader of KVM looks for. All are written from facts about the
 //! kernel's behaviour (recorded or documented), none from its source.
 
+pub mod apic;
 pub mod entry;
 pub mod fault;
 pub mod flush;

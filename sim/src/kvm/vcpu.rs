@@ -53,8 +53,14 @@ pub struct Vmcb {
 /// One vCPU.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Vcpu {
-    /// The guest's registers.
+    /// The guest's registers, as the architecture has them: its writes have taken effect here
+    /// whatever the hypervisor made of them.
     pub regs: Regs,
+    /// The PDPTEs that KVM last loaded (load_pdptrs): its own walks and shadow roots use these.
+    pub kvm_pdpte: [u64; 4],
+    /// Intel with EPT: the PDPTE fields of the VMCS, which the guest's walks use. KVM writes them
+    /// when it loads a root or serves LOAD_MMU_PGD (facts/kvm.md 6.4).
+    pub vmcs_pdpte: [u64; 4],
     /// Pending requests.
     pub requests: Requests,
     /// Roots.
@@ -71,6 +77,8 @@ pub struct Vcpu {
     pub in_guest: bool,
     /// `out`: stays in the host after its next exit.
     pub held: bool,
+    /// The local APIC is in xAPIC mode.
+    pub xapic: bool,
     /// In system management mode.
     pub smm: bool,
     /// What the hardware runs with since the last entry.

@@ -143,7 +143,8 @@ impl Machine {
     ) -> Result<(), Gp> {
         let before = self.vcpus[v].regs;
         let after = updated(&before, write.register, write.new);
-        let reload = self.reloads_pdptrs(&before, &after, write.register);
+        let reload = Mode::of(&after) == Mode::Pae
+            && (write.register == Register::Cr3 || fault::pdptes_changed_by(&before, &after));
         if reload && self.bad_pdptes(&after) {
             self.refuse(v, exits, o);
             return Err(Gp("a present PDPTE has reserved bits set"));
@@ -151,13 +152,12 @@ impl Machine {
         if exits {
             self.exit(v, None, o);
         }
-        if reload && exits && write.register != Register::Cr3 {
+        if exits && self.kvm_reloads_pdptrs(&before, &after, write.register) {
             self.load_pdptrs(v, o);
         }
-        let pdpte = self.vcpus[v].regs.pdpte;
-        self.vcpus[v].regs = Regs { pdpte, ..after };
-        if reload && !exits {
-            self.reload_pdptes_native(v);
+        self.vcpus[v].regs = after;
+        if reload {
+            self.reload_pdptes(v, !exits);
         }
         self.vcpus[v].context.tag.pcid = self.vcpus[v].regs.pcid();
         let at = self.at_vcpu(v);
@@ -172,14 +172,14 @@ impl Machine {
         Ok(())
     }
 
-    /// Facts A.3: MOV CR3 in PAE paging, or MOV CR0/CR4 that ends in it and changes certain bits.
-    fn reloads_pdptrs(&self, before: &Regs, after: &Regs, register: Register) -> bool {
+    /// Whether KVM loads the PDPTEs before a write of CR0 or CR4 that exited; for CR3 the rules
+    /// say so. Which bits it takes for a reason is the policy's.
+    fn kvm_reloads_pdptrs(&self, before: &Regs, after: &Regs, register: Register) -> bool {
         if Mode::of(after) != Mode::Pae {
             return false;
         }
         let mechanics = &self.policy.mechanics;
         match register {
-            Register::Cr3 => true,
             Register::Cr0 => (before.cr0 ^ after.cr0) & mechanics.pdptr_cr0 != 0,
             Register::Cr4 => (before.cr4 ^ after.cr4) & mechanics.pdptr_cr4 != 0,
             _ => false,
@@ -197,11 +197,18 @@ impl Machine {
             })
     }
 
-    fn reload_pdptes_native(&mut self, v: usize) {
+    /// The architecture's reload of the PDPTE registers (facts A.3). If the processor itself has
+    /// carried the write out, the VMCS holds them, and KVM finds them there.
+    pub(crate) fn reload_pdptes(&mut self, v: usize, native: bool) {
         let root = self.vcpus[v].regs.root().0;
-        for n in 0..4 {
-            let gpa = tlbscope_trace::addr::Gpa(root + 8 * n);
-            self.vcpus[v].regs.pdpte[n as usize] = self.memory.read(gpa);
+        let new = std::array::from_fn(|n| {
+            self.memory.read(tlbscope_trace::addr::Gpa(root + 8 * n as u64))
+        });
+        let vcpu = &mut self.vcpus[v];
+        vcpu.regs.pdpte = new;
+        if native {
+            vcpu.kvm_pdpte = new;
+            vcpu.vmcs_pdpte = new;
         }
     }
 
@@ -442,7 +449,9 @@ impl Machine {
         let before = self.vcpus[v].regs;
         let keep = before.cr0 & (Cr0::CD | Cr0::NW).bits();
         let cd_nw = if init { keep } else { (Cr0::CD | Cr0::NW).bits() };
-        self.vcpus[v].regs = Regs { cr0: Cr0::ET.bits() | cd_nw, ..Regs::default() };
+        let regs = Regs { cr0: Cr0::ET.bits() | cd_nw, ..Regs::default() };
+        self.vcpus[v].regs = regs;
+        self.vcpus[v].kvm_pdpte = regs.pdpte;
         if self.config.vendor == Vendor::Amd {
             self.vcpus[v].vmcb.generation = 0;
         }

@@ -176,6 +176,9 @@ knobs! {
         vpid02_alloc("vpid02-alloc"): Vpid02Alloc = Vpid02Alloc::FlushFirst, &[];
         /// Another VPID in vmcs12.
         vpid12_change("vpid12-change"): Vpid12Change = Vpid12Change::Guest, &[];
+        /// KVM_REQ_APIC_PAGE_RELOAD flushes the current context by a direct call (up to 6.1;
+        /// facts 15.6).
+        apic_page_flush("apic-page-flush"): bool = false, &[];
         /// What an SVM flush is.
         svm_flush("svm-flush"): SvmFlush = SvmFlush::Asid, &[];
         /// Hyper-V flushes.

@@ -66,7 +66,7 @@ impl Importer {
                 Act::FreeObsoleteRoots
             }
             Shows::NewPgd => {
-                self.roots(vcpu, event);
+                self.roots(vcpu, event, true);
                 Act::NewPgd(new_pgd(event.args))
             }
             Shows::Load => {
@@ -179,12 +179,12 @@ impl Importer {
         if let Some(cr3) = arg(event.args, b"cr3=").or_else(|| arg(event.args, b"gcr3=")) {
             state.cr3 = cr3;
         }
-        self.roots(vcpu, event);
+        self.roots(vcpu, event, false);
     }
 
-    /// The roots that the entry function prints: SVM's VMCB holds the active one as nested CR3, or
+    /// The roots that a function prints, all or those that changed: SVM's VMCB holds the active one as nested CR3, or
     /// as CR3 under shadow paging.
-    fn roots(&mut self, vcpu: VcpuId, event: &Event<'_>) {
+    fn roots(&mut self, vcpu: VcpuId, event: &Event<'_>, all: bool) {
         const KEYS: [(&[u8], &[u8], &[u8]); 4] = [
             (b"pgd=", b"root=", b"root="),
             (b"p0=", b"h0=", b"r0="),
@@ -202,7 +202,8 @@ impl Importer {
             let Some(root) = printed else { continue };
             let root = (root != INVALID_ROOT).then_some(Hpa(root));
             let pgd = arg(event.args, pgd).filter(|_| root.is_some());
-            let known = self.state(vcpu).roots[n].replace((pgd, root));
+            let told = &mut self.state(vcpu).roots[n];
+            let known = if all { None } else { told.replace((pgd, root)) };
             if n == 0 || known != Some((pgd, root)) {
                 let slot =
                     if n == 0 { RootSlot::Current } else { RootSlot::Prev(n as u8 - 1) };
