@@ -19,6 +19,8 @@ pub enum Step {
     Load(PcpuId),
     /// A #PF that KVM injects.
     Fault(Gva, u32),
+    /// Whether the PCID bits of a CR3 that was written without an exit are clear.
+    PcidBits(bool),
 }
 
 /// A window, read.
@@ -43,8 +45,8 @@ pub struct Feed {
     pub address: u8,
     /// Remote flushes of each free of obsolete roots.
     pub obsolete: Vec<u8>,
-    /// Which roots each of them freed: what was zapped.
-    pub zapped: u8,
+    /// For each load of the PDPTEs: whether the active root was freed for it.
+    pub pdptes: Vec<bool>,
     /// Roots printed before anything happened.
     pub before: Vec<Act>,
     /// Roots printed by the entry function.
@@ -55,6 +57,8 @@ pub struct Feed {
     pub pages: u64,
 }
 
+/// CR4.PCIDE.
+const PCIDE: u64 = 1 << 17;
 /// #PF error code: the entry was present.
 const PRESENT: u32 = 1;
 
@@ -81,7 +85,7 @@ impl Feed {
             loads: Vec::new(),
             address: 0,
             obsolete: Vec::new(),
-            zapped: 0,
+            pdptes: Vec::new(),
             before: Vec::new(),
             roots: Vec::new(),
             guest_faults: 0,
@@ -91,6 +95,9 @@ impl Feed {
         let mut fault = None;
         for item in items {
             match item {
+                Item::Outside(Outside::Request(Request::MmuFreeObsoleteRoots)) => {
+                    feed.outside.push((feed.side.tokens.len(), Outside::Pages(0), false));
+                }
                 Item::Outside(what) => feed.outside.push((feed.side.tokens.len(), *what, false)),
                 Item::Record(record) => match &record.body {
                     Body::Op(op) => feed.op(op),
@@ -102,6 +109,7 @@ impl Feed {
             }
         }
         feed.illegal_operands(items);
+        feed.cr3_bits(items);
         feed
     }
 
@@ -164,6 +172,9 @@ impl Feed {
                 *place = Place::Address;
             }
             Act::RemoteFlush { .. } => self.flushed(*place),
+            Act::RequestAll(Request::MmuFreeObsoleteRoots) => {
+                self.outside.push((self.side.tokens.len(), Outside::Pages(0), true));
+            }
             Act::RequestAll(request) => {
                 self.outside.push((self.side.tokens.len(), Outside::Request(request), true));
             }
@@ -214,9 +225,18 @@ impl Feed {
                 let second = self.side.tokens.iter().rev().nth(1);
                 match (second, self.unsync.last_mut()) {
                     (Some(Token::SyncPrevRoots), Some(unsync)) => *unsync = mask >> 1,
-                    (Some(Token::FreeObsolete), _) => self.zapped |= mask,
+                    (Some(Token::FreeObsolete), _) => self.zapped(*mask),
+                    (Some(Token::LoadPdptrs), _) if *mask == 1 => {
+                        if let Some(changed) = self.pdptes.last_mut() {
+                            *changed = true;
+                        }
+                    }
                     _ => {}
                 }
+            }
+            Act::LoadPdptrs { .. } => {
+                self.pdptes.push(false);
+                *place = Place::Elsewhere;
             }
             Act::FreeObsoleteRoots => {
                 self.obsolete.push(0);
@@ -229,6 +249,19 @@ impl Feed {
         }
     }
 
+    /// The roots that are freed as obsolete: their pages were zapped when the requests since the
+    /// free before were made.
+    fn zapped(&mut self, mask: u8) {
+        let requests = self.outside.iter_mut().rev().map_while(|(_, what, _)| match what {
+            Outside::Pages(zapped) if *zapped == 0 => Some(Some(zapped)),
+            Outside::Pages(_) => None,
+            _ => Some(None),
+        });
+        for zapped in requests.flatten() {
+            *zapped = mask;
+        }
+    }
+
     /// Whether an operation of this window invalidates an address by itself.
     fn invalidates(&self) -> bool {
         let invalidates = |op: &Op| matches!(op, Op::Invlpg(_) | Op::Invpcid(_));
@@ -237,7 +270,7 @@ impl Feed {
                 Op::Emul(inner) => invalidates(inner),
                 op => invalidates(op),
             },
-            Step::Load(_) => false,
+            Step::Load(_) | Step::PcidBits(_) => false,
             Step::Fault(..) => true,
         })
     }
@@ -280,8 +313,7 @@ impl Feed {
             })
         };
         let faulted = acts().any(|act| matches!(act, Act::Inject { vector: 13, .. }));
-        let told = acts()
-            .any(|act| matches!(act, Act::InvalidateGva(_) | Act::InvalidatePcid(_)));
+        let told = acts().any(|act| matches!(act, Act::InvalidateGva(_) | Act::InvalidatePcid(_)));
         if !faulted || told {
             return;
         }
@@ -298,6 +330,24 @@ impl Feed {
 }
 
 impl Feed {
+    /// CR4.PCIDE 0->1 faults if CR3 has PCID bits set (SDM vol. 2, MOV CR4): where CR3 is written
+    /// without an exit, the fault is all that tells of them.
+    fn cr3_bits(&mut self, items: &[Item<'_>]) {
+        let faulted = items.iter().any(|item| match item {
+            Item::Record(record) => {
+                matches!(record.body, Body::Act(Act::Inject { vector: 13, .. }))
+            }
+            Item::Outside(_) => false,
+        });
+        let sets = |step: &Step| match step {
+            Step::Op(op, _) => matches!(&**op, Op::Cr4(write) if write.set & PCIDE != 0),
+            _ => false,
+        };
+        if let Some(at) = self.steps.iter().position(sets) {
+            self.steps.insert(at, Step::PcidBits(!faulted));
+        }
+    }
+
     /// Userspace's first register write, of which no probe shows some registers: they are what
     /// the vCPU is first seen with.
     pub fn complete(&mut self, first: &Regs) {

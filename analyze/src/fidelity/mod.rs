@@ -21,7 +21,7 @@ use tlbscope_trace::Recording;
 
 use crate::replay::Work;
 
-pub use report::{text, Row};
+pub use report::{Row, text};
 pub use token::{Alphabet, Kind, Token};
 
 /// The numbers.

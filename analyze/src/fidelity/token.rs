@@ -52,9 +52,24 @@ pub enum Token {
 pub struct Kind(u8);
 
 const NAMES: [&str; 18] = [
-    "reset", "unload", "init", "new-pgd", "free-roots", "invalidate-pcid", "invalidate-gva",
-    "load-pdptrs", "sync-roots", "sync-prev-roots", "free-obsolete", "load", "load-pgd",
-    "flush-all", "flush-current", "flush-guest", "flush-gva", "entry",
+    "reset",
+    "unload",
+    "init",
+    "new-pgd",
+    "free-roots",
+    "invalidate-pcid",
+    "invalidate-gva",
+    "load-pdptrs",
+    "sync-roots",
+    "sync-prev-roots",
+    "free-obsolete",
+    "load",
+    "load-pgd",
+    "flush-all",
+    "flush-current",
+    "flush-guest",
+    "flush-gva",
+    "entry",
 ];
 
 impl Token {

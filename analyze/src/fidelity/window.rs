@@ -28,6 +28,8 @@ pub enum Outside {
     Zap,
     /// A request to every vCPU.
     Request(Request),
+    /// Pages are zapped that are roots of this vCPU, by slot, and their free is requested.
+    Pages(u8),
 }
 
 /// One line of a window.
@@ -48,6 +50,8 @@ struct Lane<'a> {
     ran: bool,
     /// Lines are missing from the window under way.
     torn: bool,
+    /// Roots were printed after the entry.
+    unchecked: bool,
     printed: Printed,
     /// The operation whose entry may still be followed by a print of its roots.
     open: Option<Open>,
@@ -104,8 +108,7 @@ impl<'a> Run<'a> {
     ) -> Self {
         machine.drive();
         let vcpus = usize::from(recording.meta.vcpus.max(1));
-        let summary =
-            Summary { trace: trace.into(), policy: policy.into(), ..Summary::default() };
+        let summary = Summary { trace: trace.into(), policy: policy.into(), ..Summary::default() };
         Self {
             recording,
             machine,
@@ -167,7 +170,7 @@ impl<'a> Run<'a> {
             }
             Body::Act(act @ Act::RootSeen { .. }) if self.lanes[v].entered => {
                 self.lanes[v].printed.take(act);
-                self.check_roots(vcpu);
+                self.lanes[v].unchecked = true;
             }
             Body::Act(Act::EntrySeen) => {
                 self.close(v);
@@ -259,9 +262,14 @@ impl<'a> Run<'a> {
         hints.unsync_roots = feed.unsync.iter().copied().collect();
         hints.loads = feed.loads.iter().copied().collect();
         hints.address = feed.address;
+        hints.pdptes = feed.pdptes.iter().copied().collect();
         hints.obsolete = feed.obsolete.iter().copied().collect();
         for step in &feed.steps {
             self.step(vcpu, step, event, first, watch);
+        }
+        // What followed an address that no root holds was of something else.
+        if std::mem::take(&mut self.machine.hints().address) > 0 {
+            self.machine.posted(vcpu, Request::TlbFlush, watch);
         }
         let mut outside = feed.outside.iter().peekable();
         let end = feed.side.tokens.len();
@@ -279,11 +287,12 @@ impl<'a> Run<'a> {
                         all = true;
                         self.machine.roots_zapped(vcpu, watch);
                     }
-                    Outside::Request(request) => {
-                        if *request == Request::MmuFreeObsoleteRoots && !all {
-                            self.machine.pages_zapped(vcpu, feed.zapped);
+                    Outside::Request(request) => self.machine.posted(vcpu, *request, watch),
+                    Outside::Pages(slots) => {
+                        if !all {
+                            self.machine.pages_zapped(vcpu, *slots);
                         }
-                        self.machine.posted(vcpu, *request, watch);
+                        self.machine.posted(vcpu, Request::MmuFreeObsoleteRoots, watch);
                     }
                 }
                 outside.next();
@@ -310,6 +319,9 @@ impl<'a> Run<'a> {
                 if let Some((register, old)) = old {
                     self.machine.owned_bits_seen(vcpu, *register, *old);
                 }
+                if first && **op == Op::Reset {
+                    self.machine.power_on(vcpu);
+                }
                 watch.side.resetting = matches!(**op, Op::Init | Op::Reset);
                 // What the machine does not know shows as a disagreement.
                 let _ = self.machine.perform(vcpu, op, event, watch);
@@ -321,6 +333,7 @@ impl<'a> Run<'a> {
             Step::Load(pcpu) => {
                 let _ = self.machine.loaded(vcpu, *pcpu, event, watch);
             }
+            Step::PcidBits(clear) => self.machine.pcid_bits_seen(vcpu, *clear),
             Step::Fault(gva, error) => {
                 self.machine.inject_page_fault(vcpu, (*gva, *error), event, watch);
             }
@@ -336,6 +349,7 @@ impl<'a> Run<'a> {
             ("unsync", some(&feed.unsync) + feed.loads.iter().filter(|l| l.unsync).count() as u64),
             ("zap", own),
             ("guest-fault", feed.guest_faults),
+            ("pdptes-changed", feed.pdptes.iter().filter(|changed| **changed).count() as u64),
             ("page-new-or-existing", feed.pages + write_protected),
         ] {
             if count > 0 {
@@ -353,9 +367,12 @@ impl<'a> Run<'a> {
         entry: &Record,
         torn: bool,
     ) {
-        let recorded = &feed.side.tokens;
         let modelled: Vec<Token> =
             watch.side.tokens.iter().copied().filter(|token| self.alphabet.has(*token)).collect();
+        let valid = self.machine.roots(vcpu).map(|root| root.is_some());
+        let (recorded, lines) =
+            without_empty_slots(&feed.side.tokens, &feed.lines, &modelled, &valid);
+        let recorded = &recorded;
         self.counters(recorded, feed, &watch);
         let ops = feed.steps.iter().filter_map(op_of);
         let ops: Vec<&Op> = ops.filter(|op| !matches!(op, Op::Code { .. })).collect();
@@ -372,7 +389,7 @@ impl<'a> Run<'a> {
             lines: (first.unwrap_or(entry.line), entry.line),
             time: entry.time.0,
             operation: if ops.is_empty() { kind.clone() } else { operation.join("; ") },
-            recorded: feed.lines.iter().zip(recorded).map(|(l, t)| (*l, t.to_string())).collect(),
+            recorded: lines.iter().zip(recorded).map(|(l, t)| (*l, t.to_string())).collect(),
             modelled: modelled.iter().map(Token::to_string).collect(),
             why: String::new(),
         };
@@ -466,6 +483,9 @@ impl<'a> Run<'a> {
 
     /// The operation before is settled.
     fn close(&mut self, v: usize) {
+        if std::mem::take(&mut self.lanes[v].unchecked) {
+            self.check_roots(VcpuId(v as u16));
+        }
         let Some(open) = self.lanes[v].open.take() else { return };
         if !open.counted {
             return;
@@ -484,6 +504,40 @@ impl<'a> Run<'a> {
     }
 }
 
+/// A recorded free names slots by their CR3, also where no root is in them (facts 2.3), and not
+/// every recording shows which were. A slot that the model holds no root in at the end was freed
+/// by it too, or held none.
+fn without_empty_slots(
+    tokens: &[Token],
+    lines: &[u32],
+    modelled: &[Token],
+    valid: &[bool; 4],
+) -> (Vec<Token>, Vec<u32>) {
+    let empty = (1..4).filter(|n| !valid[*n]).fold(0, |mask, n| mask | 1 << n);
+    let mut kept = (Vec::new(), Vec::new());
+    let mut by_pcid = false;
+    for (token, line) in tokens.iter().zip(lines) {
+        let token = match (*token, modelled.get(kept.0.len())) {
+            (Token::Free(asked), Some(Token::Free(freed)))
+                if by_pcid && asked & !empty == 0 && asked & freed == *freed =>
+            {
+                Token::Free(*freed)
+            }
+            (Token::Free(asked), other)
+                if by_pcid && asked & !empty == 0 && !matches!(other, Some(Token::Free(_))) =>
+            {
+                by_pcid = false;
+                continue;
+            }
+            (token, _) => token,
+        };
+        by_pcid = matches!(token, Token::InvalidatePcid(_));
+        kept.0.push(token);
+        kept.1.push(*line);
+    }
+    kept
+}
+
 /// Tokens that the recording could show.
 fn visible(side: &Side, alphabet: Alphabet) -> usize {
     side.tokens.iter().filter(|token| alphabet.has(**token)).count()
@@ -496,7 +550,7 @@ fn zaps(op: &HostOp) -> bool {
 fn op_of(step: &Step) -> Option<&Op> {
     match step {
         Step::Op(op, _) => Some(op),
-        Step::Load(_) | Step::Fault(..) => None,
+        Step::Load(_) | Step::Fault(..) | Step::PcidBits(_) => None,
     }
 }
 

@@ -10,7 +10,7 @@ use tlbscope_trace::act::{Act, At, Hook, HookBy, Request};
 use tlbscope_trace::addr::{Gva, Hpa, PcpuId, Time, VcpuId};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{Actor, Op};
-use tlbscope_trace::regs::{Cr0, MmuKind};
+use tlbscope_trace::regs::{CR3_PCID_MASK, Cr0, MmuKind, Regs};
 
 use super::{Machine, Refused, Step};
 use crate::kvm::root::{PREV_ROOTS_MAX, Root};
@@ -31,6 +31,10 @@ pub struct Hints {
     pub loads: VecDeque<LoadHint>,
     /// For each kvm_mmu_free_obsolete_roots: remote flushes, because pages went with the roots.
     pub obsolete: VecDeque<u8>,
+    /// For each load of the PDPTEs: whether one differs from before.
+    pub pdptes: VecDeque<bool>,
+    /// The operation under way is carried out by KVM's emulator.
+    pub emulator: bool,
     /// Remote flushes of the next INVLPG or INVPCID 0, or of the next #PF that is injected.
     pub address: u8,
 }
@@ -102,7 +106,9 @@ impl Machine {
             }
             _ => {}
         }
-        let op = if let Op::Emul(inner) = op { inner } else { op };
+        let (op, emulator) = if let Op::Emul(inner) = op { (&**inner, true) } else { (op, false) };
+        self.hints().emulator = emulator;
+        // It has exited, whatever this machine thinks of it.
         self.emulated = true;
         let step = self.run_vcpu(v, op, o);
         self.emulated = false;
@@ -143,6 +149,20 @@ impl Machine {
             let regs = &mut self.vcpus[v].regs;
             (regs.cr0, regs.cr4, regs.efer) = (regs.cr0 & !cleared.bits(), 0, 0);
             self.run_rules(v, Register::Smm, &change, pcid, o);
+        }
+    }
+
+    /// A vCPU before its power-up reset.
+    pub fn power_on(&mut self, vcpu: VcpuId) {
+        self.vcpus[usize::from(vcpu.0)].regs = Regs::default();
+    }
+
+    /// The guest's CR3 where it writes it without an exit, as far as a fault tells of it: whether
+    /// its PCID bits are clear.
+    pub fn pcid_bits_seen(&mut self, vcpu: VcpuId, clear: bool) {
+        if self.config.mmu == MmuKind::Tdp {
+            let cr3 = &mut self.vcpus[usize::from(vcpu.0)].regs.cr3;
+            *cr3 = *cr3 & !CR3_PCID_MASK | u64::from(!clear);
         }
     }
 
@@ -324,6 +344,16 @@ impl Machine {
     /// The cached roots that a hint calls unsync, as bits.
     pub(crate) fn hinted_unsync(&mut self) -> Option<u8> {
         self.hints.as_mut().map(|hints| hints.unsync_roots.pop_front().unwrap_or(0))
+    }
+
+    /// Whether a hint calls the PDPTEs changed.
+    pub(crate) fn hinted_pdptes(&mut self) -> Option<bool> {
+        self.hints.as_mut().map(|hints| hints.pdptes.pop_front().unwrap_or(false))
+    }
+
+    /// Whether KVM's emulator, and no exit handler of its own, carries the operation out.
+    pub(crate) fn by_emulator(&self) -> bool {
+        self.emulated && self.hints.as_ref().is_none_or(|hints| hints.emulator)
     }
 
     /// What a hint says of the pages of a LOAD.

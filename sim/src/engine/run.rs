@@ -250,7 +250,12 @@ impl Machine {
     }
 
     /// The vCPU is loaded on another pCPU (facts/kvm.md 5.10).
-    pub(super) fn migrate<O: Observer>(&mut self, v: usize, pcpu: PcpuId, o: &mut O) -> Result<(), Refused> {
+    pub(super) fn migrate<O: Observer>(
+        &mut self,
+        v: usize,
+        pcpu: PcpuId,
+        o: &mut O,
+    ) -> Result<(), Refused> {
         if v >= self.vcpus.len() || usize::from(pcpu.0) >= self.pcpus.len() {
             let why = "the vCPU or the pCPU does not exist in this machine".into();
             return Err(Refused { op: "host migrate", why });

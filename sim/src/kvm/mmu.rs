@@ -314,13 +314,10 @@ impl Machine {
 
     /// load_pdptrs: the four registers are read again (facts 2.2).
     pub(crate) fn load_pdptrs<O: Observer>(&mut self, v: usize, o: &mut O) {
-        let root = self.vcpus[v].regs.root();
-        let new: [u64; 4] = match &self.hints {
-            // No memory to read: other registers stand for another table.
-            Some(_) => [root.0; 4],
-            None => std::array::from_fn(|n| self.memory.read(Gpa(root.0 + 8 * n as u64))),
-        };
-        let changed = new != self.vcpus[v].kvm_pdpte;
+        // 32 bits, 32-byte aligned (SDM vol. 3, 4.4.1), also while the mode is about to be PAE.
+        let root = self.vcpus[v].regs.cr3 & 0xffff_ffe0;
+        let new: [u64; 4] = std::array::from_fn(|n| self.memory.read(Gpa(root + 8 * n as u64)));
+        let changed = self.hinted_pdptes().unwrap_or(new != self.vcpus[v].kvm_pdpte);
         self.act(o, Act::LoadPdptrs { changed: Some(changed) });
         let mechanics = &self.policy.mechanics.load_pdptrs;
         let (free, request) = (mechanics.free_root, mechanics.request_pgd);

@@ -103,7 +103,14 @@ fn registers(words: &mut Cursor<'_>, word: Word<'_>) -> Result<Option<Op>, TextE
                 "pat" => Op::MsrPat(words.number("the value")?),
                 "apicbase" => Op::MsrApicBase(words.number("the value")?),
                 "efer" => Op::Efer(words.reg_write::<Efer>("EFER")?),
-                name => return Err(words.unknown(msr, "MSR", name, &["mtrr", "pat", "efer", "apicbase"])),
+                name => {
+                    return Err(words.unknown(
+                        msr,
+                        "MSR",
+                        name,
+                        &["mtrr", "pat", "efer", "apicbase"],
+                    ));
+                }
             }
         }
         "sregs" => sregs(words)?,

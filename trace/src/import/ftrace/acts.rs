@@ -87,6 +87,8 @@ impl Importer {
                 Act::InvalidatePcid(Pcid(arg(event.args, b"pcid=").unwrap_or(0) as u16 & 0xfff))
             }
             Shows::InvalidateGva => Act::InvalidateGva(gva(event)),
+            // Outside a register write a software walk reads the PDPTEs, as it does entries.
+            Shows::LoadPdptrs if self.state(vcpu).setting.is_none() => return,
             Shows::LoadPdptrs => Act::LoadPdptrs { changed: None },
             Shows::RemoteFlush => Act::RemoteFlush { ipi: None },
             Shows::TracePageFault => Act::PageFault {
@@ -121,7 +123,10 @@ impl Importer {
             }
             Shows::TraceExit => self.exit(vcpu, event),
             Shows::TraceUserspaceExit => self.state(vcpu).window(Place::Userspace),
-            Shows::TraceEmulate => self.state(vcpu).wrmsr = true,
+            Shows::TraceEmulate => {
+                self.state(vcpu).wrmsr = true;
+                self.emulated_invlpg(vcpu);
+            }
             Shows::SpGet | Shows::SpUnsync | Shows::SpSync | Shows::SpZap => {
                 self.shadow_page(vcpu, shows, event);
             }
@@ -205,8 +210,7 @@ impl Importer {
             let told = &mut self.state(vcpu).roots[n];
             let known = if all { None } else { told.replace((pgd, root)) };
             if n == 0 || known != Some((pgd, root)) {
-                let slot =
-                    if n == 0 { RootSlot::Current } else { RootSlot::Prev(n as u8 - 1) };
+                let slot = if n == 0 { RootSlot::Current } else { RootSlot::Prev(n as u8 - 1) };
                 self.act(vcpu, Act::RootSeen { slot, pgd, root });
             }
         }
@@ -323,7 +327,7 @@ fn new_pgd(args: &[u8]) -> Option<RootLookup> {
     Some(RootLookup::Miss)
 }
 
-/// `#PF (0x0)`, with ` [reinjected]` behind it when it is no new one.
+/// `#PF (0x0)`, with ` [reinjected]` behind it when it is no new one, which is left out.
 fn injected(args: &[u8]) -> Option<Act> {
     let names: [(&[u8], u8); 20] = [
         (b"#DE", 0),
@@ -347,6 +351,10 @@ fn injected(args: &[u8]) -> Option<Act> {
         (b"#CP", 21),
         (b"#SX", 30),
     ];
+    // Delivered again after an exit in its midst: no new one.
+    if args.ends_with(b"[reinjected]") || arg(args, b"reinjected=") == Some(1) {
+        return None;
+    }
     // trace-cmd cannot format this event and prints its raw fields.
     if let Some(vector) = arg(args, b"exception=") {
         let error = (arg(args, b"has_error=") == Some(1)).then(|| arg(args, b"error_code="));

@@ -217,14 +217,23 @@ impl Importer {
     fn invlpg(&mut self, vcpu: VcpuId, gva: Option<u64>) {
         let Some(gva) = gva.map(Gva) else { return };
         match self.state(vcpu).invlpg.take() {
-            Some(index) => {
-                if let Some(op) = self.op_at(index) {
-                    *op = Op::Invlpg(gva);
-                }
-            }
+            Some(index) => match self.op_at(index) {
+                Some(Op::Emul(op)) => **op = Op::Invlpg(gva),
+                Some(op) => *op = Op::Invlpg(gva),
+                None => {}
+            },
             None => {
                 self.op(vcpu, Op::Invlpg(gva));
             }
+        }
+    }
+
+    /// Without decode assists the emulator carries INVLPG out.
+    pub(super) fn emulated_invlpg(&mut self, vcpu: VcpuId) {
+        if let Some(index) = self.state(vcpu).invlpg
+            && let Some(op @ Op::Invlpg(_)) = self.op_at(index)
+        {
+            *op = Op::Emul(Box::new(op.clone()));
         }
     }
 
