@@ -163,7 +163,7 @@ impl Feed {
             }
             // kvm_inj_exception may be off: the invalidation that comes with the fault tells of it.
             Act::InvalidateGva(gva) | Act::Hook { hook: Hook::Gva(gva), .. }
-                if shadow && *fault == Some(gva) && !self.invalidates() =>
+                if shadow && !self.invalidates() =>
             {
                 *fault = None;
                 self.steps.push(Step::Fault(gva, PRESENT));
@@ -189,6 +189,22 @@ impl Feed {
                     load.unsync = true;
                 }
             }
+            // A first sight of a flush by another thread: what was served before it was another.
+            Act::Post(Request::TlbFlush) => {
+                let at = self.side.tokens.len();
+                let served = self.side.tokens.iter().rposition(|token| *token == Token::FlushAll);
+                for (from, what, own) in &mut self.outside {
+                    let after = served.is_none_or(|served| *from > served);
+                    if *what == Outside::Flush && !*own && after {
+                        *from = at;
+                    }
+                }
+            }
+            Act::Post(request @ (Request::TlbFlushCurrent | Request::MmuSync))
+                if !self.steps.iter().any(|step| matches!(step, Step::Op(..))) =>
+            {
+                self.outside.push((self.side.tokens.len(), Outside::Memory(request), true));
+            }
             Act::RootSeen { .. } => self.roots.push(*act),
             // It prints the roots as it finds them.
             Act::NewPgd(_) if self.side.tokens.is_empty() => {
@@ -208,6 +224,11 @@ impl Feed {
         self.side.recorded(act);
         let after = self.side.tokens.len();
         self.lines.resize(after, line);
+        if after > before && self.side.tokens.last() == Some(&Token::Unload) {
+            self.obsolete.push(0);
+            *place = Place::Obsolete;
+            return;
+        }
         match act {
             Act::SyncRoots if after > before => {
                 self.syncs.push(0);

@@ -30,6 +30,8 @@ pub enum Outside {
     Request(Request),
     /// Pages are zapped that are roots of this vCPU, by slot, and their free is requested.
     Pages(u8),
+    /// A request that comes of guest memory.
+    Memory(Request),
 }
 
 /// One line of a window.
@@ -192,7 +194,17 @@ impl<'a> Run<'a> {
     fn window(&mut self, vcpu: VcpuId, entry: &'a Record) {
         let v = usize::from(vcpu.0);
         let lane = &mut self.lanes[v];
-        let items = std::mem::take(&mut lane.items);
+        let mut items = std::mem::take(&mut lane.items);
+        // Entries may be left out of the recording: a fault after what comes last before an entry.
+        if let Some(at) = self.shadow.then(|| unseen_entry(&items)).flatten() {
+            let rest = items.split_off(at);
+            lane.items = items;
+            self.window(vcpu, entry);
+            self.close(v);
+            self.lanes[v].items.extend(rest);
+            return self.window(vcpu, entry);
+        }
+        let lane = &mut self.lanes[v];
         let (first, torn) = (!std::mem::replace(&mut lane.ran, true), lane.torn);
         lane.torn = false;
         lane.entered = true;
@@ -282,12 +294,17 @@ impl<'a> Run<'a> {
                     break;
                 }
                 match what {
+                    // The pass before has served it.
+                    Outside::Flush if flushed_since(&watch.side, self.alphabet, *at) => {}
                     Outside::Flush => self.machine.posted(vcpu, Request::TlbFlush, watch),
                     Outside::Zap => {
                         all = true;
                         self.machine.roots_zapped(vcpu, watch);
                     }
                     Outside::Request(request) => self.machine.posted(vcpu, *request, watch),
+                    Outside::Memory(request) => {
+                        self.machine.posted_by_memory(vcpu, *request, watch);
+                    }
                     Outside::Pages(slots) => {
                         if !all {
                             self.machine.pages_zapped(vcpu, *slots);
@@ -536,6 +553,29 @@ fn without_empty_slots(
         kept.1.push(*line);
     }
     kept
+}
+
+/// Where, in a window, a fault of the guest's own follows the work of an entry.
+fn unseen_entry(items: &[Item<'_>]) -> Option<usize> {
+    let (mut entering, mut own) = (false, false);
+    for (at, item) in items.iter().enumerate() {
+        let Item::Record(record) = item else { continue };
+        match &record.body {
+            Body::Op(Op::Invlpg(_) | Op::Invpcid(_) | Op::Emul(_)) => own = true,
+            Body::Act(Act::InvalidateGva(_)) if entering && !own => return Some(at),
+            Body::Act(Act::LoadPgd { .. } | Act::Hook { by: HookBy::Request, .. }) => {
+                entering = true;
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Whether the model has flushed everything at or behind this place of its list.
+fn flushed_since(side: &Side, alphabet: Alphabet, at: usize) -> bool {
+    let visible = side.tokens.iter().filter(|token| alphabet.has(**token));
+    visible.skip(at).any(|token| *token == Token::FlushAll)
 }
 
 /// Tokens that the recording could show.

@@ -15,7 +15,7 @@ use tlbscope_trace::regs::{CR3_PCID_MASK, Cr0, MmuKind, Regs};
 use super::{Machine, Refused, Step};
 use crate::kvm::root::{PREV_ROOTS_MAX, Root};
 use crate::kvm::shadow::ShadowPages;
-use crate::policy::mechanics::ZapAllRequest;
+use crate::policy::mechanics::{GuestFlushShadow, ZapAllRequest};
 use crate::policy::rule::{Change, Register};
 
 /// What guest memory and the host's memory management decide, in the order of its use. An empty
@@ -29,7 +29,7 @@ pub struct Hints {
     pub unsync_roots: VecDeque<u8>,
     /// For each LOAD: what its pages were.
     pub loads: VecDeque<LoadHint>,
-    /// For each kvm_mmu_free_obsolete_roots: remote flushes, because pages went with the roots.
+    /// For each kvm_mmu_free_obsolete_roots and kvm_mmu_unload: remote flushes, because pages went with the roots.
     pub obsolete: VecDeque<u8>,
     /// For each load of the PDPTEs: whether one differs from before.
     pub pdptes: VecDeque<bool>,
@@ -208,6 +208,24 @@ impl Machine {
     /// A request that somebody else posts.
     pub fn posted<O: Observer>(&mut self, vcpu: VcpuId, request: Request, o: &mut O) {
         self.post(usize::from(vcpu.0), request, o);
+    }
+
+    /// A request that comes of a changed entry or of an unsync page, which guest memory decides:
+    /// taken only if this policy's kernel makes it.
+    pub fn posted_by_memory<O: Observer>(&mut self, vcpu: VcpuId, request: Request, o: &mut O) {
+        let mechanics = &self.policy.mechanics;
+        let made = match request {
+            Request::TlbFlushCurrent => mechanics.own_spte_flush,
+            // From 5.17 a sync that is interrupted asks to be done again (facts 2.6).
+            Request::MmuSync => {
+                mechanics.refind_requests_sync
+                    || mechanics.guest_flush_shadow == GuestFlushShadow::Sync
+            }
+            _ => false,
+        };
+        if made {
+            self.post(usize::from(vcpu.0), request, o);
+        }
     }
 
     /// Bits that the guest owns, as KVM read them before the write under way.

@@ -56,6 +56,7 @@ impl Machine {
     pub(crate) fn mmu_unload<O: Observer>(&mut self, v: usize, o: &mut O) {
         self.act(o, Act::Unload);
         self.free_all(v, FreeWhy::Unload, o);
+        self.hinted_obsolete(o);
     }
 
     fn free_all<O: Observer>(&mut self, v: usize, why: FreeWhy, o: &mut O) {

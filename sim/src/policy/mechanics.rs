@@ -128,6 +128,9 @@ knobs! {
         zap_all_request("zap-all-request"): ZapAllRequest = ZapAllRequest::Obsolete, &[];
         /// Finding a page with unsync children again requests SYNC (5.10; facts 15.3).
         refind_requests_sync("refind-requests-sync"): bool = false, &[];
+        /// A fault or an emulated store that changes an SPTE requests FLUSH_CURRENT of its own vCPU
+        /// where no other needs to know (5.10; facts 5.7).
+        own_spte_flush("own-spte-flush"): bool = false, &[];
         /// VMX and a change of pCPU.
         migrate_vmx("migrate-vmx"): MigrateVmx = MigrateVmx::All, &[];
         /// SVM and a change of pCPU.

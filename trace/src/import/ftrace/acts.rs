@@ -6,7 +6,7 @@ use super::names::Shows;
 use super::vcpu::{CR0, CR3, CR4, EFER, Place};
 use crate::act::{Act, Hook, HookBy, Request, RootLookup, RootSlot};
 use crate::addr::{Gva, Hpa, Pcid, Sp, VcpuId};
-use crate::op::{Actor, Op};
+use crate::op::{Actor, InvpcidType, Op};
 use crate::recording::Body;
 
 /// Request numbers: equal in all kernels that print them, but for MMU_RELOAD, which is 5.10's bit 1
@@ -21,6 +21,8 @@ const BITS: [(u32, Request); 7] = [
     (40, Request::HvTlbFlush),
 ];
 const RELOAD: (u32, Request) = (1, Request::MmuReload);
+/// KVM_REQ_SCAN_IOAPIC.
+const SCAN_IOAPIC: u64 = 23;
 const INVALID_ROOT: u64 = u64::MAX;
 
 impl Importer {
@@ -54,6 +56,7 @@ impl Importer {
                 if caller.starts_with(b"kvm_mmu_after_set_cpuid") {
                     self.set_cpuid(vcpu);
                 }
+                self.invpcid_of_freed(vcpu, event, mask);
                 Act::FreeRoots { mask: mask & !empty_slots(event.args, mask) }
             }
             Shows::FreeObsolete => Act::FreeObsoleteRoots,
@@ -79,7 +82,11 @@ impl Importer {
             }
             Shows::RequestAll => return self.request_all(Actor::Vcpu(vcpu), event),
             Shows::ReloadAll => Act::RequestAll(Request::MmuReload),
-            Shows::SyncRoots => Act::SyncRoots,
+            Shows::SyncRoots => {
+                // INVPCID of one PCID syncs at once (5.10): it is the current one.
+                self.state(vcpu).invpcid = None;
+                Act::SyncRoots
+            }
             Shows::SyncPrevRoots => Act::SyncPrevRoots,
             Shows::InvpcidGva => return self.invpcid_operand(vcpu, event, true),
             Shows::InvalidatePcid => {
@@ -220,8 +227,16 @@ impl Importer {
     pub(super) fn request_all(&mut self, actor: Actor, event: &Event<'_>) {
         let number = arg(event.args, b"reqnr=").or_else(|| arg(event.args, b"reqno="));
         // The low 8 bits are the number, the others are flags.
-        if number.is_some_and(|number| number & 0xff == 39) {
-            self.push(actor, Body::Act(Act::RequestAll(Request::MmuFreeObsoleteRoots)));
+        match (number.map(|number| number & 0xff), actor) {
+            (Some(39), _) => {
+                self.push(actor, Body::Act(Act::RequestAll(Request::MmuFreeObsoleteRoots)));
+            }
+            // kvm_recalculate_apic_map during a reset: there is a local APIC, now in xAPIC mode.
+            (Some(SCAN_IOAPIC), Actor::Vcpu(vcpu)) if self.state(vcpu).reset_hooks[EFER] => {
+                let bootstrap = if vcpu == VcpuId(0) { 1 << 8 } else { 0 };
+                self.op(vcpu, Op::MsrApicBase(0xfee0_0800 | bootstrap));
+            }
+            _ => {}
         }
     }
 
@@ -244,6 +259,25 @@ impl Importer {
             if address {
                 op.gva = target;
             }
+        }
+    }
+
+    /// 5.10 tells nothing of INVPCID's operand but what follows: cached roots of its PCID are
+    /// freed, and of the current one the active root is synced before.
+    fn invpcid_of_freed(&mut self, vcpu: VcpuId, event: &Event<'_>, mask: u8) {
+        const KEYS: [&[u8]; 3] = [b"p0=", b"p1=", b"p2="];
+        let Some(index) = self.state(vcpu).invpcid.take() else { return };
+        let pgds = KEYS.map(|key| arg(event.args, key));
+        let freed = (0..3).find(|slot| mask >> 1 >> slot & 1 != 0).and_then(|slot| pgds[slot]);
+        let current = self.state(vcpu).cr3;
+        let used =
+            |pcid: u64| pgds.iter().flatten().chain([&current]).any(|pgd| pgd & 0xfff == pcid);
+        // A PCID that no root has, where none was freed.
+        let pcid = freed.map(|pgd| pgd & 0xfff).or_else(|| (0..0x1000).rev().find(|p| !used(*p)));
+        if let Some(Op::Invpcid(op)) = self.op_at(index)
+            && op.kind == InvpcidType::Single
+        {
+            op.pcid = pcid.unwrap_or(op.pcid);
         }
     }
 

@@ -150,8 +150,9 @@ const TABLE: &[(&str, Shows)] = &[
     ("kvm_reload_remote_mmus", Shows::ReloadAll),
     ("kvm_tdp_mmu_spte_changed", Shows::Evidence),
     ("mmu_alloc_root", Shows::Evidence),
-    ("kvm_mmu_pte_write", Shows::Ignored("a guest's store to a shadowed table, without its value")),
-    ("kvm_mmu_track_write", Shows::Ignored("a guest's store to a shadowed table, without value")),
+    // A guest's store to a shadowed table, without its value: what it requests is seen.
+    ("kvm_mmu_pte_write", Shows::Evidence),
+    ("kvm_mmu_track_write", Shows::Evidence),
     ("mmu_try_to_unsync_pages", Shows::Ignored("an attempt: kvm_mmu_unsync_page tells of success")),
     ("mmu_sync_children", Shows::Ignored("detail of kvm_mmu_sync_roots")),
     ("kvm_unmap_hva_range", Shows::Ignored("a range of host-virtual addresses: no frame in it")),
