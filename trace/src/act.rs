@@ -645,6 +645,12 @@ pub enum ArchOp {
         /// Bytes.
         size: u64,
     },
+    /// Another vCPU of the guest asked the hypervisor to flush this one (paravirtual or Hyper-V
+    /// flush): from here on it must use nothing older.
+    RemoteFlush {
+        /// One page under the current PCID and as a global translation; `None`: everything.
+        page: Option<Gva>,
+    },
     /// Software declares frames reused.
     Release {
         /// First byte.

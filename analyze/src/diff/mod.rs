@@ -9,6 +9,7 @@
 //! not count.
 
 mod micro;
+mod steps;
 mod transition;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use serde::{Serialize, Serializer};
 use tlbscope_sim::policy::Policy;
 use tlbscope_trace::regs::{MmuKind, Vendor};
 
+pub use steps::{Matched, Steps, steps};
 pub use transition::{Change, Register, State};
 
 use crate::tally::Key;

@@ -97,6 +97,8 @@ pub struct Oracle {
     verdict: Option<bool>,
     /// When each frame was stored to last, and by which event.
     stores: FxHashMap<u64, (u64, u64)>,
+    /// What is judged is a recording: no access will show an advised obligation served or not.
+    auditing: bool,
     /// Findings without an obligation of a vCPU, by (event, rule, vCPU).
     others: FxHashMap<(u64, &'static str, u16), (Slot, bool)>,
 }
@@ -177,6 +179,7 @@ const fn op_name(op: &ArchOp) -> &'static str {
         ArchOp::Sregs => "sregs",
         ArchOp::HostChange { .. } => "host-change",
         ArchOp::HostDead { .. } => "host-dead",
+        ArchOp::RemoteFlush { .. } => "remote-flush",
         ArchOp::Release { .. } => "release",
     }
 }
@@ -196,6 +199,13 @@ impl Oracle {
             vcpus: vec![Vcpu::default(); usize::from(vcpus)],
             ..Self::default()
         }
+    }
+
+    /// An oracle for a recording, in which no access is seen: a NOFLUSH return through a root that
+    /// turned unsync is reported at the entry.
+    #[must_use]
+    pub fn auditor(vcpus: u16, max: usize) -> Self {
+        Self { auditing: true, ..Self::with_max_findings(vcpus, max) }
     }
 
     /// What was found.

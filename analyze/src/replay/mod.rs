@@ -3,6 +3,7 @@
 //! The trace is decoded once and shared by all runs; each run owns its machine.
 
 mod cost;
+mod setup;
 mod summary;
 mod work;
 
@@ -11,7 +12,8 @@ use std::fmt;
 use tlbscope_sim::engine::{EngineError, Machine, Refused};
 use tlbscope_sim::policy::Policy;
 
-use crate::finding::Findings;
+use crate::explain::{Chain, Witness};
+use crate::finding::{Finding, Findings};
 use crate::oracle::Oracle;
 use crate::tally::Tally;
 
@@ -87,21 +89,13 @@ pub fn run(
     let vcpus = work.machine.vcpus;
     let mut watching =
         (Oracle::with_max_findings(vcpus, max_findings), Tally::new(usize::from(vcpus)));
-    let mut machine = Machine::new(&work.machine, policy)
-        .map_err(|error| ReplayError::Machine { policy: policy.name.clone(), error })?
-        .with_regs(&work.regs);
+    let mut machine = machine(work, policy)?;
     for (chunk, events) in work.events.chunks(STEP).enumerate() {
         for (at, event) in events.iter().enumerate() {
             let index = chunk * STEP + at;
-            machine.run(event, index as u64, &mut watching).map_err(|refused| {
-                ReplayError::Event {
-                    trace: work.trace.clone(),
-                    policy: policy.name.clone(),
-                    index,
-                    line: work.line(index),
-                    refused,
-                }
-            })?;
+            machine
+                .run(event, index as u64, &mut watching)
+                .map_err(|refused| at_event(work, policy, index, refused))?;
         }
         progress(events.len() as u64);
     }
@@ -110,4 +104,45 @@ pub fn run(
     let findings = oracle.findings().clone();
     let summary = Summary::new(work, policy, &findings, &tally, machine.digest());
     Ok(Replay { summary, findings, tally })
+}
+
+/// The chains of cause of findings that [`run`] made of the same work under the same policy, in
+/// their order. The work is run again, as far as the last of them.
+///
+/// # Errors
+///
+/// Those of [`run`], which would have met them before.
+pub fn explain(
+    work: &Work,
+    policy: &Policy,
+    findings: &[Finding],
+) -> Result<Vec<Chain>, ReplayError> {
+    let mut witness = Witness::new(findings);
+    if findings.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut machine = machine(work, policy)?;
+    let last = usize::try_from(witness.last_event()).unwrap_or(usize::MAX);
+    for (index, event) in work.events.iter().enumerate().take(last.saturating_add(1)) {
+        machine
+            .run(event, index as u64, &mut witness)
+            .map_err(|refused| at_event(work, policy, index, refused))?;
+    }
+    Ok(witness.chains())
+}
+
+fn machine(work: &Work, policy: &Policy) -> Result<Machine, ReplayError> {
+    let machine = Machine::new(&work.machine, policy)
+        .map_err(|error| ReplayError::Machine { policy: policy.name.clone(), error })?;
+    Ok(machine.with_regs(&work.regs))
+}
+
+fn at_event(work: &Work, policy: &Policy, index: usize, refused: Refused) -> ReplayError {
+    ReplayError::Event {
+        trace: work.trace.clone(),
+        policy: policy.name.clone(),
+        index,
+        line: work.line(index),
+        refused,
+    }
 }

@@ -1,13 +1,18 @@
 //! One module per command.
 
+mod audit;
 mod catalog;
 mod compare;
+mod completions;
+mod conformance;
 mod explain;
 mod export;
 mod fidelity;
 mod import;
 mod info;
 mod policy_diff;
+mod policy_explain;
+mod policy_new;
 mod scenarios;
 mod simulate;
 
@@ -28,12 +33,15 @@ pub fn run(args: &Args) -> Result<Verdict> {
         Command::Simulate(command) => simulate::run(command, global),
         Command::Compare(command) => compare::run(command, global),
         Command::Fidelity(command) => fidelity::run(command, global),
+        Command::Audit(command) => audit::run(command, global),
         Command::Scenarios(command) => scenarios::run(command, global),
+        Command::Conformance(command) => conformance::run(command, global),
         Command::Import(command) => import::run(command, global),
         Command::Export(command) => export::run(command),
         Command::Info(command) => info::run(command, global),
         Command::Policy(command) => catalog::policy(command, global),
         Command::Machine(command) => catalog::machine(command, global),
         Command::Explain(command) => explain::explain(command, global),
+        Command::Completions(command) => completions::run(command),
     }
 }

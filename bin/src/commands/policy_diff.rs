@@ -88,7 +88,7 @@ fn rows(out: &mut String, names: [&str; 2], rows: &[Row], global: &Global) {
 /// What pairs of bits have in common that are counted together.
 type Pairs = (Vendor, MmuKind, [String; 2]);
 
-fn machine(vendor: Vendor, mmu: MmuKind) -> &'static str {
+pub(super) fn machine(vendor: Vendor, mmu: MmuKind) -> &'static str {
     match (vendor, mmu) {
         (Vendor::Intel, MmuKind::Tdp) => "intel ept",
         (Vendor::Amd, MmuKind::Tdp) => "amd npt",

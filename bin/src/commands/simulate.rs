@@ -2,6 +2,8 @@
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, json};
+use tlbscope_analyze::explain::Chain;
+use tlbscope_analyze::finding::Finding;
 use tlbscope_analyze::replay::{self, Work};
 use tlbscope_sim::policy;
 use tlbscope_trace::Recording;
@@ -24,17 +26,32 @@ pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
     let bar = output::progress(work.events.len() as u64, global);
     let run = replay::run(&work, &policy, command.machine.max_findings, |n| bar.inc(n))?;
     bar.finish_and_clear();
+    let kept = run.findings.sorted();
+    let chains = replay::explain(&work, &policy, &kept)?;
     let text = match global.format {
+        _ if command.explain.is_some() => {
+            let number = command.explain.unwrap_or(1);
+            let Some((one, chain)) =
+                number.checked_sub(1).and_then(|n| Some((kept.get(n)?, chains.get(n)?)))
+            else {
+                bail!("there is no finding {number}: {} are kept", kept.len());
+            };
+            let policy_rules = render::rules_of(&policy, one.op);
+            render::finding(&work, number, one, chain) + "\n" + &policy_rules
+        }
         Format::Json => {
             let mut detail = Map::new();
-            detail.insert("findings".to_owned(), json!(run.findings.sorted()));
+            detail.insert("findings".to_owned(), explained(&kept, &chains));
             detail.insert("groups".to_owned(), json!(groups(&run.findings)));
             detail.insert("counts".to_owned(), json!(run.tally.total()));
             output::envelope("simulate", &[read], [&run.summary], detail)?
         }
         Format::Text => {
-            let found =
-                if global.quiet { String::new() } else { render::findings(&work, &run.findings) };
+            let found = if global.quiet {
+                String::new()
+            } else {
+                render::findings(&work, &run.findings, &chains)
+            };
             let counts =
                 if global.verbose { render::counts(&run.tally.total()) } else { String::new() };
             found + &render::summary(&run.summary) + &counts
@@ -61,6 +78,16 @@ pub fn warn_of_losses(recording: &Recording) {
     for loss in &recording.meta.losses {
         output::warn(&format!("{}: {loss}", recording.meta.source));
     }
+}
+
+/// Findings, each with its chain of cause.
+fn explained(kept: &[Finding], chains: &[Chain]) -> serde_json::Value {
+    let with_chain = |(finding, chain): (&Finding, &Chain)| {
+        let mut value = json!(finding);
+        value["chain"] = json!(chain);
+        value
+    };
+    kept.iter().zip(chains).map(with_chain).collect()
 }
 
 /// Exact numbers of every kind of finding.

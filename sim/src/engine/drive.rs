@@ -10,13 +10,12 @@ use tlbscope_trace::act::{Act, At, Hook, HookBy, Request};
 use tlbscope_trace::addr::{Gva, Hpa, PcpuId, Time, VcpuId};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{Actor, Op};
-use tlbscope_trace::regs::{CR3_PCID_MASK, Cr0, MmuKind, Regs};
+use tlbscope_trace::regs::{CR3_PCID_MASK, MmuKind, Regs};
 
 use super::{Machine, Refused, Step};
 use crate::kvm::root::{PREV_ROOTS_MAX, Root};
 use crate::kvm::shadow::ShadowPages;
 use crate::policy::mechanics::{GuestFlushShadow, ZapAllRequest};
-use crate::policy::rule::{Change, Register};
 
 /// What guest memory and the host's memory management decide, in the order of its use. An empty
 /// list means that nothing was found.
@@ -95,16 +94,11 @@ impl Machine {
         o: &mut O,
     ) -> Result<Step, Refused> {
         let v = self.driven(vcpu, event, o);
-        match op {
-            Op::Cpuid => {
-                self.set_cpuid(v, o);
-                return Ok(Step::default());
-            }
-            Op::Smi | Op::Rsm => {
-                self.smm_seen(v, *op == Op::Smi, o);
-                return Ok(Step::default());
-            }
-            _ => {}
+        if *op == Op::Rsm {
+            // The setters that RSM goes through are shown as writes of their own (facts 3.3).
+            self.vcpus[v].smm = false;
+            self.smm_rules(v, o);
+            return Ok(Step::default());
         }
         let (op, emulator) = if let Op::Emul(inner) = op { (&**inner, true) } else { (op, false) };
         self.hints().emulator = emulator;
@@ -121,35 +115,6 @@ impl Machine {
         self.at = At { event: event.0, time: event.1, actor: Actor::Vcpu(vcpu) };
         self.exit(v, None, o);
         v
-    }
-
-    /// KVM_SET_CPUID: the rules of the policy.
-    fn set_cpuid<O: Observer>(&mut self, v: usize, o: &mut O) {
-        let change = Change {
-            tdp: self.config.mmu == MmuKind::Tdp,
-            vendor: self.config.vendor,
-            ..Change::default()
-        };
-        self.run_rules(v, Register::Cpuid, &change, self.vcpus[v].regs.pcid(), o);
-    }
-
-    /// enter_smm resets the MMU twice, around what it does to the registers. RSM resets it once and
-    /// goes on through the setters of the registers, which a recording shows as writes (facts 3.3).
-    fn smm_seen<O: Observer>(&mut self, v: usize, enters: bool, o: &mut O) {
-        self.vcpus[v].smm = enters;
-        let change = Change {
-            tdp: self.config.mmu == MmuKind::Tdp,
-            vendor: self.config.vendor,
-            ..Change::default()
-        };
-        let pcid = self.vcpus[v].regs.pcid();
-        self.run_rules(v, Register::Smm, &change, pcid, o);
-        if enters {
-            let cleared = Cr0::PE | Cr0::EM | Cr0::TS | Cr0::PG;
-            let regs = &mut self.vcpus[v].regs;
-            (regs.cr0, regs.cr4, regs.efer) = (regs.cr0 & !cleared.bits(), 0, 0);
-            self.run_rules(v, Register::Smm, &change, pcid, o);
-        }
     }
 
     /// A vCPU before its power-up reset.
@@ -242,7 +207,7 @@ impl Machine {
     /// Every root of the VM turns obsolete: no vCPU finds one again.
     pub fn forget_roots(&mut self) {
         self.trees.invalidate_all();
-        self.shadow.forget();
+        self.shadow.hide_all();
     }
 
     /// Single roots of one vCPU turn obsolete: bit 0 the active one, bits 1 to 3 prev_roots.

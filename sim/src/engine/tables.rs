@@ -40,6 +40,10 @@ impl Machine {
         self.memory.write_entry(gpa, bytes, value);
         if !guest_stores {
             self.pte_write(gpa, o);
+            if bytes == 8 {
+                // The upper half is an entry of its own where the frame is a 4-byte table.
+                self.pte_write(Gpa(gpa.0 + 4), o);
+            }
         }
     }
 

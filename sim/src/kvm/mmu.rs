@@ -1,6 +1,6 @@
 //! Resets, unloads, root switches and LOAD (facts/kvm.md 0.3, 2.1 to 2.5, 5.5).
 
-use tlbscope_trace::act::{Act, ArchOp, FreeWhy, Hook, HookBy, Request, RootLookup, RootSlot};
+use tlbscope_trace::act::{Act, FreeWhy, Hook, HookBy, Request, RootLookup, RootSlot};
 use tlbscope_trace::addr::{Gpa, Hpa, PAGE_BYTES, Pcid, Sp};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::regs::{CR3_PCID_MASK, Cr4, MmuKind, Regs};
@@ -13,7 +13,7 @@ use crate::engine::Machine;
 use crate::engine::drive::LoadHint;
 use crate::policy::mechanics::{
     GuestFlushShadow, InvalidatePcid, PrevRootRole, ResetKind, SyncWhen, TdpRootLifetime,
-    WithoutPcide, ZapAllRequest,
+    WithoutPcide,
 };
 
 impl Machine {
@@ -91,9 +91,16 @@ impl Machine {
             Some(_) => {}
             None => {
                 let vm = self.policy.mechanics.tdp_root_lifetime == TdpRootLifetime::Vm;
-                self.trees.put(root.hpa, vm);
+                // Without the TDP MMU the root stays in the hash with all its SPTEs (facts 7.3).
+                let stays = vm || !self.tdp_mmu();
+                self.trees.put(root.hpa, stays);
             }
         }
+    }
+
+    /// Whether the TDP MMU is in use: the machine has it on and the kernel too (facts 7.1).
+    fn tdp_mmu(&self) -> bool {
+        self.config.tdp_mmu && self.policy.mechanics.tdp_mmu
     }
 
     /// Takes a shadow page out of the tables: its entries, its links and itself.
@@ -251,13 +258,16 @@ impl Machine {
             }
             let sync = self.policy.mechanics.link_unsync == LinkUnsync::Sync && !self.never();
             if self.shadow.page(sp).unsync && sync && self.sync_page(sp, o) {
-                self.remote_flush(o);
+                if self.policy.mechanics.remote_flush.sync {
+                    self.remote_flush(o);
+                }
             }
             return sp;
         }
         let sp = self.shadow.create(gfn, role, false);
         self.act(o, Act::SpNew { sp, gfn, level: role.level(), role: role.0 });
-        if self.hints.is_none() && !role.direct() && self.write_protect(gfn, o) && !self.never() {
+        let flush = self.policy.mechanics.remote_flush.write_protect;
+        if self.hints.is_none() && !role.direct() && self.write_protect(gfn, o) && flush {
             self.remote_flush(o);
         }
         sp
@@ -333,6 +343,9 @@ impl Machine {
 
     /// The guest flush handler in shadow mode and under TDP (facts 5.4, 5.6).
     pub(crate) fn guest_flush<O: Observer>(&mut self, v: usize, o: &mut O) {
+        // A full guest flush serves what Hyper-V's fifo holds, too (facts 4.5).
+        self.vcpus[v].requests.take(Request::HvTlbFlush);
+        self.vcpus[v].hv.purge();
         if self.config.mmu == MmuKind::Shadow {
             match self.policy.mechanics.guest_flush_shadow {
                 GuestFlushShadow::HwOnly => {}
@@ -344,33 +357,6 @@ impl Machine {
             }
         }
         self.flush_hook(v, Hook::Guest, HookBy::Request, o);
-    }
-
-    /// kvm_mmu_zap_all_fast: every root obsolete, every vCPU told.
-    pub(crate) fn zap_all<O: Observer>(&mut self, o: &mut O) {
-        self.act(o, Act::ZapAll);
-        let size = self.config.memory;
-        self.arch(o, None, &ArchOp::HostChange { gpa: Gpa(0), size, rights: false }, false);
-        self.trees.invalidate_all();
-        for v in 0..self.vcpus.len() {
-            let mmu = &mut self.vcpus[v].mmu;
-            for root in mmu.root.iter_mut().chain(mmu.prev.iter_mut().flatten()) {
-                root.obsolete = true;
-            }
-        }
-        let request = match self.policy.mechanics.zap_all_request {
-            ZapAllRequest::Reload => Request::MmuReload,
-            ZapAllRequest::Obsolete => Request::MmuFreeObsoleteRoots,
-        };
-        self.request_all(request, o);
-        let live: Vec<Sp> = self.shadow.live().collect();
-        for sp in live {
-            if !self.shadow.page(sp).special {
-                self.zap_page(sp, o);
-            }
-        }
-        self.remote_flush(o);
-        self.arch(o, None, &ArchOp::HostDead { gpa: Gpa(0), size }, false);
     }
 
     /// kvm_mmu_free_obsolete_roots.

@@ -4,7 +4,11 @@ use tlbscope_trace::act::{Context, Request};
 use tlbscope_trace::addr::{Asid, PcpuId, Vpid};
 use tlbscope_trace::regs::Regs;
 
+use super::hyperv::HvFifo;
+use super::pv::Steal;
+use super::requests::Mode;
 use super::root::Mmu;
+use super::smm::Smram;
 
 /// Pending requests: a bit for each [`Request`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -48,6 +52,8 @@ pub struct Vmcb {
     pub tlb_control: u8,
     /// Where it ran last.
     pub pcpu: Option<PcpuId>,
+    /// Some VMRUN of it has succeeded.
+    pub entered: bool,
 }
 
 /// One vCPU.
@@ -75,12 +81,28 @@ pub struct Vcpu {
     pub vmcb: Vmcb,
     /// Guest instructions run.
     pub in_guest: bool,
+    /// vcpu->mode.
+    pub mode: Mode,
+    /// The host has scheduled it out.
+    pub descheduled: bool,
+    /// It was destroyed, or never created.
+    pub destroyed: bool,
+    /// The steal-time record.
+    pub steal: Steal,
+    /// Hyper-V's fifo of addresses to flush.
+    pub hv: HvFifo,
+    /// The frame on whose invalidation an access of it waits.
+    pub waits_for: Option<u64>,
+    /// A flush IPI of the guest is pending: the guest flushes itself as soon as it runs.
+    pub ipi_flush: bool,
     /// `out`: stays in the host after its next exit.
     pub held: bool,
     /// The local APIC is in xAPIC mode.
     pub xapic: bool,
     /// In system management mode.
     pub smm: bool,
+    /// What SMM keeps for RSM.
+    pub smram: Smram,
     /// What the hardware runs with since the last entry.
     pub context: Context,
 }

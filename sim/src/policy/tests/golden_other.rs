@@ -107,8 +107,8 @@ fn init_and_reset() {
             let get =
                 |paging, init| actions(&policy, Register::Init, &change(paging, init, vendor));
             let expected = match (name, vendor) {
-                ("kvm-5.10", Vendor::Intel) => ["", "", ""],
-                ("kvm-5.10", Vendor::Amd) => ["mmu-reset"; 3],
+                // Without TDP: VMX enters real mode, SVM rewrites the VMCB (facts 1.5, 3.2).
+                ("kvm-5.10", _) => ["mmu-reset"; 3],
                 ("kvm-5.15" | "kvm-5.17" | "kvm-5.17-keep-roots", _) => {
                     ["mmu-reset; GUEST", "GUEST", ""]
                 }
