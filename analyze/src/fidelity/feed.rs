@@ -7,7 +7,7 @@ use tlbscope_trace::op::{InvpcidType, Op};
 use tlbscope_trace::recording::Body;
 use tlbscope_trace::regs::Regs;
 
-use super::token::{Side, Token};
+use super::token::{Alphabet, Side, Token};
 use super::window::{Item, Outside};
 
 /// Something that the model is made to do.
@@ -28,6 +28,8 @@ pub enum Step {
 pub struct Feed {
     /// What KVM did.
     pub side: Side,
+    /// The recording shows no reset but by its parts.
+    no_reset: bool,
     /// The line of each token.
     pub lines: Vec<u32>,
     /// What the model is made to do.
@@ -37,6 +39,8 @@ pub struct Feed {
     pub outside: Vec<(usize, Outside, bool)>,
     /// Remote flushes of each sync.
     pub syncs: Vec<u8>,
+    /// Whether each sync was followed by FLUSH_CURRENT.
+    pub sync_current: Vec<bool>,
     /// Unsync cached roots of each guest flush.
     pub unsync: Vec<u8>,
     /// Each LOAD.
@@ -51,6 +55,8 @@ pub struct Feed {
     pub before: Vec<Act>,
     /// Roots printed by the entry function.
     pub roots: Vec<Act>,
+    /// Requests that were seen pending, as bits of [`Request`].
+    pub posted: u32,
     /// Faults of the guest's own that nothing but their invalidation tells of.
     pub guest_faults: u64,
     /// Shadow pages found or made, for the count of inputs.
@@ -74,13 +80,15 @@ enum Place {
 
 impl Feed {
     /// Reads a window.
-    pub fn new(items: &[Item<'_>], valid: bool, shadow: bool) -> Self {
+    pub fn new(items: &[Item<'_>], valid: bool, alphabet: Alphabet, shadow: bool) -> Self {
         let mut feed = Self {
             side: Side::new(valid),
+            no_reset: false,
             lines: Vec::new(),
             steps: Vec::new(),
             outside: Vec::new(),
             syncs: Vec::new(),
+            sync_current: Vec::new(),
             unsync: Vec::new(),
             loads: Vec::new(),
             address: 0,
@@ -88,9 +96,12 @@ impl Feed {
             pdptes: Vec::new(),
             before: Vec::new(),
             roots: Vec::new(),
+            posted: 0,
             guest_faults: 0,
             pages: 0,
         };
+        feed.no_reset = !alphabet.has(Token::Reset);
+        feed.side.inlined = feed.no_reset;
         let mut place = Place::Elsewhere;
         let mut fault = None;
         for item in items {
@@ -114,6 +125,7 @@ impl Feed {
     }
 
     fn op(&mut self, op: &Op) {
+        self.side.inlined = self.no_reset || *op == Op::Cpuid;
         let known = matches!(
             op,
             Op::Cr0(_)
@@ -148,6 +160,9 @@ impl Feed {
         fault: &mut Option<Gva>,
         shadow: bool,
     ) {
+        if let Act::Post(request) = act {
+            self.posted |= 1 << *request as u8;
+        }
         match *act {
             Act::OldSeen { register, old } => {
                 if let Some(Step::Op(_, seen @ None)) = self.steps.last_mut() {
@@ -189,16 +204,20 @@ impl Feed {
                     load.unsync = true;
                 }
             }
-            // A first sight of a flush by another thread: what was served before it was another.
-            Act::Post(Request::TlbFlush) => {
-                let at = self.side.tokens.len();
-                let served = self.side.tokens.iter().rposition(|token| *token == Token::FlushAll);
-                for (from, what, own) in &mut self.outside {
-                    let after = served.is_none_or(|served| *from > served);
-                    if *what == Outside::Flush && !*own && after {
-                        *from = at;
-                    }
+            Act::Post(Request::TlbFlush) => self.flush_seen(),
+            Act::Post(Request::TlbFlushCurrent) if *place == Place::Load => {
+                if let Some(load) = self.loads.last_mut() {
+                    load.current = true;
                 }
+            }
+            Act::Post(Request::TlbFlushCurrent) if *place == Place::Sync => {
+                if let Some(current) = self.sync_current.last_mut() {
+                    *current = true;
+                }
+            }
+            // Whether the walk was for the emulator's sake, before the operation, nobody tells.
+            Act::Post(Request::LoadMmuPgd) if !shadow => {
+                self.outside.push((0, Outside::Memory(Request::LoadMmuPgd), true));
             }
             Act::Post(request @ (Request::TlbFlushCurrent | Request::MmuSync))
                 if !self.steps.iter().any(|step| matches!(step, Step::Op(..))) =>
@@ -232,6 +251,7 @@ impl Feed {
         match act {
             Act::SyncRoots if after > before => {
                 self.syncs.push(0);
+                self.sync_current.push(false);
                 *place = Place::Sync;
             }
             Act::Load => {
@@ -267,6 +287,28 @@ impl Feed {
             Act::Hook { hook: Hook::Gva(_), .. } => {}
             _ if after > before => *place = Place::Elsewhere,
             _ => {}
+        }
+    }
+
+    /// A flush by another thread is seen pending: it came after the last one that was served,
+    /// whatever the order of the lines of two processors.
+    fn flush_seen(&mut self) {
+        let at = self.side.tokens.len();
+        let served = self.side.tokens.iter().rposition(|token| *token == Token::FlushAll);
+        let mut latest = None;
+        for (from, what, own) in &mut self.outside {
+            if *what != Outside::Flush || *own {
+                continue;
+            }
+            if served.is_none_or(|served| *from > served) {
+                *from = at;
+                latest = None;
+            } else {
+                latest = Some(from);
+            }
+        }
+        if let Some(from) = latest {
+            *from = at;
         }
     }
 

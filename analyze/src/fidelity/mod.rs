@@ -104,3 +104,16 @@ pub fn compare(
     let machine = Machine::new(&work.machine, policy)?.with_regs(&work.regs);
     Ok(window::Run::new(recording, machine, &policy.name, &work.trace, keep).run())
 }
+
+/// The control: a model that predicts nothing. It must agree on nothing.
+///
+/// # Errors
+/// As [`compare`].
+pub fn compare_with_nothing(
+    recording: &Recording,
+    work: &Work,
+    policy: &Policy,
+) -> Result<Fidelity, EngineError> {
+    let machine = Machine::new(&work.machine, policy)?.with_regs(&work.regs);
+    Ok(window::Run::new(recording, machine, "nothing", &work.trace, 0).muted().run())
+}

@@ -206,16 +206,31 @@ pub struct Side {
     uncached: bool,
     /// The vendor's reset is carried out: it flushes without its hook (facts 3.2).
     pub resetting: bool,
+    /// A reset may be shown by its parts alone.
+    pub inlined: bool,
+    /// Nothing is taken down.
+    pub mute: bool,
 }
 
 impl Side {
     /// An empty list.
     #[must_use]
     pub const fn new(valid: bool) -> Self {
-        Self { tokens: Vec::new(), valid, bare: false, uncached: false, resetting: false }
+        Self {
+            tokens: Vec::new(),
+            valid,
+            bare: false,
+            uncached: false,
+            resetting: false,
+            inlined: false,
+            mute: false,
+        }
     }
 
     fn push(&mut self, token: Token) {
+        if self.mute {
+            return;
+        }
         self.bare = false;
         match token {
             Token::Reset | Token::Unload => self.valid = false,
@@ -243,8 +258,8 @@ impl Side {
             // Up to 5.10 kvm_mmu_unload is a function of its own inside a reset.
             Act::Unload if self.tokens.last() == Some(&Token::Reset) => {}
             Act::FreeRoots { mask } => self.push(Token::Free(mask)),
-            // A reset that was inlined: both frees, then kvm_init_mmu.
-            Act::Init if self.bare => {
+            // A reset that was inlined (KVM_SET_CPUID): both frees, then kvm_init_mmu.
+            Act::Init if self.bare && self.inlined => {
                 self.tokens.pop();
                 self.push(Token::Reset);
                 self.push(Token::Init);

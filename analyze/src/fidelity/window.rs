@@ -73,7 +73,7 @@ struct Watch {
     side: Side,
     posted: u32,
     flushes: u64,
-    invlpg: u64,
+    entered: bool,
 }
 
 impl Observer for Watch {
@@ -81,7 +81,7 @@ impl Observer for Watch {
         match act {
             Act::Post(request) => self.posted |= 1 << *request as u8,
             Act::Hook { by: HookBy::Request, .. } => self.flushes += 1,
-            Act::InvalidateGva(_) => self.invlpg += 1,
+            Act::Entry(_) => self.entered = true,
             _ => {}
         }
         self.side.modelled(act);
@@ -97,6 +97,8 @@ pub struct Run<'a> {
     lanes: Vec<Lane<'a>>,
     pages: Pages,
     keep: usize,
+    /// The control: whatever the model does, it tells nothing.
+    mute: bool,
     result: Fidelity,
 }
 
@@ -119,8 +121,15 @@ impl<'a> Run<'a> {
             lanes: (0..vcpus).map(|_| Lane::default()).collect(),
             pages: Pages::default(),
             keep,
+            mute: false,
             result: Fidelity { summary, ..Fidelity::default() },
         }
+    }
+
+    /// Makes the model predict nothing: what agrees then agrees with anything.
+    pub fn muted(mut self) -> Self {
+        self.mute = true;
+        self
     }
 
     pub fn run(mut self) -> Fidelity {
@@ -209,7 +218,7 @@ impl<'a> Run<'a> {
         lane.torn = false;
         lane.entered = true;
         let valid = self.machine.roots(vcpu)[0].is_some();
-        let mut feed = Feed::new(&items, valid, self.shadow);
+        let mut feed = Feed::new(&items, valid, self.alphabet, self.shadow);
         if first {
             feed.complete(&self.recording.initial_regs(vcpu));
         }
@@ -218,7 +227,10 @@ impl<'a> Run<'a> {
             self.lanes[v].printed.take(act);
         }
         let event = (u64::from(entry.line), entry.time);
-        let mut watch = Watch { side: Side::new(valid), posted: 0, flushes: 0, invlpg: 0 };
+        let posted = self.machine.pending(vcpu);
+        let side = Side::new(valid);
+        let mut watch = Watch { side, posted, flushes: 0, entered: false };
+        watch.side.mute = self.mute;
         let deferred = self.model(vcpu, &feed, event, first, &mut watch);
         let mut again: Vec<Item<'a>> = deferred.into_iter().map(Item::Outside).collect();
         again.append(&mut self.lanes[v].items);
@@ -271,11 +283,18 @@ impl<'a> Run<'a> {
     ) -> Vec<Outside> {
         let hints = self.machine.hints();
         hints.syncs = feed.syncs.iter().copied().collect();
+        hints.sync_current = feed.sync_current.iter().copied().collect();
         hints.unsync_roots = feed.unsync.iter().copied().collect();
         hints.loads = feed.loads.iter().copied().collect();
         hints.address = feed.address;
         hints.pdptes = feed.pdptes.iter().copied().collect();
         hints.obsolete = feed.obsolete.iter().copied().collect();
+        // The emulator's walk for the instruction comes before what it does.
+        for (_, what, _) in &feed.outside {
+            if let Outside::Memory(request @ Request::LoadMmuPgd) = what {
+                self.machine.posted_by_memory(vcpu, *request, watch);
+            }
+        }
         for step in &feed.steps {
             self.step(vcpu, step, event, first, watch);
         }
@@ -302,6 +321,7 @@ impl<'a> Run<'a> {
                         self.machine.roots_zapped(vcpu, watch);
                     }
                     Outside::Request(request) => self.machine.posted(vcpu, *request, watch),
+                    Outside::Memory(Request::LoadMmuPgd) => {}
                     Outside::Memory(request) => {
                         self.machine.posted_by_memory(vcpu, *request, watch);
                     }
@@ -384,16 +404,24 @@ impl<'a> Run<'a> {
         entry: &Record,
         torn: bool,
     ) {
-        let modelled: Vec<Token> =
+        let mut modelled: Vec<Token> =
             watch.side.tokens.iter().copied().filter(|token| self.alphabet.has(*token)).collect();
         let valid = self.machine.roots(vcpu).map(|root| root.is_some());
         let (recorded, lines) =
             without_empty_slots(&feed.side.tokens, &feed.lines, &modelled, &valid);
+        let mut recorded = recorded;
+        let mut lines = lines;
+        let busy = !recorded.is_empty() || !modelled.is_empty();
+        recorded.push(Token::Entry);
+        lines.push(entry.line);
+        if watch.entered && !self.mute {
+            modelled.push(Token::Entry);
+        }
         let recorded = &recorded;
         self.counters(recorded, feed, &watch);
         let ops = feed.steps.iter().filter_map(op_of);
         let ops: Vec<&Op> = ops.filter(|op| !matches!(op, Op::Code { .. })).collect();
-        let counted = !torn && (!ops.is_empty() || !recorded.is_empty() || !modelled.is_empty());
+        let counted = !torn && (!ops.is_empty() || busy);
         let kind = ops.first().map_or("entry", |op| kind_of(op)).to_owned();
         self.actions(recorded, &modelled, counted);
         let first = items.iter().find_map(|item| match item {
@@ -421,6 +449,7 @@ impl<'a> Run<'a> {
                 (None, Some(b)) => format!("the model alone has {b}"),
                 (None, None) => String::new(),
             });
+        let why = why.or_else(|| pending_alone(feed.posted & !watch.posted));
         let disagreement = why.map(|why| Disagreement { why, ..context.clone() });
         self.lanes[usize::from(vcpu.0)].open = Some(Open { counted, kind, disagreement, context });
         if self.lanes[usize::from(vcpu.0)].open.as_ref().is_some_and(|o| o.disagreement.is_some()) {
@@ -581,6 +610,13 @@ fn flushed_since(side: &Side, alphabet: Alphabet, at: usize) -> bool {
 /// Tokens that the recording could show.
 fn visible(side: &Side, alphabet: Alphabet) -> usize {
     side.tokens.iter().filter(|token| alphabet.has(**token)).count()
+}
+
+/// Requests that were pending in the recording alone.
+fn pending_alone(requests: u32) -> Option<String> {
+    let alone = Request::ALL.iter().filter(|(request, _)| requests >> *request as u8 & 1 != 0);
+    let names: Vec<&str> = alone.map(|(_, name)| *name).collect();
+    (!names.is_empty()).then(|| format!("{} is pending in the recording alone", names.join(", ")))
 }
 
 fn zaps(op: &HostOp) -> bool {

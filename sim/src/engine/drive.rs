@@ -10,9 +10,10 @@ use tlbscope_trace::act::{Act, At, Hook, HookBy, Request};
 use tlbscope_trace::addr::{Gva, Hpa, PcpuId, Time, VcpuId};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{Actor, Op};
-use tlbscope_trace::regs::{CR3_PCID_MASK, MmuKind, Regs};
+use tlbscope_trace::regs::{CR3_PCID_MASK, MmuKind, Regs, Vendor};
 
 use super::{Machine, Refused, Step};
+use crate::arch::mode::Mode;
 use crate::kvm::root::{PREV_ROOTS_MAX, Root};
 use crate::kvm::shadow::ShadowPages;
 use crate::policy::mechanics::{GuestFlushShadow, ZapAllRequest};
@@ -23,6 +24,8 @@ use crate::policy::mechanics::{GuestFlushShadow, ZapAllRequest};
 pub struct Hints {
     /// For each sync of a root: remote flushes, because entries changed or lost their rights.
     pub syncs: VecDeque<u8>,
+    /// For each sync of a root: whether entries changed that no other vCPU needs to know of.
+    pub sync_current: VecDeque<bool>,
     /// For each look at the cached roots during a guest flush: which are unsync, bit n =
     /// `prev_roots[n]`.
     pub unsync_roots: VecDeque<u8>,
@@ -45,6 +48,8 @@ pub struct LoadHint {
     pub flushes: u8,
     /// A page that was found has unsync children.
     pub unsync: bool,
+    /// Entries changed that no other vCPU needs to know of.
+    pub current: bool,
     /// The root's page was new; `None`: not shown, the machine's own books decide.
     pub new: Option<bool>,
 }
@@ -186,6 +191,15 @@ impl Machine {
                 mechanics.refind_requests_sync
                     || mechanics.guest_flush_shadow == GuestFlushShadow::Sync
             }
+            // A software walk reads the PDPTEs again where they lie in memory (SVM with NPT), by
+            // load_pdptrs (facts 2.2).
+            Request::LoadMmuPgd => {
+                let regs = &self.vcpus[usize::from(vcpu.0)].regs;
+                mechanics.load_pdptrs.request_pgd
+                    && self.config.vendor == Vendor::Amd
+                    && self.config.mmu == MmuKind::Tdp
+                    && Mode::of(regs) == Mode::Pae
+            }
             _ => false,
         };
         if made {
@@ -235,6 +249,12 @@ impl Machine {
             ZapAllRequest::Obsolete => Request::MmuFreeObsoleteRoots,
         };
         self.post(v, request, o);
+    }
+
+    /// The requests that are pending, as bits of [`Request`].
+    #[must_use]
+    pub fn pending(&self, vcpu: VcpuId) -> u32 {
+        self.vcpus[usize::from(vcpu.0)].requests.bits()
     }
 
     /// Whether an entry attempt has anything to do.
@@ -310,8 +330,12 @@ impl Machine {
     /// The remote flushes that a hint names for the sync of a root.
     pub(crate) fn hinted_sync<O: Observer>(&mut self, o: &mut O) -> bool {
         let Some(hints) = &mut self.hints else { return false };
+        let current = hints.sync_current.pop_front().unwrap_or(false);
         for _ in 0..hints.syncs.pop_front().unwrap_or(0) {
             self.remote_flush(o);
+        }
+        if let (true, Actor::Vcpu(vcpu)) = (current, self.at.actor) {
+            self.posted_by_memory(vcpu, Request::TlbFlushCurrent, o);
         }
         true
     }

@@ -19,7 +19,9 @@ impl Machine {
         self.exit(v, None, o);
         let xapic = value & (EXTD | ENABLED) == ENABLED;
         let was = std::mem::replace(&mut self.vcpus[v].xapic, xapic);
-        if self.config.vendor == Vendor::Intel && was != xapic && xapic {
+        // An ideal flushes for what the manuals demand of guest operations, and knows no page here.
+        let flushes = self.config.vendor == Vendor::Intel && !self.ideal();
+        if flushes && was != xapic && xapic {
             self.post(v, Request::TlbFlushCurrent, o);
             self.post(v, Request::ApicPageReload, o);
         }

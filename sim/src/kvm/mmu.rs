@@ -186,6 +186,9 @@ impl Machine {
         for _ in 0..load.flushes {
             self.remote_flush(o);
         }
+        if load.current && self.policy.mechanics.own_spte_flush {
+            self.post(v, Request::TlbFlushCurrent, o);
+        }
         if load.unsync && self.policy.mechanics.refind_requests_sync {
             self.post(v, Request::MmuSync, o);
         }

@@ -34,6 +34,12 @@ impl Requests {
         self.0 & (1 << request as u8) != 0
     }
 
+    /// All bits, each at the number of its [`Request`].
+    #[must_use]
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
     /// Whether none is pending.
     #[must_use]
     pub fn is_empty(self) -> bool {

@@ -125,7 +125,7 @@ fn explicit_invalidations() {
     let invpcid = |t| Change { invpcid: Some(t), ..Change::default() };
     for name in SINCE_515.iter().copied().chain(["kvm-5.10"]) {
         let policy = builtin(name);
-        let all = if name == "kvm-5.10" { "mmu-unload" } else { "GUEST" };
+        let all = if name == "kvm-5.10" { "mmu-reload" } else { "GUEST" };
         let expected = ["", "invalidate-pcid", all, all, ""];
         for (t, expected) in expected.iter().enumerate() {
             let change = invpcid(u8::try_from(t).unwrap());

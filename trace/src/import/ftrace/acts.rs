@@ -48,7 +48,14 @@ impl Importer {
                 self.smm(vcpu, text_arg(event.args, b"caller=").unwrap_or(b""));
                 Act::Reset { role_changed: None }
             }
-            Shows::InitMmu => Act::Init,
+            Shows::InitMmu => {
+                // KVM_SET_CPUID as a thread's first work: the frees before it were this vCPU's.
+                if self.orphan.take_if(|pid| *pid == event.pid).is_some() {
+                    self.set_cpuid(vcpu);
+                    self.act(vcpu, Act::FreeRoots { mask: 0xf });
+                }
+                Act::Init
+            }
             Shows::Unload => Act::Unload,
             Shows::FreeRoots => {
                 let mask = (arg(event.args, b"mask=").unwrap_or(0xf) & 0xf) as u8;

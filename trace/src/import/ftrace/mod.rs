@@ -103,6 +103,8 @@ struct Importer {
     last_thread: Option<(u32, VcpuId)>,
     pages: FxHashMap<Vec<u8>, Sp>,
     pages_made: u32,
+    /// A thread that freed roots before a line named its vCPU.
+    orphan: Option<u32>,
     losses: Vec<String>,
 }
 
@@ -124,6 +126,7 @@ impl Importer {
             last_thread: None,
             pages: FxHashMap::default(),
             pages_made: 0,
+            orphan: None,
             losses: Vec::new(),
         }
     }
@@ -185,6 +188,7 @@ impl Importer {
             None if shows == Shows::RemoteFlush => {
                 self.push(Actor::Host, Body::Act(Act::RemoteFlush { ipi: None }));
             }
+            None if shows == Shows::FreeRoots => self.orphan = Some(event.pid),
             None if shows == Shows::RequestAll => self.request_all(Actor::Host, event),
             None if shows == Shows::ReloadAll => {
                 self.push(Actor::Host, Body::Act(Act::RequestAll(Request::MmuReload)));
