@@ -4,7 +4,8 @@
 //! [`finding`] what both report. [`tally`] counts without judging. [`replay`] runs a trace under
 //! policies, [`compare`] sets the runs side by side, and [`scenario`] holds runs to what a file
 //! expects of them. [`audit`] judges what a real host did,
-//! from its own recording. [`diff`] compares two policies without a trace.
+//! from its own recording. [`diff`] compares two policies without a trace, and [`conformance`] holds
+//! hardware model and table of requirements to architecture cases.
 
 pub mod audit;
 pub mod compare;

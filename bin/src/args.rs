@@ -76,7 +76,8 @@ pub enum Command {
     /// The same guest work under several policies, side by side
     #[command(after_help = "Example:\n  tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19")]
     Compare(Compare),
-    /// Compare what the model does with what a recorded kernel did, operation by operation
+    /// Does the model do what the recorded kernel did, operation by operation
+    #[command(after_help = "Example:\n  tlbscope fidelity trace.txt.zst --policy kvm-6.1-lts")]
     Fidelity(Fidelity),
     /// Judge what a real host did, from its own recording
     #[command(after_help = "Example:\n  tlbscope audit trace.txt.zst")]
@@ -151,6 +152,30 @@ pub struct Machine {
     pub max_findings: usize,
 }
 
+/// How a recording is read, and which part of it.
+#[derive(Clone, Debug, Default, Arguments)]
+#[command(next_help_heading = "Reading recordings")]
+pub struct Reading {
+    /// The recorded host's /proc/kallsyms: what function a probe's address is
+    #[arg(long, value_name = "FILE")]
+    pub kallsyms: Option<PathBuf>,
+    /// The probes' definitions (kprobe_events): what function a probe's name is
+    #[arg(long, value_name = "FILE")]
+    pub probes: Option<PathBuf>,
+    /// The VM, where a recording shows several: a number of the list that is printed, or `all`
+    #[arg(long, value_name = "N|all")]
+    pub vm: Option<String>,
+    /// These vCPUs only
+    #[arg(long, value_delimiter = ',', value_name = "N,N,...")]
+    pub vcpu: Vec<u16>,
+    /// Nothing before: 1500ns, 3us, 2ms, 1s since the start, or @13.527994 of the recorder's clock
+    #[arg(long, value_name = "TIME")]
+    pub from: Option<String>,
+    /// Nothing after
+    #[arg(long, value_name = "TIME")]
+    pub to: Option<String>,
+}
+
 /// Arguments of `simulate`.
 #[derive(Debug, Arguments)]
 pub struct Simulate {
@@ -165,9 +190,12 @@ pub struct Simulate {
     /// The machine.
     #[command(flatten)]
     pub machine: Machine,
+    /// How it is read.
+    #[command(flatten)]
+    pub reading: Reading,
 }
 
-/// Arguments of `compare`.
+/// Arguments of `fidelity`.
 #[derive(Debug, Arguments)]
 pub struct Fidelity {
     /// A recording of a real host
@@ -178,10 +206,13 @@ pub struct Fidelity {
     /// Keep at most this many disagreements
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub max_findings: usize,
+    /// How it is read.
+    #[command(flatten)]
+    pub reading: Reading,
 }
 
-/// What `compare` takes.
-#[derive(Clone, Debug, Arguments)]
+/// Arguments of `compare`.
+#[derive(Debug, Arguments)]
 pub struct Compare {
     /// The traces
     #[arg(required = true)]
@@ -192,6 +223,9 @@ pub struct Compare {
     /// The machine.
     #[command(flatten)]
     pub machine: Machine,
+    /// How it is read.
+    #[command(flatten)]
+    pub reading: Reading,
 }
 
 /// Arguments of `audit`.
@@ -209,6 +243,9 @@ pub struct Audit {
     /// List excessive flushes and resets one by one, not only their numbers
     #[arg(long)]
     pub excessive: bool,
+    /// How it is read.
+    #[command(flatten)]
+    pub reading: Reading,
 }
 
 /// Arguments of `scenarios`.
@@ -261,6 +298,9 @@ pub struct Import {
     /// Where to write
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
+    /// How it is read.
+    #[command(flatten)]
+    pub reading: Reading,
 }
 
 /// Arguments of `export`.
@@ -290,6 +330,9 @@ pub enum Form {
 pub struct Info {
     /// The trace, `-` for standard input
     pub trace: PathBuf,
+    /// How it is read.
+    #[command(flatten)]
+    pub reading: Reading,
 }
 
 /// Subcommands of `policy`.

@@ -6,8 +6,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
-use tlbscope_trace::Recording;
+use tlbscope_trace::addr::VcpuId;
+use tlbscope_trace::import::{Moment, VmChoice};
+use tlbscope_trace::{Options, Recording, source};
 use xxhash_rust::xxh3::Xxh3;
+
+use crate::args::Reading;
 
 /// An input as outputs name it.
 #[derive(Clone, Debug, Serialize)]
@@ -48,15 +52,67 @@ impl Input {
     }
 }
 
-/// Opens a trace of any form.
-pub fn open(path: &Path) -> Result<(Recording, Input)> {
+/// Opens the wanted part of a trace of any form.
+pub fn open(path: &Path, reading: &Reading) -> Result<(Recording, Input)> {
     let input = Input::of_file(path)?;
-    let recording = tlbscope_trace::open(path)?;
+    let recording = tlbscope_trace::open_with(path, &options(reading)?)?;
     Ok((recording, input))
 }
 
-/// Whether an error is a native trace that is damaged so that nothing of it can be read.
+/// What was typed of how to read.
+pub fn options(reading: &Reading) -> Result<Options> {
+    let mut options = Options::default();
+    if let Some(path) = &reading.kallsyms {
+        let count = options.symbols.add_kallsyms(&whole(path)?);
+        if count == 0 {
+            let path = path.display();
+            bail!(
+                "{path}: no function with an address: read /proc/kallsyms as root, it hides them"
+            );
+        }
+    }
+    if let Some(path) = &reading.probes
+        && options.symbols.add_probes(&whole(path)?) == 0
+    {
+        bail!("{}: no probe in it: give lines such as `p:name function`", path.display());
+    }
+    options.vm = match reading.vm.as_deref() {
+        None => VmChoice::Only,
+        Some("all") => VmChoice::All,
+        Some(text) => {
+            let hex = text.strip_prefix("0x").map(|hex| u64::from_str_radix(hex, 16));
+            let number = hex.unwrap_or_else(|| text.parse());
+            VmChoice::Number(
+                number.with_context(|| format!("--vm {text}: no number and not `all`"))?,
+            )
+        }
+    };
+    options.vcpus = reading.vcpu.iter().map(|&vcpu| VcpuId(vcpu)).collect();
+    let moment = |text: &Option<String>| {
+        text.as_deref().map(Moment::parse).transpose().map_err(anyhow::Error::msg)
+    };
+    (options.from, options.to) = (moment(&reading.from)?, moment(&reading.to)?);
+    Ok(options)
+}
+
+/// A small file, packed or not.
+fn whole(path: &Path) -> Result<Vec<u8>> {
+    const BYTES_MAX: u64 = 256 << 20;
+    let mut bytes = Vec::new();
+    let read = source::open(path)?.take(BYTES_MAX).read_to_end(&mut bytes);
+    read.with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(bytes)
+}
+
+/// Whether an error is an input that is damaged so that nothing of it can be read.
 pub fn is_ruin(error: &anyhow::Error) -> bool {
-    use tlbscope_trace::{Error, native::NativeError};
-    matches!(error.downcast_ref(), Some(Error::Native(NativeError::Hopeless(_))))
+    use tlbscope_trace::{Error, import::ImportError, native::NativeError, source::SourceError};
+    matches!(
+        error.downcast_ref(),
+        Some(
+            Error::Native(NativeError::Hopeless(_))
+                | Error::Import(ImportError::Container { .. })
+                | Error::Source(SourceError::Ruined { .. })
+        )
+    )
 }

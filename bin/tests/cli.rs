@@ -261,3 +261,63 @@ fn the_readme_shows_what_its_command_prints() {
         assert!(lines.contains(&line), "README.md does not show: {line}");
     }
 }
+
+#[test]
+fn other_orders_are_run_on_request_and_say_what_they_chose() {
+    let head = "name = 'n'\nabout = 'a'\nsource = 's'\n";
+    let events = "v0 map 0x7000 0x5000 rw
+        v1 read 0x7000
+        host preempt v1
+        v0 map 0x7000 0x6000 rw
+        flush: v0 pvflush v1
+        host run v1
+        host preempt v1
+        host run v1
+        use: v1 read 0x7000";
+    let rest = "[machine]\nvcpus = 2\npcpus = 2\nmmu = 'tdp'\nsteal-time = true
+        [policy.old]\nextends = 'kvm-5.17'\nmechanics = { pv-preempt-store = 'overwrite' }
+        [expect.old]\nmissed = []\n[expect.'kvm-5.17']\nmissed = []\n";
+    let case = Case::new("s.toml", format!("{head}events = '''\n{events}\n'''\n{rest}"));
+    case.run(&["scenarios", "s.toml"]).succeeds();
+    let found = case.run(&["scenarios", "s.toml", "--interleave", "all"]);
+    assert_eq!(found.code, Some(1), "{}{}", found.out, found.err);
+    assert!(found.out.contains("missed: use `use` of cause `flush`"), "{}", found.out);
+    assert!(found.out.contains("falls into `host run v1`"), "{}", found.out);
+    assert!(found.out.contains("1 passed, 1 failed"), "{}", found.out);
+    case.run(&["scenarios", "s.toml", "--interleave", "some"]).fails(2, &["how many orders"]);
+    case.run(&["scenarios", "s.toml", "--seed", "1"]).fails(2, &["--interleave"]);
+}
+
+fn recording(name: &str) -> Vec<u8> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/recordings");
+    fs::read(folder.join(name)).unwrap()
+}
+
+#[test]
+fn a_cut_recording_is_damage_and_what_was_read_is_kept() {
+    let whole = recording("svm-tiny-npt0.trace.txt.zst");
+    let case = Case::new("cut.zst", &whole[..whole.len() / 2]);
+    case.run(&["import", "cut.zst", "-o", "out.tlbt"]).fails(3, &["cut.zst", "reading stopped"]);
+    assert_eq!(case.run(&["info", "out.tlbt"]).code, Some(3));
+    let whole = recording("vmx-b-pcid-ept0.trace.txt.xz");
+    let case = Case::new("cut.xz", &whole[..whole.len() / 2]);
+    case.run(&["info", "cut.xz"]).fails(3, &["cut.xz", "cut or damaged"]);
+    let whole = recording("svm-tiny-npt0-head.trace.dat");
+    let case = Case::new("cut.dat", &whole[..whole.len() / 2]);
+    case.run(&["info", "cut.dat"]).fails(3, &["cut.dat"]);
+}
+
+#[test]
+fn a_trace_without_kvm_is_told() {
+    let case = Case::new("empty.txt", "# tracer: nop\n#\n");
+    case.run(&["simulate", "empty.txt"]).fails(2, &["empty.txt", "nothing of KVM"]);
+    let case = Case::new("events.txt", "# only a comment\n");
+    case.run(&["info", "events.txt"]).fails(2, &["events.txt", "no events"]);
+}
+
+#[test]
+fn time_does_not_run_backwards_in_a_scenario() {
+    let scenario = "events = '''\n@20 v0 invlpg 0x1000\n@10 v0 invlpg 0x1000\n'''\n";
+    let case = Case::new("back.toml", scenario);
+    case.run(&["scenarios", "back.toml"]).fails(2, &["back.toml:3", "backwards"]);
+}

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::addr::{Asid, Ep4ta, Gpa, Gva, Hpa, PageSize, Pcid, PcpuId, Sp, Time, Vpid};
+use crate::nested::NestedOp;
 use crate::op::{Access, Actor, Invpcid};
 
 /// Where in a run something happens.
@@ -502,6 +503,8 @@ pub enum Act {
     Exit(Option<u16>),
     /// The vCPU runs on this physical CPU from here on.
     VcpuLoad(PcpuId),
+    /// Another VMCS of the vCPU is loaded that was active elsewhere last, or nowhere yet.
+    VmcsLoad,
     /// A TLB entry or page-table walk was refilled. `ghost`: an invalidation had dropped the same
     /// translation before.
     Refill {
@@ -567,6 +570,10 @@ pub enum FreeWhy {
     Obsolete,
     /// The root cannot be cached (PAE roots, or the level rule of V510 to V517).
     NotCacheable,
+    /// INVVPID of L1, without EPT.
+    NestedInvvpid,
+    /// INVEPT of L1.
+    NestedInvept,
     /// The vCPU is destroyed.
     Destroy,
 }
@@ -629,6 +636,8 @@ pub enum ArchOp {
     Pkru,
     /// Userspace rewrote registers.
     Sregs,
+    /// L1 and L2 change places, or L1 invalidates what its processor holds of L2.
+    Nested(NestedOp),
     /// The host declares that the backing of these pages changes; due at [`ArchOp::HostDead`].
     HostChange {
         /// First byte.
@@ -668,6 +677,8 @@ pub struct Mark {
     pub g: u64,
     /// Of the host's mappings.
     pub h: u64,
+    /// Of L1's nested tables; 0 outside L2.
+    pub n: u64,
 }
 
 /// What was read to make a copy.
@@ -676,7 +687,7 @@ pub enum Source {
     /// The guest's own tables (TDP): read now. Guest-physical mappings that were used on the way
     /// have been reported by [`crate::observe::Observer::walk_uses`].
     Guest,
-    /// A shadow page's leaf entry.
+    /// A shadow page's leaf entry. Under TDP: of the tables that shadow L1's nested ones.
     Shadow {
         /// The page of the leaf.
         sp: Sp,

@@ -73,6 +73,11 @@ newtype!(
     Sp(u32), "sp{}"
 );
 
+impl Sp {
+    /// A shadow page of which a recording does not say which one it is.
+    pub const UNNAMED: Self = Self(u32::MAX);
+}
+
 /// Bytes of the smallest page.
 pub const PAGE_BYTES: u64 = 4096;
 

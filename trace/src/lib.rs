@@ -13,13 +13,16 @@ pub mod codec;
 pub mod import;
 pub mod jsonl;
 pub mod native;
+pub mod nested;
 pub mod observe;
 pub mod op;
 pub mod recording;
 pub mod regs;
 pub mod source;
+pub mod spool;
 pub mod text;
 
+pub use import::{Imported, Options, Sink};
 pub use recording::{Body, Census, Meta, Record, Recording};
 
 use std::io::{self, Read as _};
@@ -47,7 +50,7 @@ pub enum Error {
         /// Where and what.
         error: text::TextError,
     },
-    /// Event text whose times are not in order.
+    /// A list of events or a native file whose times are not in order.
     #[error(
         "{name}:{line}: time runs backwards, from {from} ns to {to} ns: sort the lines by time"
     )]
@@ -86,39 +89,138 @@ const HEAD_BYTES: u64 = 64 << 10;
 /// Opens a trace of any known form, packed or not, by its content; `-` is standard input.
 ///
 /// # Errors
-/// It cannot be read, or its form is not known.
+/// It cannot be read, its form is not known, or nothing is in it.
 pub fn open(path: &Path) -> Result<Recording, Error> {
+    open_with(path, &Options::default())
+}
+
+/// Opens the part of a trace that somebody wants.
+///
+/// # Errors
+/// As for [`open`], and when several VMs are in it.
+pub fn open_with(path: &Path, options: &Options) -> Result<Recording, Error> {
+    let mut records = Vec::new();
+    let imported = stream(path, options, &mut records)?;
+    Ok(Recording { meta: imported.meta, census: imported.census, records })
+}
+
+/// Opens the part of a trace that somebody wants and hands its records on as they come: a
+/// recording is never in memory as a whole.
+///
+/// # Errors
+/// As for [`open_with`], and when the sink fails.
+pub fn stream(path: &Path, options: &Options, sink: &mut dyn Sink) -> Result<Imported, Error> {
     let name = path.display().to_string();
     let mut stream = source::open(path)?;
     // One read may give a few bytes only. An error behind some bytes comes again.
     let mut head = Vec::with_capacity(HEAD_BYTES as usize);
     let read = stream.by_ref().take(HEAD_BYTES).read_to_end(&mut head);
     if head.is_empty() {
-        read.map_err(|error| source::SourceError::Io { name: name.clone(), error })?;
-        return Err(source::SourceError::Empty(name).into());
+        use io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
+        return Err(match read {
+            Ok(_) => source::SourceError::Empty(name),
+            Err(error) if matches!(error.kind(), InvalidData | InvalidInput | UnexpectedEof) => {
+                source::SourceError::Ruined { name, error }
+            }
+            Err(error) => source::SourceError::Io { name, error },
+        }
+        .into());
     }
     let whole = io::Cursor::new(head.clone()).chain(stream);
+    if import::dat::looks_like(&head) || import::perf::looks_like(&head) {
+        return anywhere(path, &name, whole, options, sink);
+    }
     let stream = source::Stream::new(Box::new(whole));
     if head.starts_with(&native::MAGIC) {
-        return Ok(native::decode(stream, &name)?);
+        return part(native::decode(stream, &name)?, options, sink);
     }
     // A recording says what it is within its first lines.
     let known = head.split(|&c| c == b'\n').take(64).any(import::ftrace::looks_like);
     if known {
-        return Ok(import::ftrace::import(stream, &name)?);
+        return Ok(import::ftrace::stream(stream, &name, options, sink)?);
     }
     if let Some(offset) = head.iter().take(4096).position(|&c| c == 0) {
         return Err(Error::Binary { name, offset });
     }
-    event_text(stream, name)
+    part(event_text(stream, name)?, options, sink)
+}
+
+/// The binary recordings, which are read here and there.
+fn anywhere(
+    path: &Path,
+    name: &str,
+    whole: impl io::Read,
+    options: &Options,
+    sink: &mut dyn Sink,
+) -> Result<Imported, Error> {
+    // A plain file needs no copy.
+    let mut file = std::fs::File::open(path).ok();
+    let mut magic = [0; 10];
+    let plain = file.as_mut().is_some_and(|file| file.read_exact(&mut magic).is_ok());
+    let plain = plain && (import::dat::looks_like(&magic) || import::perf::looks_like(&magic));
+    let (mut spool, cut);
+    let input: &mut dyn import::dat::Input = match file.as_mut().filter(|_| plain) {
+        Some(file) => {
+            cut = None;
+            file
+        }
+        None => {
+            (spool, cut) = source::anywhere(whole, name)?;
+            &mut spool
+        }
+    };
+    input
+        .seek(io::SeekFrom::Start(0))
+        .and_then(|_| input.read_exact(&mut magic))
+        .map_err(|error| source::SourceError::Io { name: name.to_owned(), error })?;
+    if import::dat::looks_like(&magic) {
+        Ok(import::dat::stream(input, name, cut, options, sink)?)
+    } else {
+        Ok(import::perf::stream(input, name, cut, options, sink)?)
+    }
+}
+
+/// The wanted part of what is in memory. Such a trace holds one VM.
+fn part(recording: Recording, options: &Options, sink: &mut dyn Sink) -> Result<Imported, Error> {
+    let Recording { meta, census, records } = recording;
+    let name = meta.source.clone();
+    if let import::VmChoice::Number(vm) = options.vm {
+        return Err(
+            import::ImportError::NoVm { name, vm, list: " one, without a number".into() }.into()
+        );
+    }
+    if records.is_empty() && meta.losses.is_empty() {
+        let what = "it holds no events at all".to_owned();
+        return Err(import::ImportError::Nothing { name, what }.into());
+    }
+    let mut last = addr::Time(0);
+    for record in records {
+        if record.time < last {
+            let (from, to, line) = (last.0, record.time.0, record.line);
+            return Err(Error::Backwards { name, line, from, to });
+        }
+        last = record.time;
+        if options.wants(record.actor) && options.when(record.time, None).is_eq() {
+            sink.record(record)
+                .map_err(|error| import::ImportError::Sink { name: name.clone(), error })?;
+        }
+    }
+    Ok(Imported { meta, census })
 }
 
 /// Event text as a recording: lines without a time come 1 ns after the one before.
 fn event_text(stream: source::Stream, name: String) -> Result<Recording, Error> {
     let mut bytes = Vec::new();
     let mut limited = stream.take(TEXT_BYTES_MAX + 1);
-    let read = limited.read_to_end(&mut bytes);
-    read.map_err(|error| source::SourceError::Io { name: name.clone(), error })?;
+    let mut losses = Vec::new();
+    if let Err(error) = limited.read_to_end(&mut bytes) {
+        // What came out of a cut packed file is worth having, up to its last whole line.
+        let Some(end) = bytes.iter().rposition(|&c| c == b'\n') else {
+            return Err(source::SourceError::Io { name, error }.into());
+        };
+        bytes.truncate(end + 1);
+        losses.push(format!("reading stopped behind byte {}: {error}", end + 1));
+    }
     if bytes.len() as u64 > TEXT_BYTES_MAX {
         return Err(Error::TooLong(name));
     }
@@ -147,5 +249,6 @@ fn event_text(stream: source::Stream, name: String) -> Result<Recording, Error> 
     }
     recording.meta.source = name;
     recording.meta.form = "text".to_owned();
+    recording.meta.losses = losses;
     Ok(recording)
 }

@@ -110,12 +110,29 @@ pub fn write(recording: &Recording, path: &Path) -> Result<(), NativeError> {
 /// # Errors
 /// The stream fails, or a block is too large.
 pub fn encode(recording: &Recording, name: &str, out: &mut impl Write) -> Result<(), NativeError> {
+    let blocks = recording.records.chunks(BLOCK_RECORDS).map(Ok);
+    encode_blocks(&recording.meta, &recording.census, blocks, name, out)
+}
+
+/// Writes a recording whose records come block by block. `name` is for messages.
+///
+/// # Errors
+/// As for [`encode`], or a block does not come.
+pub fn encode_blocks<B: AsRef<[Record]>>(
+    meta: &Meta,
+    census: &Census,
+    blocks: impl Iterator<Item = io::Result<B>>,
+    name: &str,
+    out: &mut impl Write,
+) -> Result<(), NativeError> {
     let mut writer = Writer { name, out, position: 0, content: Vec::new() };
     writer.raw(&MAGIC)?;
     writer.raw(&VERSION.to_le_bytes())?;
-    writer.section(HEADER, 0, &(&recording.meta, &recording.census))?;
+    writer.section(HEADER, 0, &(meta, census))?;
     let mut index: Vec<Entry> = Vec::new();
-    for block in recording.records.chunks(BLOCK_RECORDS) {
+    for block in blocks {
+        let block = block.map_err(|error| NativeError::Io { name: name.to_owned(), error })?;
+        let block = block.as_ref();
         let records = block.len() as u32;
         let first_time = block.first().map_or(0, |record| record.time.0);
         index.push(Entry { position: writer.position, records, first_time });

@@ -4,6 +4,7 @@
 
 use crate::act::{Accessed, Act, ArchOp, At, Fill, Mark, Tag};
 use crate::addr::{Gpa, Hpa, VcpuId};
+use crate::nested::L2;
 use crate::regs::{MmuKind, Regs, Vendor};
 
 /// What of the machine an observer may look at: architectural state only, nothing that a
@@ -25,6 +26,11 @@ pub trait World {
     fn backing(&self, gpa: Gpa) -> Option<Hpa>;
     /// Bytes of guest memory: what lies above is MMIO and has no backing.
     fn memory_bytes(&self) -> u64;
+    /// What L1's processor knows of L2 while L2 runs; `None` in L1. [`World::regs`] are L2's then.
+    fn l2(&self, vcpu: VcpuId) -> Option<L2> {
+        let _ = vcpu;
+        None
+    }
 }
 
 /// Someone who watches a run.

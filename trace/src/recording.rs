@@ -41,7 +41,8 @@ pub enum Body {
 pub struct Meta {
     /// Name of the source, for messages.
     pub source: String,
-    /// The form it was read from: `ftrace`, `text`, `native`.
+    /// The form it was read from: `ftrace`, `trace-cmd report`, `perf script`, `trace.dat`,
+    /// `perf.data`, or `text` (an event list).
     pub form: String,
     /// Whose hardware.
     pub vendor: Option<Vendor>,

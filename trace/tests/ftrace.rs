@@ -257,5 +257,5 @@ fn probes_with_an_address_only_are_taken_by_well_known_names_and_that_is_said() 
     let r = import(text.as_bytes(), "report").expect("imports");
     assert_eq!(bodies(&r), [Body::Op(Op::Cr0(RegWrite::value(0x11)))]);
     assert_eq!(r.census.understood["kvm_set_cr0 (return)"], 1);
-    assert!(r.meta.evidence.iter().any(|e| e.starts_with("assumption: 2 lines")));
+    assert!(r.meta.evidence.iter().any(|e| e.starts_with("assumption: 2 events")));
 }

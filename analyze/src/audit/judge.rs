@@ -40,8 +40,12 @@ struct Vcpu {
     efer_known: bool,
     /// The operation under way, by its record.
     op: Option<usize>,
+    /// It is INVLPG or INVPCID 0.
+    of_address: bool,
     /// What it is for the transitions.
     under: Under,
+    /// The window saw a reset: frees and unloads in it belong to it.
+    was_reset: bool,
     /// Operations judged since the last entry.
     open: u64,
     /// What of the registers the root's role depends on, at the last reset or load.
@@ -126,7 +130,9 @@ impl Auditor<'_> {
                 known: [true; 2],
                 efer_known: true,
                 op: None,
+                of_address: false,
                 under: Under::default(),
+                was_reset: false,
                 open: 0,
                 role: (0, 0, 0),
                 told: true,
@@ -187,6 +193,7 @@ impl Auditor<'_> {
         self.audit.summary.owned_writes += u64::from(owned != 0 && old.is_some());
         let vcpu = &mut self.vcpus[id];
         vcpu.op = Some(index);
+        vcpu.of_address = matches!(op, Op::Invlpg(_) | Op::Invpcid(_));
         vcpu.under.begin(kind(op, &it.before, &it.after, refused), &mut self.audit.transitions);
         if refused {
             // It owes nothing, and that is judged.
@@ -264,7 +271,8 @@ impl Auditor<'_> {
         self.vcpus[id].under.act(act);
         match *act {
             Act::EntrySeen | Act::Entry(_) => return self.entry(index, time, id),
-            Act::Exit(_) => self.vcpus[id].op = None,
+            // What follows a page fault may be the fault's doing.
+            Act::Exit(_) | Act::PageFault { .. } => self.vcpus[id].op = None,
             Act::Hook { hook, by, effective } => self.hook(index, time, id, hook, by, effective),
             Act::Serve(request) => {
                 let at = self.at(id, index, time);
@@ -278,7 +286,7 @@ impl Auditor<'_> {
             Act::Reset { .. } => self.reset(index, time, id),
             Act::Unload => {
                 self.vcpus[id].root_valid = false;
-                if self.sure(id) {
+                if self.sure(id) && !self.vcpus[id].was_reset {
                     let at = self.at(id, index, time);
                     self.tell(&at, id, act);
                 }
@@ -332,6 +340,12 @@ impl Auditor<'_> {
         self.vcpus[id].settled && self.vcpus[id].op.is_some()
     }
 
+    /// Whether a hook can be the answer to the operation under way: flush_gva answers INVLPG and
+    /// INVPCID 0, and else the fault that KVM injects.
+    fn asked(&self, id: usize, hook: Hook) -> bool {
+        !matches!(hook, Hook::Gva(_)) || self.vcpus[id].of_address
+    }
+
     fn around(&self, id: usize) -> Around {
         let vcpu = &self.vcpus[id];
         Around {
@@ -361,7 +375,7 @@ impl Auditor<'_> {
         }
         let at = self.at(id, index, time);
         let effective = effect != Effect::Nothing;
-        if self.sure(id) {
+        if self.sure(id) && self.asked(id, hook) {
             self.tell(&at, id, &Act::Hook { hook, by, effective });
         } else if by != HookBy::Load {
             self.audit.summary.unattributed += u64::from(effective);
@@ -406,7 +420,7 @@ impl Auditor<'_> {
         let sure = self.sure(id);
         let vcpu = &mut self.vcpus[id];
         let same = vcpu.role == role;
-        (vcpu.root_valid, vcpu.role) = (false, role);
+        (vcpu.root_valid, vcpu.role, vcpu.was_reset) = (false, role, true);
         // Only a register write that changed no bit of the role makes a reset needless for sure.
         if sure && same {
             let at = self.at(id, index, time);
@@ -449,6 +463,7 @@ impl Auditor<'_> {
         vcpu.settled = true;
         vcpu.open = 0;
         vcpu.op = None;
+        vcpu.was_reset = false;
         vcpu.under.end(&mut audit.transitions);
     }
 

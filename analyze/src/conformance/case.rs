@@ -75,7 +75,8 @@ impl Case {
         };
         let cached = raw.entries.iter().map(entry).collect::<Result<_, _>>()?;
         let operations = raw.ops.iter().enumerate().map(|(n, op)| {
-            operation::parse(op).map_err(|missing| format!("operation {}: {missing}", n + 1))
+            operation::parse(op, raw.state.vpid_enabled.unwrap_or(true))
+                .map_err(|missing| format!("operation {}: {missing}", n + 1))
         });
         let operations = operations.collect::<Result<_, _>>()?;
         Ok(Self { pcpu, processor, cached, operations })
@@ -227,17 +228,20 @@ fn cached(
     if pcid > 0xfff {
         return Err(format!("PCID {pcid:#x} has more than 12 bits"));
     }
-    let ep4ta = raw.ep4ta.map_or(Ep4ta(0), |n| Ep4ta(n.0));
+    let ep4ta = raw.ep4ta.map_or(Ep4ta(0), |n| ep4ta(n.0));
     let pcpu = raw.cpu.map_or(Ok(own), cpu)?;
     let tag = Tag { pcpu, class, id, ep4ta, pcid: Pcid(pcid as u16) };
     let copy = copy(raw)?;
-    if matches!(copy, Copy::Physical(_)) != (class == Class::GuestPhysical) {
-        return Err("kind `gpa` and map `guest_physical` go together".into());
+    let physical = class == Class::GuestPhysical;
+    match copy {
+        Copy::Physical(_) if !physical => {
+            return Err("a mapping by `gpa` is `guest_physical`".into());
+        }
+        Copy::Translation(..) if physical => return Err("a guest-physical `tlb` is a `gpa`".into()),
+        _ => {}
     }
-    let address = match copy {
-        Copy::Physical(_) => raw.gpa.ok_or("a guest-physical mapping needs `gpa`")?,
-        _ => raw.va.ok_or("needs `va`")?,
-    };
+    let address = if physical { raw.gpa.or(raw.va) } else { raw.va };
+    let address = address.ok_or(if physical { "needs `gpa`" } else { "needs `va`" })?;
     let has = |flag| raw.flags.split(',').any(|word| word.trim() == flag);
     let rights = Flags { write: has("RW"), user: has("US"), xd: has("XD"), dirty: has("D") };
     let (id, address, global) = (raw.id.clone(), address.0, raw.global);

@@ -32,7 +32,7 @@ const OPERATIONS: [(&str, &[&str]); 29] = [
     ("vmfunc_eptp_switch", &["eptp"]),
     ("vmxon", &[]),
     ("vmxoff", &[]),
-    ("vm_entry", &["enable_vpid", "guest_vpid?", "guest_cr3?", "guest_cr4?"]),
+    ("vm_entry", &["enable_vpid?", "guest_vpid?", "guest_cr3?", "guest_cr4?"]),
     ("vm_exit", &["enable_vpid?", "guest_vpid?", "guest_cr3?", "guest_cr4?"]),
     ("vmrun", &["asid", "tlb_control?"]),
     ("vmexit_svm", &[]),
@@ -44,7 +44,7 @@ const OPERATIONS: [(&str, &[&str]); 29] = [
     ("smi", &[]),
     ("rsm", &[]),
     ("a20m", &[]),
-    ("write_pte", &["va", "bit?", "to?"]),
+    ("write_pte", &["va", "bit?", "to?", "level?"]),
     ("write_ept_pte", &["gpa", "bit?", "to?", "eptp?"]),
     ("write_npt_pte", &["gpa", "bit?", "to?", "eptp?"]),
 ];
@@ -91,15 +91,15 @@ impl Operands<'_> {
     }
 }
 
-/// Reads an operation.
-pub(super) fn parse(raw: &RawOp) -> Result<Operation, Missing> {
+/// Reads an operation; `vpids`: whether guests have VPIDs where it does not say so itself.
+pub(super) fn parse(raw: &RawOp, vpids: bool) -> Result<Operation, Missing> {
     let operands = Operands(raw);
     check(raw)?;
     if raw.name == MIGRATE {
         return Ok(Operation::Migrate(cpu(Number(operands.needed("to_cpu")?))?));
     }
     let on = operands.number("cpu")?.map(|n| cpu(Number(n))).transpose()?;
-    Ok(Operation::Step(on, instruction(&raw.name, &operands)?))
+    Ok(Operation::Step(on, instruction(&raw.name, &operands, vpids)?))
 }
 
 /// Whether name and operands are known.
@@ -121,7 +121,7 @@ fn check(raw: &RawOp) -> Result<(), Missing> {
     }
 }
 
-fn instruction(name: &str, o: &Operands<'_>) -> Result<Instruction, Missing> {
+fn instruction(name: &str, o: &Operands<'_>, vpids: bool) -> Result<Instruction, Missing> {
     let gva = |key: &str| o.needed(key).map(Gva);
     Ok(match name {
         "mov_cr0" => Instruction::MovCr0(o.needed("value")?),
@@ -152,7 +152,7 @@ fn instruction(name: &str, o: &Operands<'_>) -> Result<Instruction, Missing> {
         "vmfunc_eptp_switch" => Instruction::VmfuncEptp(o.needed("eptp")?),
         "vmxon" => Instruction::Vmxon,
         "vmxoff" => Instruction::Vmxoff,
-        "vm_entry" => vm_entry(o)?,
+        "vm_entry" => vm_entry(o, vpids)?,
         "vm_exit" => Instruction::VmExit { vpids: o.flag("enable_vpid")? },
         "vmrun" => Instruction::Vmrun {
             asid: o.narrow("asid", o.needed("asid")?)?,
@@ -173,10 +173,10 @@ fn instruction(name: &str, o: &Operands<'_>) -> Result<Instruction, Missing> {
     })
 }
 
-fn vm_entry(o: &Operands<'_>) -> Result<Instruction, Missing> {
+fn vm_entry(o: &Operands<'_>, vpids: bool) -> Result<Instruction, Missing> {
     let number =
         o.number("guest_vpid")?.map(|n| o.narrow("guest_vpid", n).map(Vpid)).transpose()?;
-    let enabled = o.needed("enable_vpid")? != 0;
+    let enabled = o.flag("enable_vpid")?.unwrap_or(vpids);
     Ok(Instruction::VmEntry {
         vpid: enabled.then_some(number),
         cr3: o.number("guest_cr3")?,

@@ -136,7 +136,7 @@ fn wanted(what: &What, cached: &Cached) -> bool {
         What::Scope(scope) => in_scope(scope, &seen),
         What::Address { gva, path } => seen.at(gva.0) || structure && !path,
         What::NonGlobalTranslations => !structure && !cached.global,
-        What::Physical(gpa) => matches!(cached.copy, Copy::Physical(_)) && seen.at(gpa.0),
+        What::Physical(gpa) => seen.at(gpa.0),
         What::Broadcast(b) => {
             let pcid = b.pcid.is_none_or(|p| seen.made_under(p.0));
             pcid && (b.global || !seen.global()) && in_range(&b, &seen)
@@ -173,6 +173,7 @@ fn in_scope(scope: Scope, seen: &Seen<'_>) -> bool {
         Scope::AddressNonGlobal { pcid, gva } => {
             seen.made_under(pcid.0) && !seen.global() && seen.at(gva.0)
         }
+        Scope::EveryPcidAddress(gva) => seen.at(gva.0),
         Scope::Fault { pcid, gva } => seen.made_under(pcid.0) && seen.at(gva.0),
         Scope::AddressOtherGlobals { pcid, gva } => {
             seen.global() && !seen.made_under(pcid.0) && seen.at(gva.0)

@@ -28,6 +28,8 @@ pub enum Step {
 pub struct Feed {
     /// What KVM did.
     pub side: Side,
+    /// A remote flush of its own is not served yet.
+    own_flush: bool,
     /// The recording shows no reset but by its parts.
     no_reset: bool,
     /// The line of each token.
@@ -83,6 +85,7 @@ impl Feed {
     pub fn new(items: &[Item<'_>], valid: bool, alphabet: Alphabet, shadow: bool) -> Self {
         let mut feed = Self {
             side: Side::new(valid),
+            own_flush: false,
             no_reset: false,
             lines: Vec::new(),
             steps: Vec::new(),
@@ -186,7 +189,10 @@ impl Feed {
                 self.token(act, line, place);
                 *place = Place::Address;
             }
-            Act::RemoteFlush { .. } => self.flushed(*place),
+            Act::RemoteFlush { .. } => {
+                self.own_flush = true;
+                self.flushed(*place);
+            }
             Act::RequestAll(Request::MmuFreeObsoleteRoots) => {
                 self.outside.push((self.side.tokens.len(), Outside::Pages(0), true));
             }
@@ -243,6 +249,9 @@ impl Feed {
         self.side.recorded(act);
         let after = self.side.tokens.len();
         self.lines.resize(after, line);
+        if after > before && self.side.tokens.last() == Some(&Token::FlushAll) {
+            self.own_flush = false;
+        }
         if after > before && self.side.tokens.last() == Some(&Token::Unload) {
             self.obsolete.push(0);
             *place = Place::Obsolete;
@@ -293,6 +302,9 @@ impl Feed {
     /// A flush by another thread is seen pending: it came after the last one that was served,
     /// whatever the order of the lines of two processors.
     fn flush_seen(&mut self) {
+        if self.own_flush {
+            return;
+        }
         let at = self.side.tokens.len();
         let served = self.side.tokens.iter().rposition(|token| *token == Token::FlushAll);
         let mut latest = None;

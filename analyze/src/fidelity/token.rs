@@ -289,6 +289,8 @@ impl Side {
                     FreeWhy::InvalidatePcid
                     | FreeWhy::SyncPrev
                     | FreeWhy::Pdptrs
+                    | FreeWhy::NestedInvvpid
+                    | FreeWhy::NestedInvept
                     | FreeWhy::Obsolete => self.free(bit),
                 }
             }

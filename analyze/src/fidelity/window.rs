@@ -379,7 +379,8 @@ impl<'a> Run<'a> {
 
     fn count_inputs(&mut self, feed: &Feed) {
         let some = |list: &[u8]| list.iter().filter(|n| **n > 0).count() as u64;
-        let own = feed.outside.len() as u64;
+        let zaps = feed.outside.iter().filter(|(_, what, _)| !matches!(what, Outside::Memory(_)));
+        let own = zaps.count() as u64;
         let write_protected = feed.loads.iter().filter(|load| load.flushes > 0).count() as u64;
         for (name, count) in [
             ("sync-changed", some(&feed.syncs) + u64::from(feed.address > 0)),

@@ -3,21 +3,27 @@
 //! missed flush. It shares no floors, marks or walker with the fast oracle, only the table of
 //! requirements, and answers one question: was this access missed, and was it harmful?
 
+mod nested;
 mod walk;
 
+use tlbscope_sim::arch::nested::Whose;
 use tlbscope_sim::arch::required::{Scope, Strength, of_guest};
 use tlbscope_trace::act::{
-    Accessed, Act, ArchOp, At, Copied, Fill, FillKind, Mark, Outcome, Source, Tag, Via,
+    Accessed, Act, ArchOp, At, Class, Copied, Fill, FillKind, Mark, Outcome, Source, Tag, Via,
 };
 use tlbscope_trace::addr::{Gpa, VcpuId};
 use tlbscope_trace::observe::{Observer, World};
 use tlbscope_trace::op::{AccessKind, Actor};
 use tlbscope_trace::regs::{Cr4, Regs};
 
+use nested::Made;
+
 /// One copy in some cache of the hardware.
 #[derive(Clone, Debug)]
 struct Cached {
     vcpu: u16,
+    /// Under which tags of L1's processor it was made.
+    made: Made,
     tag: Tag,
     global: bool,
     structure: bool,
@@ -25,6 +31,8 @@ struct Cached {
     address: u64,
     bytes: u64,
     content: Copied,
+    /// When it was last known equal to the guest's entries.
+    read: u64,
     /// When the host's mapping was read.
     host_read: u64,
     /// A binding operation outlaws it.
@@ -43,6 +51,7 @@ struct Spte {
 #[derive(Clone, Copy, Debug)]
 struct Owed {
     vcpu: u16,
+    whose: Whose,
     time: u64,
     scope: Scope,
 }
@@ -53,6 +62,8 @@ struct Changed {
     from: u64,
     end: u64,
     time: u64,
+    /// Read-only copies may stay.
+    rights: bool,
     dead: bool,
 }
 
@@ -65,6 +76,8 @@ pub struct Naive {
     unsync: Vec<(u32, u64)>,
     owed: Vec<Owed>,
     changes: Vec<Changed>,
+    /// Tags of L1's processor that each vCPU has used.
+    tags: Vec<(u16, u16)>,
     used: Vec<Tag>,
     used_physical: bool,
     verdict: Option<bool>,
@@ -92,6 +105,7 @@ fn reaches(scope: &Scope, c: &Cached) -> bool {
             }
         }
         Scope::AddressNonGlobal { pcid, gva } => page(gva.0) && mine(pcid.0) && !c.global,
+        Scope::EveryPcidAddress(gva) => page(gva.0),
         Scope::Fault { pcid, gva } => page(gva.0) && mine(pcid.0),
         Scope::OtherGlobals(_) | Scope::AddressOtherGlobals { .. } | Scope::Frames { .. } => false,
     }
@@ -117,19 +131,20 @@ impl Naive {
         &self.missed
     }
 
-    fn strike(&mut self, vcpu: u16, scope: Scope) {
-        self.owed.push(Owed { vcpu, time: self.now, scope });
-        for copy in self.copies.iter_mut().filter(|c| c.vcpu == vcpu) {
-            copy.struck |= reaches(&scope, copy);
+    fn strike(&mut self, vcpu: u16, whose: Whose, scope: Scope) {
+        let owed = Owed { vcpu, whose, time: self.now, scope };
+        for copy in &mut self.copies {
+            copy.struck |= owed.strikes(copy);
         }
+        self.owed.push(owed);
     }
 
     fn host(&mut self, op: &ArchOp) -> bool {
         let now = self.now;
         match *op {
-            ArchOp::HostChange { gpa, size, .. } => {
+            ArchOp::HostChange { gpa, size, rights } => {
                 let (from, end) = (gpa.0, gpa.0.saturating_add(size));
-                self.changes.push(Changed { from, end, time: now, dead: false });
+                self.changes.push(Changed { from, end, time: now, rights, dead: false });
                 true
             }
             ArchOp::HostDead { gpa, size } => {
@@ -145,8 +160,10 @@ impl Naive {
     }
 
     /// Whether a copy of this frame, its host mapping read at `read`, is outlawed by the host.
-    fn host_struck(&self, gpa: Gpa, read: u64) -> bool {
-        self.changes.iter().any(|c| c.dead && c.time > read && c.from <= gpa.0 && gpa.0 < c.end)
+    fn host_struck(&self, copy: &Copied, read: u64) -> bool {
+        let (gpa, write) = (copy.gpa.0, copy.write);
+        let of = |c: &&Changed| c.from <= gpa && gpa < c.end && (write || !c.rights);
+        self.changes.iter().filter(of).any(|c| c.dead && c.time > read)
     }
 
     /// A copy read from a frozen shadow entry is struck out if anything since was owed for it.
@@ -155,23 +172,24 @@ impl Naive {
         copy.host_read = made.unwrap_or(self.now);
         let Some((_, frozen)) = self.unsync.iter().find(|u| u.0 == sp) else { return };
         let known_equal = (*frozen).max(made.unwrap_or(0));
+        copy.read = known_equal;
         for owed in &self.owed {
-            if owed.vcpu == copy.vcpu && owed.time > known_equal && reaches(&owed.scope, copy) {
+            if owed.time > known_equal && owed.strikes(copy) {
                 copy.struck = true;
             }
         }
     }
 
-    /// The guest-physical copy through which a frame was reached.
-    fn physical_read(&self, tag: &Tag, gpa: u64) -> Option<u64> {
+    /// The guest-physical copies through which a frame was reached: when the host's mapping was
+    /// read, and whether L1 outlawed one.
+    fn physical_read(&self, tag: &Tag, frame: &Copied) -> Option<(u64, bool)> {
         let of = self.copies.iter().filter(|c| {
             c.physical
                 && c.tag.pcpu == tag.pcpu
                 && c.tag.ep4ta == tag.ep4ta
-                && gpa >= c.address
-                && gpa - c.address < c.bytes
+                && (c.content.gpa, c.content.hpa) == (frame.gpa, frame.hpa)
         });
-        of.map(|c| c.host_read).min()
+        of.map(|c| (c.host_read, c.struck)).reduce(|a, b| (a.0.min(b.0), a.1 | b.1))
     }
 
     fn find(
@@ -208,9 +226,14 @@ impl Naive {
     }
 
     /// Whether an access came out otherwise than by the guest's tables as they are now.
-    fn harmful<W: World>(&self, regs: &Regs, a: &Accessed, used: Option<&Copied>, w: &W) -> bool {
-        let now = walk::translate(w, regs, a.access.gva.0);
-        let outcome = walk::outcome(regs, &a.access, &now);
+    fn harmful<W: World>(
+        &self,
+        (vcpu, regs): (u16, &Regs),
+        a: &Accessed,
+        used: Option<&Copied>,
+        w: &W,
+    ) -> bool {
+        let (now, outcome) = nested::translate(w, vcpu, regs, a);
         if outcome != a.outcome {
             return true;
         }
@@ -231,9 +254,13 @@ impl Observer for Naive {
         }
         let Actor::Vcpu(VcpuId(vcpu)) = at.actor else { return };
         let after = world.regs(VcpuId(vcpu));
+        if let ArchOp::Nested(op) = op {
+            return self.nested_op(vcpu, op, world);
+        }
+        let whose = Whose::Tag(Made::now(world, vcpu).tag);
         for owed in of_guest(world.vendor(), op, before, after, native) {
             if owed.strength == Strength::Must {
-                self.strike(vcpu, owed.scope);
+                self.strike(vcpu, whose, owed.scope);
             }
         }
     }
@@ -277,7 +304,7 @@ impl Observer for Naive {
         }
     }
 
-    fn fill<W: World>(&mut self, at: &At, fill: &Fill, _: &W) -> Mark {
+    fn fill<W: World>(&mut self, at: &At, fill: &Fill, world: &W) -> Mark {
         self.now += 1;
         let Actor::Vcpu(VcpuId(vcpu)) = at.actor else { return Mark::default() };
         let bytes = match fill.kind {
@@ -288,21 +315,25 @@ impl Observer for Naive {
         };
         let mut copy = Cached {
             vcpu,
+            made: Made::now(world, vcpu),
             tag: fill.tag,
             global: fill.global,
             structure: fill.kind != FillKind::Translation,
-            physical: fill.source == Source::Host,
+            physical: fill.tag.class == Class::GuestPhysical,
             address: fill.address & !(bytes - 1),
             bytes,
             content: fill.copy,
+            read: self.now,
             host_read: self.now,
             struck: false,
         };
         match fill.source {
             Source::Shadow { sp, index } => self.strike_frozen(&mut copy, sp.0, index),
             Source::Guest if self.used_physical => {
-                let read = self.physical_read(&fill.tag, fill.copy.gpa.0);
-                copy.host_read = read.unwrap_or(self.now);
+                let read = self.physical_read(&fill.tag, &fill.copy);
+                let (read, struck) = read.unwrap_or((self.now, false));
+                copy.host_read = read;
+                copy.struck |= struck;
             }
             Source::Guest | Source::Host => {}
         }
@@ -332,11 +363,12 @@ impl Observer for Naive {
             && let Some(place) = self.find(vcpu, tag, *global, gva, copy)
         {
             let found = &self.copies[place];
-            struck |= found.struck || self.host_struck(copy.gpa, found.host_read);
+            struck |= self.struck_for(found, Made::now(world, vcpu))
+                || self.host_struck(copy, found.host_read);
             used = Some(copy);
         }
         if struck {
-            let harmful = self.harmful(world.regs(VcpuId(vcpu)), a, used, world);
+            let harmful = self.harmful((vcpu, world.regs(VcpuId(vcpu))), a, used, world);
             self.verdict = Some(harmful);
             self.missed.push((at.event, vcpu, harmful));
         }

@@ -50,9 +50,11 @@ pub enum Verdict {
 pub struct Window {
     /// What is owed.
     pub open: Vec<Open>,
-    /// The next explicit flush protects something that the hypervisor does not track (another
-    /// pCPU), or serves a flush that the guest asked for by hypercall.
+    /// The next explicit flush serves a flush that the guest asked for by hypercall.
     pub bookkeeping: bool,
+    /// The vCPU is on another pCPU, or its VMCS was active elsewhere: the next flush of everything is
+    /// for what was left there, and takes no credit from what is asked for besides.
+    pub moved: bool,
     /// TLB_FLUSH_GUEST was served last.
     pub guest_flush: bool,
     /// The explicit hook whose drops are being judged.

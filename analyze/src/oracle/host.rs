@@ -20,12 +20,21 @@ pub struct Change {
     pub gpa: u64,
     /// One beyond the last byte.
     pub end: u64,
+    /// Only the right to write is taken away: copies without it may stay.
+    pub rights: bool,
     /// When the old backing was declared dead; 0: not yet.
     pub dead: u64,
     /// On which vCPUs an exposure was reported.
     pub exposed: Vec<u16>,
     /// On which vCPUs a missed use was reported, where, and whether it is harmful.
     pub missed: Vec<(u16, Slot, bool)>,
+}
+
+impl Change {
+    /// Whether it concerns a copy of this frame, writable or not.
+    const fn reaches(&self, gpa: u64, write: bool) -> bool {
+        self.gpa <= gpa && gpa < self.end && (write || !self.rights)
+    }
 }
 
 /// All changes, and which frames were ever cached.
@@ -46,7 +55,7 @@ pub struct Host {
 
 impl Host {
     /// The backing changes; nothing is due yet.
-    pub fn change(&mut self, obligation: Obligation, gpa: u64, size: u64) {
+    pub fn change(&mut self, obligation: Obligation, gpa: u64, size: u64, rights: bool) {
         if self.changes.len() == LOG {
             self.changes.pop_front();
         }
@@ -55,6 +64,7 @@ impl Host {
             obligation,
             gpa,
             end,
+            rights,
             dead: 0,
             exposed: Vec::new(),
             missed: Vec::new(),
@@ -115,21 +125,22 @@ impl Host {
         })
     }
 
-    /// The earliest change past its deadline that outlaws a copy of this frame, made at `stamp`.
-    pub fn earliest(&mut self, gpa: u64, stamp: u64) -> Option<&mut Change> {
+    /// The earliest change past its deadline that outlaws a copy of this frame, made at `stamp`, that
+    /// can be written through or not.
+    pub fn earliest(&mut self, gpa: u64, stamp: u64, write: bool) -> Option<&mut Change> {
         if stamp > self.latest_due {
             return None;
         }
         self.changes
             .iter_mut()
-            .find(|c| c.dead != 0 && c.obligation.time > stamp && c.gpa <= gpa && gpa < c.end)
+            .find(|c| c.dead != 0 && c.obligation.time > stamp && c.reaches(gpa, write))
     }
 
     /// Whether such a change exists.
     #[must_use]
-    pub fn outlaws(&self, gpa: u64, stamp: u64) -> bool {
-        let reaches = |c: &Change| c.gpa <= gpa && gpa < c.end;
-        self.changes.iter().any(|c| c.dead != 0 && c.obligation.time > stamp && reaches(c))
+    pub fn outlaws(&self, gpa: u64, stamp: u64, write: bool) -> bool {
+        let late = |c: &Change| c.dead != 0 && c.obligation.time > stamp;
+        self.changes.iter().any(|c| late(c) && c.reaches(gpa, write))
     }
 
     /// Changes past their deadline that a vCPU may violate from containers that are filled since

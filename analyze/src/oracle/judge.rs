@@ -7,16 +7,25 @@ use tlbscope_trace::observe::World;
 use tlbscope_trace::regs::{Cr4, MmuKind};
 
 use super::floors::Target;
-use super::fresh::{Fresh, fresh};
+use super::fresh::Fresh;
+use super::nested::fresh_now;
 use super::{Oracle, Stamp, frames_differ, mode};
 use crate::finding::{Finding, Kind};
 
 /// Who outlawed a copy that was used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cause {
-    Guest { must: bool },
+    Guest {
+        must: bool,
+    },
+    /// L1, over what was made through its nested tables.
+    Nested,
     Host,
-    Other { rule: &'static Rule, op: &'static str, event: u64 },
+    Other {
+        rule: &'static Rule,
+        op: &'static str,
+        event: u64,
+    },
 }
 
 impl Oracle {
@@ -44,7 +53,7 @@ impl Oracle {
         if cause.is_none() && !faulted && !other_mode {
             return;
         }
-        let now = fresh(world, regs, &a.access);
+        let now = fresh_now(world, id, regs, &a.access);
         if let Some(Cause::Other { rule, op, event }) = &mut cause
             && rule.id == IMPOSSIBLE.id
             && let Some((_, linked)) = self.shadow.pointed(now.upper())
@@ -52,7 +61,8 @@ impl Oracle {
         {
             (*event, *op) = (linked, "store");
         }
-        let Some(cause) = cause.or_else(|| self.mode_cause(id, &stamp, other_mode, a, &now)) else {
+        let cause = cause.or_else(|| self.mode_cause(id, &stamp, other_mode, a, &now));
+        let Some(cause) = cause.filter(|cause| !self.lacks(cause)) else {
             self.findings.spurious_faults +=
                 u64::from(faulted && matches!(now.outcome, Outcome::Gpa(_)));
             return;
@@ -64,17 +74,26 @@ impl Oracle {
         self.report_use(at, id, a, cause, &target, &stamp, &copy, harmful, mechanism);
     }
 
+    /// Whether a cause is of the row that this oracle's table lacks.
+    fn lacks(&self, cause: &Cause) -> bool {
+        matches!(cause, Cause::Other { rule, .. } if self.without == Some(rule.id))
+    }
+
     /// What outlaws a copy, the binding first.
     fn cause(&self, id: usize, t: &Target, s: &Stamp, tag: &Tag, copy: &Copied) -> Option<Cause> {
         let (must, advised) = self.vcpus[id].floors.outlawed(t, s.g);
         if must {
             return Some(Cause::Guest { must: true });
         }
+        let nested = if s.n == 0 { None } else { self.vcpus[id].floors.nested() };
+        if nested.is_some_and(|floors| floors.outlawed(t, s.n).0) {
+            return Some(Cause::Nested);
+        }
         if self.hardware.birth(tag, s.g).is_some() {
             let event = self.vcpus[id].op.0;
             return Some(Cause::Other { rule: &BIRTH, op: "entry", event });
         }
-        if s.h <= self.host.latest_due && self.host.outlaws(copy.gpa.0, s.h) {
+        if s.h <= self.host.latest_due && self.host.outlaws(copy.gpa.0, s.h, copy.write) {
             return Some(Cause::Host);
         }
         if !self.host.releases.is_empty()
@@ -119,11 +138,11 @@ impl Oracle {
             if !must && !advised {
                 continue;
             }
-            let now = fresh(world, world.regs(VcpuId(id as u16)), &a.access);
+            let now = fresh_now(world, id, world.regs(VcpuId(id as u16)), &a.access);
             let harmful = a.outcome != now.outcome
                 || matches!(a.outcome, Outcome::Gpa(_)) && frames_differ(a.hpa, now.copied.hpa)
                 || now.sets_ad;
-            let stamp = Stamp { g, h: 0, shift, impossible: false, mode: 0 };
+            let stamp = Stamp { g, h: 0, n: 0, shift, impossible: false, mode: 0 };
             let cause = Cause::Guest { must };
             let copy = Copied::default();
             let mechanism = "paging-structure";
@@ -160,9 +179,17 @@ impl Oracle {
             self.verdict = Some(harmful || self.verdict == Some(true));
         }
         match cause {
-            Cause::Guest { must } => {
+            Cause::Guest { .. } | Cause::Nested => {
+                let must = cause != (Cause::Guest { must: false });
                 let kind = if must { missed } else { Kind::Advised };
-                match self.vcpus[id].floors.earliest(target, stamp.g, must) {
+                let floors = &mut self.vcpus[id].floors;
+                let named = match cause {
+                    Cause::Nested => {
+                        floors.nested_mut().and_then(|f| f.earliest(target, stamp.n, must))
+                    }
+                    _ => floors.earliest(target, stamp.g, must),
+                };
+                match named {
                     Some(o) => match &mut o.missed {
                         Some((slot, was)) => {
                             self.findings.again(*slot, harmful && must, *was);
@@ -181,7 +208,9 @@ impl Oracle {
                 }
             }
             Cause::Host => {
-                let Some(change) = self.host.earliest(copy.gpa.0, stamp.h) else { return };
+                let Some(change) = self.host.earliest(copy.gpa.0, stamp.h, copy.write) else {
+                    return;
+                };
                 match change.missed.iter_mut().find(|m| usize::from(m.0) == id) {
                     Some((_, slot, was)) => {
                         self.findings.again(*slot, harmful, *was);

@@ -7,13 +7,14 @@
 //! may be in them, so that an entry can be judged although no access follows. `credit` judges
 //! what was too much.
 //!
-//! Limits. Address-sized obligations are judged as exposed for the current root only. A recycled
+//! Limits. Address-sized obligations are judged as exposed for the root that is current at their
+//! deadline, and for a PCID that becomes current later in the hardware's caches alone. A recycled
 //! EP4TA raises no floor of its own: what the host changed outlaws its copies by their `h` stamp.
-//! Obligations are a vCPU's, whatever VPID or ASID was current: those of L1 and L2 are not kept
-//! apart. A walk through a released frame as a page table is not judged. Birth floors are judged
+//! A walk through a released frame as a page table is not judged. Birth floors are judged
 //! at uses, not as exposures. An SVM flush is expected as [`Act::Inv`] before [`Act::Entry`].
 //! A guest-physical mapping of a page-table frame is tested through the leaf's frame only.
 
+mod context;
 mod credit;
 mod entry;
 mod excess;
@@ -22,6 +23,7 @@ pub mod fresh;
 mod hardware;
 mod host;
 mod judge;
+mod nested;
 mod shadow;
 
 use rustc_hash::FxHashMap;
@@ -35,8 +37,9 @@ use tlbscope_trace::op::Actor;
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs, Vendor};
 
 use crate::finding::{Class as Excess, Findings, Slot};
+use context::Contexts;
 use credit::{By, Open, Window};
-use floors::{Floors, Obligation};
+use floors::Obligation;
 use hardware::{GroupKey, Hardware};
 use host::Host;
 use shadow::Shadow;
@@ -44,19 +47,17 @@ use shadow::Shadow;
 /// One vCPU, as the judge knows it.
 #[derive(Clone, Debug, Default)]
 struct Vcpu {
-    floors: Floors,
+    floors: Contexts,
     window: Window,
     /// What runs, or ran last.
     context: Context,
     entered: bool,
     in_guest: bool,
     pcpu: u16,
-    /// Exposures of obligations up to here were judged for the present context.
-    judged: u64,
-    /// Shadow roots that may be cached: the page and its PCID.
-    roots: Vec<(Sp, u16)>,
-    /// When each PCID was current last.
-    left: FxHashMap<u16, u64>,
+    /// Shadow roots that may be cached: the page, its PCID and the tag of L1's processor.
+    roots: Vec<(Sp, u16, u16)>,
+    /// When each PCID of each tag of L1's processor was current last.
+    left: FxHashMap<(u16, u16), u64>,
     /// Event and name of the last register write.
     register: (u64, &'static str),
     /// The operation that is being carried out, for what is excessive in it.
@@ -88,11 +89,11 @@ pub struct Oracle {
     /// The walk under way.
     used: Used,
     used_count: usize,
-    /// `h` of the guest-physical copies that it used.
-    used_h: [u64; 32],
+    /// `h` and `n` of the guest-physical copies that it used.
+    used_h: [(u64, u64); 32],
     used_h_count: usize,
-    /// `h` of the guest-physical copies by (pCPU, EP4TA, page, log2 of its size).
-    physical: FxHashMap<(u16, u64, u64, u8), u64>,
+    /// `h` and `n` of the guest-physical copies by (pCPU, EP4TA, page of L1, log2 of its size).
+    physical: FxHashMap<(u16, u64, u64, u8), (u64, u64)>,
     /// Verdict on the last access: whether it was a missed flush, and harmful.
     verdict: Option<bool>,
     /// When each frame was stored to last, and by which event.
@@ -101,6 +102,8 @@ pub struct Oracle {
     auditing: bool,
     /// Findings without an obligation of a vCPU, by (event, rule, vCPU).
     others: FxHashMap<(u64, &'static str, u16), (Slot, bool)>,
+    /// The row that this oracle's table lacks.
+    without: Option<&'static str>,
 }
 
 /// Codes of the bytes that a copy covers, within a mark.
@@ -110,11 +113,14 @@ const SHIFTS: [u32; 8] = [12, 21, 22, 30, 39, 48, 57, 63];
 /// mode, so that every use is compared.
 const GENEROUS: u8 = 0xff;
 
-/// A mark taken apart: `g` = stamp << 4 | impossible << 3 | size, `h` = stamp << 8 | mode.
+/// A mark taken apart: `g` = stamp << 4 | impossible << 3 | size, `h` = stamp << 8 | mode, `n` as it
+/// is.
 #[derive(Clone, Copy, Debug)]
 struct Stamp {
     g: u64,
     h: u64,
+    /// Of L1's nested tables; 0 where there are none.
+    n: u64,
     shift: u32,
     impossible: bool,
     mode: u8,
@@ -126,6 +132,7 @@ impl Stamp {
         Mark {
             g: self.g << 4 | u64::from(self.impossible) << 3 | size,
             h: self.h << 8 | u64::from(self.mode),
+            n: self.n,
         }
     }
 
@@ -133,6 +140,7 @@ impl Stamp {
         Self {
             g: mark.g >> 4,
             h: mark.h >> 8,
+            n: mark.n,
             shift: SHIFTS[(mark.g & 7) as usize],
             impossible: mark.g & 8 != 0,
             mode: mark.h as u8,
@@ -177,6 +185,7 @@ const fn op_name(op: &ArchOp) -> &'static str {
         ArchOp::Pat => "pat",
         ArchOp::Pkru => "pkru",
         ArchOp::Sregs => "sregs",
+        ArchOp::Nested(op) => nested::op_name(op),
         ArchOp::HostChange { .. } => "host-change",
         ArchOp::HostDead { .. } => "host-dead",
         ArchOp::RemoteFlush { .. } => "remote-flush",
@@ -199,6 +208,12 @@ impl Oracle {
             vcpus: vec![Vcpu::default(); usize::from(vcpus)],
             ..Self::default()
         }
+    }
+
+    /// The same oracle with a table that lacks this row: to try whether anybody would notice.
+    #[must_use]
+    pub fn without(self, rule: Option<&'static str>) -> Self {
+        Self { without: rule, ..self }
     }
 
     /// An oracle for a recording, in which no access is seen: a NOFLUSH return through a root that
@@ -241,12 +256,17 @@ impl Oracle {
             done: None,
             missed: None,
             exposed: false,
+            tag: 0,
         }
     }
 
     /// An obligation of one vCPU arises.
     fn raise(&mut self, at: &At, id: usize, op: &'static str, owed: Owed) {
-        let obligation = self.obligation(at, owed.rule, op, owed);
+        if self.without == Some(owed.rule.id) {
+            return;
+        }
+        let tag = self.vcpus[id].floors.tag();
+        let obligation = Obligation { tag, ..self.obligation(at, owed.rule, op, owed) };
         self.vcpus[id].window.owe(open(&obligation));
         self.vcpus[id].floors.raise(obligation);
     }
@@ -254,14 +274,15 @@ impl Oracle {
     /// A host operation changes, buries or reuses frames.
     fn arch_host(&mut self, at: &At, op: &ArchOp) {
         match *op {
-            ArchOp::HostChange { gpa, size, .. } => {
+            ArchOp::HostChange { .. } if self.without == Some(required::HOST_CHANGE.id) => {}
+            ArchOp::HostChange { gpa, size, rights } => {
                 let scope = required::Scope::Frames { gpa, size };
                 let owed = Owed { rule: &required::HOST_CHANGE, scope, strength: Strength::Must };
                 let obligation = self.obligation(at, owed.rule, op_name(op), owed);
                 for vcpu in &mut self.vcpus {
                     vcpu.window.owe(open(&obligation));
                 }
-                self.host.change(obligation, gpa.0, size);
+                self.host.change(obligation, gpa.0, size, rights);
             }
             ArchOp::HostDead { gpa, size } => {
                 self.host.dead(gpa.0, size, self.now);
@@ -291,8 +312,9 @@ impl Oracle {
         }
         let now = self.now;
         let vcpu = &mut self.vcpus[id];
-        vcpu.left.insert(old, now);
-        let left = vcpu.left.get(&new).copied().unwrap_or(0);
+        let tag = vcpu.floors.tag();
+        vcpu.left.insert((tag, old), now);
+        let left = vcpu.left.get(&(tag, new)).copied().unwrap_or(0);
         let noflush = matches!(op, ArchOp::Cr3 { noflush: true, .. });
         if noflush && world.mmu() == MmuKind::Shadow && vcpu.floors.of_pcid(new) > left {
             let scope = required::Scope::PcidNonGlobal(tlbscope_trace::addr::Pcid(new));
@@ -316,10 +338,13 @@ impl Oracle {
                 }]
             }
         };
-        let mut stamp = Stamp { g: now, h: now, shift, impossible: false, mode: 0 };
+        let mut stamp = Stamp { g: now, h: now, n: 0, shift, impossible: false, mode: 0 };
         match fill.source {
+            _ if world.l2(VcpuId(id as u16)).is_some_and(|l2| l2.tables.is_some()) => {
+                (stamp.n, stamp.h) = self.nested_stamp(fill.source);
+            }
             Source::Guest => {
-                stamp.h = self.physical_stamp(&fill.tag, fill.copy.gpa.0);
+                stamp.h = self.physical_stamp(&fill.tag, fill.copy.gpa.0).1;
                 stamp.impossible = self.other_pdptes(id, fill, world);
             }
             Source::Host => {}
@@ -340,17 +365,18 @@ impl Oracle {
         stamp
     }
 
-    /// The `h` stamp of a copy made through the guest-physical mapping of its frame, if the walk
-    /// used a cached one, else now. Mappings of page-table frames do not count for the leaf.
-    fn physical_stamp(&self, tag: &Tag, gpa: u64) -> u64 {
+    /// The `n` and `h` stamps of a copy made through the guest-physical mapping of its frame, if the
+    /// walk used a cached one, else now. Mappings of page-table frames do not count for the leaf.
+    fn physical_stamp(&self, tag: &Tag, gpa: u64) -> (u64, u64) {
         let used = &self.used_h[..self.used_h_count];
+        let now = (self.now, self.now);
         if used.is_empty() {
-            return self.now;
+            return now;
         }
         let of = [12, 21, 30].into_iter().filter_map(|shift: u8| {
             self.physical.get(&(tag.pcpu.0, tag.ep4ta.0, gpa >> shift, shift))
         });
-        of.copied().filter(|h| used.contains(h)).min().unwrap_or(self.now)
+        of.copied().filter(|h| used.contains(h)).min().map_or(now, |(h, n)| (n, h))
     }
 
     /// Whether a translation was read through other PDPTE registers than the guest's: the
@@ -432,6 +458,9 @@ impl Observer for Oracle {
         for owed in required::of_guest(world.vendor(), op, before, &after, native) {
             self.raise(at, id, op_name(op), owed);
         }
+        if let ArchOp::Nested(op) = op {
+            return self.nested_op(at, id, op, world);
+        }
         self.residence(at, id, op, before, world);
     }
 
@@ -457,9 +486,11 @@ impl Observer for Oracle {
             Act::Exit(_) => self.vcpus[id].in_guest = false,
             Act::VcpuLoad(pcpu) => {
                 let vcpu = &mut self.vcpus[id];
-                vcpu.window.bookkeeping |= vcpu.pcpu != pcpu.0 || !vcpu.entered;
+                vcpu.window.moved |= vcpu.pcpu != pcpu.0 || !vcpu.entered;
                 vcpu.pcpu = pcpu.0;
             }
+            Act::VmcsLoad => self.vcpus[id].window.moved = true,
+            Act::NewAsid(_) => self.hardware.abandon(self.vcpus[id].pcpu, id as u16),
             Act::Inv(inv) => self.invalidate(id, inv, world),
             _ => self.excess(at, id, act, world),
         }
@@ -485,7 +516,7 @@ impl Observer for Oracle {
         let stamp = Stamp::of(mark);
         if guest_physical {
             if self.used_h_count < self.used_h.len() {
-                self.used_h[self.used_h_count] = stamp.h;
+                self.used_h[self.used_h_count] = (stamp.h, stamp.n);
                 self.used_h_count += 1;
             }
         } else if self.used_count < self.used.len() {
@@ -503,13 +534,18 @@ impl Observer for Oracle {
         self.hardware.filled(&fill.tag, fill.global, self.now, of);
         if fill.kind == FillKind::Translation {
             let guest_physical = fill.tag.class == Class::GuestPhysical;
-            let frame = if guest_physical { fill.address } else { fill.copy.gpa.0 };
+            let frame = fill.copy.gpa.0;
             self.host.filled(frame, fill.size.shift(), self.now);
             if guest_physical {
                 let shift = fill.size.shift();
                 let (pcpu, ep4ta) = (fill.tag.pcpu.0, fill.tag.ep4ta.0);
-                let key = (pcpu, ep4ta, fill.address >> shift, shift as u8);
-                self.physical.insert(key, stamp.h);
+                let key = (pcpu, ep4ta, frame >> shift, shift as u8);
+                self.physical.insert(key, (stamp.h, stamp.n));
+                // In L2 the walk goes on through it (`nested`).
+                if stamp.n != 0 && self.used_h_count < self.used_h.len() {
+                    self.used_h[self.used_h_count] = (stamp.h, stamp.n);
+                    self.used_h_count += 1;
+                }
             }
         }
         stamp.mark()

@@ -43,7 +43,26 @@ impl List {
             placed.hint = error.suggestion.map(|name| format!("did you mean `{name}`?"));
             placed
         })?;
-        Ok(Self { name, lines, first_line, text: body.lines().map(str::to_owned).collect() })
+        let text = body.lines().map(str::to_owned).collect();
+        let list = Self { name, lines, first_line, text };
+        list.check_times(source)?;
+        Ok(list)
+    }
+
+    /// Times never run backwards.
+    fn check_times(&self, source: Source<'_>) -> Result<(), ScenarioError> {
+        let mut last = None;
+        for line in &self.lines {
+            let Some(time) = line.time else { continue };
+            if let Some(last) = last.filter(|&last| time < last) {
+                let message = format!("time runs backwards, from {last} to {time}");
+                return Err(source
+                    .error_at(self.file_line(line.number), 1, message)
+                    .hint("put the events in the order of their times"));
+            }
+            last = Some(time);
+        }
+        Ok(())
     }
 
     /// Every vCPU must exist in the machine, or be created by the list.

@@ -2,15 +2,15 @@
 
 use proptest::prelude::*;
 use tlbscope_sim::machine::config::{MachineConfig, Mode};
-use tlbscope_trace::addr::{Gpa, Gva, PAGE_BYTES, PageSize, Time, VcpuId};
+use tlbscope_trace::addr::{Gpa, Gva, Hpa, PAGE_BYTES, PageSize, PcpuId, Time, VcpuId};
 use tlbscope_trace::op::{
-    Access, AccessKind, Actor, Event, HostOp, Invpcid, InvpcidType, Op, Perms, RegWrite,
+    Access, AccessKind, Actor, Event, HostOp, HvFlush, Invpcid, InvpcidType, Op, Perms, RegWrite,
 };
 use tlbscope_trace::regs::{CR3_NOFLUSH, Cr0, Cr4, Efer, Vendor};
 
-const PAGES: [u64; 4] = [0x7000, 0x8000, 0x40_0000, 0x80_3000];
+pub const PAGES: [u64; 4] = [0x7000, 0x8000, 0x40_0000, 0x80_3000];
 const FRAMES: [u64; 4] = [0x5000, 0x6000, 0x9000, 0xa000];
-const ROOTS: [u64; 3] = [0x1000, 0x2000, 0x1000];
+pub const ROOTS: [u64; 3] = [0x1000, 0x2000, 0x1000];
 const PCIDS: [u64; 3] = [0, 1, 2];
 
 fn gva() -> impl Strategy<Value = Gva> {
@@ -37,6 +37,18 @@ fn access() -> impl Strategy<Value = Op> {
         .prop_map(|(gva, kind, user, ac)| Op::Access(Access { gva, kind, user, ac }))
 }
 
+/// Large pages; what the paging mode does not have is refused and skipped.
+fn large() -> impl Strategy<Value = Op> {
+    let sizes = vec![PageSize::Size2M, PageSize::Size2M, PageSize::Size4M, PageSize::Size1G];
+    let places = prop::sample::select(vec![0u64, 0x40_0000, 0x80_0000]);
+    (prop::sample::select(sizes), places.clone(), places, perms(), root()).prop_map(
+        |(size, gva, gpa, perms, root)| {
+            let within = |address: u64| address & !(size.bytes() - 1);
+            Op::Map { gva: Gva(within(gva)), gpa: Gpa(within(gpa)), size, perms, root }
+        },
+    )
+}
+
 fn stores() -> impl Strategy<Value = Op> {
     let size = PageSize::Size4K;
     // Entries of the tables that `map` allocates first, from 0x10_0000 upward.
@@ -47,6 +59,7 @@ fn stores() -> impl Strategy<Value = Op> {
         1 => (gva(), root()).prop_map(|(gva, root)| Op::Unmap { gva, root }),
         2 => (gva(), perms(), root())
             .prop_map(|(gva, perms, root)| Op::Protect { gva, perms, root }),
+        1 => large(),
         1 => entry.prop_map(|(table, index, bits, frame)| {
             let bits = [0x27, 0x67, 0x25, 0x167, 0x23, 0][bits as usize];
             Op::Store { gpa: Gpa(0x10_0000 + table * PAGE_BYTES + index * 8), value: frame | bits }
@@ -60,12 +73,13 @@ fn registers(amd: bool) -> impl Strategy<Value = Op> {
             .prop_map(|(bit, on)| RegWrite { clear: bit, set: if on { bit } else { 0 } })
     };
     let cr0 = [Cr0::WP, Cr0::WP, Cr0::TS, Cr0::CD, Cr0::PG].map(|b| b.bits());
-    let mut cr4 = [Cr4::PGE, Cr4::PCIDE, Cr4::SMEP, Cr4::SMAP, Cr4::PKE, Cr4::PSE, Cr4::PAE]
-        .map(|b| b.bits());
+    let mut cr4 =
+        [Cr4::PGE, Cr4::PCIDE, Cr4::SMEP, Cr4::SMAP, Cr4::PKE, Cr4::PSE, Cr4::PAE, Cr4::LA57]
+            .map(|b| b.bits());
     if amd {
         cr4[4] = Cr4::PGE.bits();
     }
-    let efer = [Efer::NXE, Efer::SCE].map(|b| b.bits());
+    let efer = [Efer::NXE, Efer::SCE, Efer::LME].map(|b| b.bits());
     let cr3 =
         (prop::sample::select(ROOTS.to_vec()), prop::sample::select(PCIDS.to_vec()), any::<bool>());
     prop_oneof![
@@ -88,15 +102,44 @@ fn invalidations() -> impl Strategy<Value = Op> {
         1 => Just(Op::Init),
         1 => gva().prop_map(Op::Prefetch),
         1 => Just(Op::Exit(None)),
+        1 => Just(Op::Out),
+        2 => Just(Op::In),
+        1 => gpa().prop_map(|gpa| Op::Release { gpa, size: PAGE_BYTES }),
     ]
 }
 
-fn host() -> impl Strategy<Value = Op> {
+fn host(vcpus: u16) -> impl Strategy<Value = Op> {
+    let size = PAGE_BYTES;
+    let vcpu = move || (0..vcpus).prop_map(VcpuId);
+    let backing = prop::option::of((0u64..4).prop_map(|n| Hpa(0x900_0000 + n * PAGE_BYTES)));
     prop_oneof![
-        3 => gpa().prop_map(|gpa| HostOp::Unmap { gpa, size: PAGE_BYTES }),
-        1 => Just(HostOp::ZapAll),
+        6 => gpa().prop_map(move |gpa| HostOp::Unmap { gpa, size }),
+        2 => Just(HostOp::ZapAll),
+        3 => (0u16..2, 0u16..2).prop_map(|(vcpu, pcpu)| HostOp::Migrate {
+            vcpu: VcpuId(vcpu),
+            pcpu: PcpuId(pcpu),
+        }),
+        2 => (gpa(), backing).prop_map(move |(gpa, hpa)| HostOp::Map { gpa, size, hpa }),
+        1 => gpa().prop_map(move |gpa| HostOp::Protect { gpa, size }),
+        1 => gpa().prop_map(move |gpa| HostOp::Ro { gpa, size }),
+        1 => gpa().prop_map(move |gpa| HostOp::Age { gpa, size }),
+        2 => gpa().prop_map(move |gpa| HostOp::DirtyLog { gpa, size }),
+        1 => Just(HostOp::Collapse { gpa: Gpa(0), size: 2 << 20 }),
+        1 => Just(HostOp::Split { gpa: Gpa(0), size: 2 << 20 }),
+        1 => vcpu().prop_map(|vcpu| HostOp::Preempt { vcpu }),
+        2 => vcpu().prop_map(|vcpu| HostOp::Run { vcpu, pcpu: None }),
     ]
     .prop_map(|op| Op::Host(Box::new(op)))
+}
+
+/// Flushes that the guest asks for on other vCPUs.
+fn remote(vcpus: u16) -> impl Strategy<Value = Op> {
+    let targets = || prop::collection::vec((0..vcpus).prop_map(VcpuId), 1..4);
+    let list = prop::collection::vec((gva(), 0u16..2), 0..3);
+    prop_oneof![
+        targets().prop_map(|targets| Op::PvFlush(Box::new(targets))),
+        (targets(), list).prop_map(|(vcpus, list)| Op::HvFlush(Box::new(HvFlush { vcpus, list }))),
+    ]
 }
 
 /// Lists for a machine: the first events switch on what the mode has (PCIDs and globals).
@@ -106,7 +149,8 @@ pub fn list(machine: &MachineConfig, most: usize) -> impl Strategy<Value = Vec<E
         6 => stores(),
         3 => registers(machine.vendor == Vendor::Amd),
         2 => invalidations(),
-        1 => host(),
+        1 => host(machine.vcpus),
+        1 => remote(machine.vcpus),
     ];
     let vcpus = machine.vcpus;
     let long = matches!(machine.mode, Mode::Level4 | Mode::Level5);

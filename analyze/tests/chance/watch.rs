@@ -12,7 +12,7 @@ use tlbscope_trace::regs::Regs;
 use super::{Case, policy};
 
 /// Rules that only the fast oracle knows: no operation of the guest struck the copy out.
-const FAST_ONLY: [&str; 3] = ["impossible-translation", "birth", "release"];
+const FAST_ONLY: [&str; 3] = ["impossible-translation", "tag-birth", "release"];
 
 /// What a run came to.
 pub struct Run {

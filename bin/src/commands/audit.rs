@@ -30,7 +30,7 @@ pub fn run(command: &args::Audit, global: &Global) -> Result<Verdict> {
     let all: Result<Vec<Audited>> = command
         .recordings
         .par_iter()
-        .map(|path| one(path, command.max_findings))
+        .map(|path| one(path, command))
         .collect::<Vec<_>>()
         .into_iter()
         .collect();
@@ -57,9 +57,9 @@ pub fn run(command: &args::Audit, global: &Global) -> Result<Verdict> {
     Ok(verdict(&recordings, found))
 }
 
-fn one(path: &Path, max_findings: usize) -> Result<Audited> {
-    let (recording, input) = input::open(path)?;
-    let audit = audit::run(&recording, &input.path, max_findings)?;
+fn one(path: &Path, command: &args::Audit) -> Result<Audited> {
+    let (recording, input) = input::open(path, &command.reading)?;
+    let audit = audit::run(&recording, &input.path, command.max_findings)?;
     Ok(Audited { recording, input, audit })
 }
 

@@ -20,7 +20,7 @@ pub fn run(command: &Compare, global: &Global) -> Result<Verdict> {
     }
     let (mut recordings, mut inputs, mut works) = (Vec::new(), Vec::new(), Vec::new());
     for path in &command.traces {
-        let (recording, read) = input::open(path)?;
+        let (recording, read) = input::open(path, &command.reading)?;
         warn_of_losses(&recording);
         works.push(Work::new(&recording, &read.path, command.machine.machine.as_deref())?);
         recordings.push(recording);

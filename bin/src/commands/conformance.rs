@@ -47,10 +47,11 @@ pub fn run(command: &Conformance, global: &Global) -> Result<Verdict> {
     Ok(if failed > 0 { Verdict::Found } else { Verdict::Clean })
 }
 
-/// Groups with a failure, or all with `-v`; their cases below them.
+/// Groups with a failure or a flush beyond what is due, or all with `-v`; their cases below them.
 fn report(groups: &[Group], cases: &[CaseReport], global: &Global) -> String {
     let mut out = String::new();
-    for group in groups.iter().filter(|group| global.verbose || group.failed > 0) {
+    let told = |group: &&Group| global.verbose || group.failed > 0 || group.dropped > 0;
+    for group in groups.iter().filter(told) {
         out += &format!(
             "{}: {} passed, {} failed ({} by hardware, {} by table), {} skipped, \
              {} of {} entries that may remain dropped\n",

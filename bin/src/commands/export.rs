@@ -7,12 +7,12 @@ use tlbscope_trace::text;
 
 use super::simulate::{verdict, warn_of_losses};
 use crate::Verdict;
-use crate::args::{Export, Form};
+use crate::args::{Export, Form, Reading};
 use crate::{input, output};
 
 /// Runs the command.
 pub fn run(command: &Export) -> Result<Verdict> {
-    let (recording, _) = input::open(&command.input)?;
+    let (recording, _) = input::open(&command.input, &Reading::default())?;
     warn_of_losses(&recording);
     output::write_file(&command.output, |out| {
         for (record, op) in recording.ops() {

@@ -13,7 +13,7 @@ use crate::{input, output};
 
 /// Runs the command.
 pub fn run(command: &Fidelity, global: &Global) -> Result<Verdict> {
-    let (recording, read) = input::open(&command.recording)?;
+    let (recording, read) = input::open(&command.recording, &command.reading)?;
     warn_of_losses(&recording);
     if recording.acts().next().is_none() {
         bail!("{} tells nothing of what a hypervisor did: it is no recording", read.path);

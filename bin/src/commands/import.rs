@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result};
 use serde_json::{Map, json};
-use tlbscope_trace::native;
+use tlbscope_trace::spool::Spool;
+use tlbscope_trace::{Imported, Recording, native};
 
 use super::simulate::{verdict, warn_of_losses};
 use crate::Verdict;
@@ -11,13 +12,19 @@ use crate::{input, output};
 
 /// Runs the command.
 pub fn run(command: &Import, global: &Global) -> Result<Verdict> {
-    let (recording, read) = input::open(&command.input)?;
+    let read = input::Input::of_file(&command.input)?;
+    let mut spool = Spool::default();
+    let options = input::options(&command.reading)?;
+    let Imported { meta, census } = tlbscope_trace::stream(&command.input, &options, &mut spool)?;
+    let recording = Recording { meta, census, records: Vec::new() };
     warn_of_losses(&recording);
     let name = command.output.display().to_string();
+    let (operations, acts) = (spool.operations, spool.acts);
+    let blocks = spool.blocks().context("cannot keep the records")?;
     output::write_file(&command.output, |mut out| {
-        native::encode(&recording, &name, &mut out).context("cannot encode the recording")
+        native::encode_blocks(&recording.meta, &recording.census, blocks, &name, &mut out)
+            .context("cannot encode the recording")
     })?;
-    let (operations, acts) = (recording.ops().count(), recording.acts().count());
     let unknown: u64 = recording.census.unknown.values().sum();
     let to_stdout = command.output.as_os_str() == "-";
     if to_stdout || (global.quiet && global.format == Format::Text) {

@@ -14,7 +14,7 @@ use crate::{input, output};
 
 /// Runs the command.
 pub fn run(command: &Info, global: &Global) -> Result<Verdict> {
-    let (recording, read) = input::open(&command.trace)?;
+    let (recording, read) = input::open(&command.trace, &command.reading)?;
     let ops = operations(&recording);
     let text = match global.format {
         Format::Json => {
@@ -70,7 +70,16 @@ fn describe(recording: &Recording, ops: &BTreeMap<String, u64>) -> String {
             let _ = writeln!(out, "{title}: {line}");
         }
     }
-    for (name, n) in &recording.census.unknown {
+    let census = &recording.census;
+    let understood: u64 = census.understood.values().sum();
+    if understood > 0 {
+        let kinds = census.understood.len();
+        let _ = writeln!(out, "understood: {understood} events of {kinds} kinds");
+    }
+    for (name, (n, why)) in &census.ignored {
+        let _ = writeln!(out, "left out: {name} {n}: {why}");
+    }
+    for (name, n) in &census.unknown {
         let _ = writeln!(out, "not understood: {name} {n}");
     }
     out

@@ -14,7 +14,7 @@ use crate::{input, output, render};
 
 /// Runs the command.
 pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
-    let (recording, read) = input::open(&command.trace)?;
+    let (recording, read) = input::open(&command.trace, &command.reading)?;
     warn_of_losses(&recording);
     let name = match (&command.policy, &recording.meta.kernel) {
         (Some(name), _) => name,

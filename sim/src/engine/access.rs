@@ -5,6 +5,7 @@ use tlbscope_trace::act::{
     Tag, Via,
 };
 use tlbscope_trace::addr::{Gpa, Gva, Hpa, PAGE_BYTES, PageSize, Pcid};
+use tlbscope_trace::nested::VIOLATION;
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{Access, AccessKind};
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs, Vendor};
@@ -19,7 +20,7 @@ use crate::tlb::Entry;
 const TRIES: u32 = 32;
 
 /// The frame of one page-table walk.
-enum Walked {
+pub(super) enum Walked {
     /// A translation to cache.
     Filled(Entry),
     /// The guest's own fault.
@@ -71,6 +72,11 @@ impl Machine {
                             Used::Wait => return None,
                             Used::Again => {}
                         }
+                    }
+                    Walked::Fault(VIOLATION) => {
+                        let outcome = self.finish_walk(v, access, Outcome::Fault(VIOLATION), o);
+                        self.nested_violation(v, o);
+                        return Some(outcome);
                     }
                     Walked::Fault(code) => return Some(self.guest_fault(v, access, code, o)),
                     Walked::Mmio(gpa) => {
@@ -140,8 +146,7 @@ impl Machine {
         if self.config.mmu == MmuKind::Shadow {
             return self.shadow_exit(v, access, o);
         }
-        let regs = self.vcpus[v].regs;
-        let permitted = walk::walk(self, &regs, access).result.is_ok();
+        let permitted = self.own_walk(v, access).result.is_ok();
         if entry.host_read_only && permitted {
             // The host's part of the copy forbids it: an EPT violation, after which it is gone.
             return Used::Again;
@@ -294,6 +299,9 @@ impl Machine {
     }
 
     fn walk_nested<O: Observer>(&mut self, v: usize, access: &Access, o: &mut O) -> Walked {
+        if let Some(tables) = self.tables12(v) {
+            return self.walk_l2(v, tables, access, o);
+        }
         let vcpu = &self.vcpus[v];
         let regs = Regs { pdpte: vcpu.vmcs_pdpte, ..vcpu.regs };
         let walk = walk::walk(self, &regs, access);
@@ -338,7 +346,7 @@ impl Machine {
     }
 
     /// The tag of guest-physical mappings: the EP4TA alone (facts D.1).
-    fn physical_tag(&self, v: usize) -> Tag {
+    pub(super) fn physical_tag(&self, v: usize) -> Tag {
         let context = self.vcpus[v].context.tag;
         Tag { class: Class::GuestPhysical, id: 0, pcid: Pcid(0), ..context }
     }
@@ -405,7 +413,7 @@ impl Machine {
     }
 
     #[expect(clippy::too_many_arguments, reason = "one call for both kinds of walk")]
-    fn fill<O: Observer>(
+    pub(super) fn fill<O: Observer>(
         &mut self,
         v: usize,
         gva: Gva,
@@ -435,8 +443,7 @@ impl Machine {
     /// The hardware fills for an address if a walk succeeds, and faults for nobody.
     pub(super) fn prefetch<O: Observer>(&mut self, v: usize, gva: Gva, o: &mut O) {
         let access = Access { gva, kind: AccessKind::Read, user: false, ac: true };
-        let regs = self.vcpus[v].regs;
-        if self.vcpus[v].in_guest && walk::walk(self, &regs, &access).result.is_ok() {
+        if self.vcpus[v].in_guest && self.own_walk(v, &access).result.is_ok() {
             let present = match (self.config.mmu, self.vcpus[v].context.shadow_root) {
                 (MmuKind::Shadow, Some(root)) => self.shadow.walk(root, gva.0).is_some(),
                 (MmuKind::Shadow, None) => false,
@@ -450,6 +457,12 @@ impl Machine {
 }
 
 /// An entry that is no fragment of a larger guest page.
-const fn entry(copy: Copied, mark: Mark, size: PageSize, global: bool, pcid: Pcid) -> Entry {
+pub(super) const fn entry(
+    copy: Copied,
+    mark: Mark,
+    size: PageSize,
+    global: bool,
+    pcid: Pcid,
+) -> Entry {
     Entry { copy, mark, size, guest_size: size, global, pcid, host_read_only: false }
 }

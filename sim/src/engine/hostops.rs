@@ -109,7 +109,8 @@ impl Machine {
     /// Takes the SPTEs of these frames away. True if there were any.
     fn zap_frames<O: Observer>(&mut self, frames: &Range<u64>, o: &mut O) -> bool {
         let mut zapped = self.trees.zap(frames.start, frames.end - frames.start);
-        if self.config.mmu == MmuKind::Shadow {
+        // Shadow paging, or the shadow of L1's nested tables.
+        if self.shadow.next() != tlbscope_trace::addr::Sp(0) {
             for gfn in frames.clone() {
                 for (sp, at) in self.shadow.mapping(gfn) {
                     zapped |= self.clear_spte(sp, at, o);
@@ -244,7 +245,8 @@ impl Machine {
                 self.trees.maps_any(&(gfn..gfn + 1)) || !self.shadow.mapping(gfn).is_empty();
             young |= mapped && self.host.age(gfn);
         }
-        if young {
+        // A stale accessed bit misleads nobody but the host's reclaim: no ideal flushes for it.
+        if young && !self.ideal() {
             self.remote_flush_range(gpa, size, o);
         }
     }
@@ -263,7 +265,8 @@ impl Machine {
             self.host.split(gfn);
             any |= self.trees.split(gfn);
         }
-        if any && self.policy.mechanics.remote_flush.zap {
+        // The same frames behind the same addresses: nothing is owed.
+        if any && self.policy.mechanics.remote_flush.zap && !self.ideal() {
             self.remote_flush_range(gpa, size, o);
         }
     }
@@ -317,10 +320,11 @@ impl Machine {
         self.arch(o, None, &ArchOp::HostChange { gpa, size, rights: false }, false);
         self.trees.invalidate_all();
         for vcpu in &mut self.vcpus {
-            let mmu = &mut vcpu.mmu;
-            for root in mmu.root.iter_mut().chain(mmu.prev.iter_mut().flatten()) {
-                let root: &mut Root = root;
-                root.obsolete = true;
+            for mmu in [&mut vcpu.mmu, &mut vcpu.nested.parked] {
+                for root in mmu.root.iter_mut().chain(mmu.prev.iter_mut().flatten()) {
+                    let root: &mut Root = root;
+                    root.obsolete = true;
+                }
             }
         }
         // What is made from here on is of the next generation, and stays.

@@ -28,6 +28,7 @@ mod backlog;
 pub mod drive;
 mod host;
 mod hostops;
+mod nested;
 mod presence;
 mod run;
 mod schedule;
@@ -110,6 +111,8 @@ pub struct Machine {
     pub(crate) lost: Vec<(u64, u64)>,
     pub(crate) at: At,
     booted: bool,
+    /// The EPTPs that L1 used, in the order of first use: the EPTP list of VMFUNC.
+    pub(crate) eptps: Vec<u64>,
     /// The operation under way is carried out by the hypervisor's emulator (`emul`).
     pub(crate) emulated: bool,
     /// Driven by hand: what stands for memory.
@@ -159,6 +162,10 @@ impl World for Machine {
     fn memory_bytes(&self) -> u64 {
         self.config.memory
     }
+
+    fn l2(&self, vcpu: VcpuId) -> Option<tlbscope_trace::nested::L2> {
+        self.vcpus[vcpu.0 as usize].nested.l2
+    }
 }
 
 impl Machine {
@@ -187,6 +194,7 @@ impl Machine {
             lost: Vec::new(),
             at: At { event: BOOT, time: Time(0), actor },
             booted: false,
+            eptps: Vec::new(),
             emulated: false,
             hints: None,
             presence: Presence::new(config.vcpus, config.pcpus),
@@ -243,6 +251,7 @@ impl Machine {
             ipi_flush: false,
             smm: false,
             smram: Default::default(),
+            nested: Default::default(),
             context: Default::default(),
         }
     }

@@ -40,7 +40,7 @@ impl Machine {
     }
 
     fn vpid_zero_transition<O: Observer>(&mut self, v: usize, o: &mut O) {
-        if self.config.vendor == Vendor::Intel && self.vcpus[v].vpid == Vpid(0) {
+        if self.config.vendor == Vendor::Intel && self.active_vpid(v) == Vpid(0) {
             self.invalidate(v, Inv::VpidZeroTransition, o);
         }
     }
@@ -82,7 +82,7 @@ impl Machine {
         false
     }
 
-    fn serve<O: Observer>(&mut self, v: usize, request: Request, o: &mut O) -> bool {
+    pub(crate) fn serve<O: Observer>(&mut self, v: usize, request: Request, o: &mut O) -> bool {
         let pending = self.vcpus[v].requests.take(request);
         if pending {
             let at = self.at_vcpu(v);
@@ -185,11 +185,13 @@ impl Machine {
         let tdp = self.config.mmu == MmuKind::Tdp;
         let (class, id) = match self.config.vendor {
             Vendor::Amd => (Class::Asid, vcpu.vmcb.asid.0),
-            Vendor::Intel if tdp => (Class::Combined, u32::from(vcpu.vpid.0)),
-            Vendor::Intel => (Class::Linear, u32::from(vcpu.vpid.0)),
+            Vendor::Intel if tdp => (Class::Combined, u32::from(self.active_vpid(v).0)),
+            Vendor::Intel => (Class::Linear, u32::from(self.active_vpid(v).0)),
         };
         let ep4ta = if class == Class::Combined { Ep4ta(root.0) } else { Ep4ta(0) };
         let tag = Tag { pcpu: vcpu.pcpu, class, id, ep4ta, pcid: vcpu.regs.pcid() };
-        Context { tag, root, shadow_root: vcpu.mmu.root.and_then(|r| r.sp) }
+        // Under TDP the pages of guest_mmu are no linear root.
+        let shadow_root = vcpu.mmu.root.and_then(|r| r.sp).filter(|_| !tdp);
+        Context { tag, root, shadow_root }
     }
 }

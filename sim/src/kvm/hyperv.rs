@@ -1,12 +1,13 @@
 //! Hyper-V's flush hypercalls in three generations (facts/kvm.md 4.5).
 
-use tlbscope_trace::act::{ArchOp, Hook, HookBy, Request};
+use tlbscope_trace::act::{Hook, HookBy, Request};
 use tlbscope_trace::addr::{Gva, PAGE_BYTES};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::HvFlush as Operands;
 use tlbscope_trace::regs::MmuKind;
 
 use crate::engine::Machine;
+use crate::policy::Ideal;
 use crate::policy::mechanics::HvFlush;
 
 /// Entries of a fifo.
@@ -53,6 +54,9 @@ impl Machine {
         for target in &targets {
             self.owe_hv(*target, &flush.list, o);
         }
+        if self.policy.ideal == Ideal::ArchMin {
+            return;
+        }
         let request = match self.policy.mechanics.hv_flush {
             HvFlush::Full => Request::TlbFlush,
             HvFlush::Request => Request::TlbFlushGuest,
@@ -69,14 +73,15 @@ impl Machine {
     /// What the guest may count on: the listed pages, or everything, are gone on the target.
     fn owe_hv<O: Observer>(&mut self, v: usize, list: &[(Gva, u16)], o: &mut O) {
         if list.is_empty() {
-            return self.arch(o, Some(v), &ArchOp::RemoteFlush { page: None }, false);
+            self.owe_remote(v, None, o);
+            return;
         }
         let pages = list.iter().flat_map(|(gva, more)| {
             let page = gva.0 & !(PAGE_BYTES - 1);
             (0..=u64::from(more & MORE)).map(move |n| Gva(page.wrapping_add(n * PAGE_BYTES)))
         });
         for page in pages.take(OWED) {
-            self.arch(o, Some(v), &ArchOp::RemoteFlush { page: Some(page) }, false);
+            self.owe_remote(v, Some(page), o);
         }
     }
 
@@ -84,7 +89,11 @@ impl Machine {
     pub(crate) fn hv_tlb_flush<O: Observer>(&mut self, v: usize, o: &mut O) {
         let unable = self.config.mmu == MmuKind::Shadow || !self.config.hyperv;
         match self.vcpus[v].hv.drain() {
-            Some(entries) if !unable => {
+            Some(mut entries) if !unable => {
+                if self.ideal() {
+                    // KVM takes a list as it comes; an ideal flushes no page twice.
+                    entries = pages_once(&entries);
+                }
                 for (gva, more) in entries {
                     self.hv_flush_entry(v, gva, more, o);
                 }
@@ -113,6 +122,16 @@ impl Machine {
             }
         }
     }
+}
+
+/// The same pages, each by itself and once.
+fn pages_once(entries: &[(Gva, u16)]) -> Vec<(Gva, u16)> {
+    let pages = entries.iter().flat_map(|(gva, more)| {
+        let page = gva.0 & !(PAGE_BYTES - 1);
+        (0..=u64::from(*more)).map(move |n| page.wrapping_add(n * PAGE_BYTES))
+    });
+    let once: std::collections::BTreeSet<u64> = pages.collect();
+    once.into_iter().map(|page| (Gva(page), 0)).collect()
 }
 
 #[cfg(test)]

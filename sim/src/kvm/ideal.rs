@@ -1,7 +1,7 @@
 //! The two ideal policies: they read the manuals' table and do what it owes, no more.
 //!
 //! `hw-min` uses the instructions that exist, so a flush may be wider than what is owed; `arch-min`
-//! invalidates the owed scope exactly. Neither is a test of the judge, which reads the same table.
+//! invalidates the owed scope exactly (`scope = "exact"`). Neither is a test of the judge, which reads the same table.
 
 use tlbscope_trace::act::{ArchOp, FreeWhy, GuestInv, Hook, HookBy, Inv, RootSlot};
 use tlbscope_trace::addr::{Gva, Pcid, Sp};
@@ -13,6 +13,7 @@ use super::shadow::Spte;
 use crate::arch::required::{Scope, Strength, of_guest};
 use crate::engine::Machine;
 use crate::policy::Ideal;
+use crate::policy::mechanics::Scope as ScopeKind;
 
 impl Machine {
     /// Whether the policy is an ideal one.
@@ -39,7 +40,7 @@ impl Machine {
         }
     }
 
-    fn serve_scope<O: Observer>(&mut self, v: usize, scope: Scope, o: &mut O) {
+    pub(super) fn serve_scope<O: Observer>(&mut self, v: usize, scope: Scope, o: &mut O) {
         match scope {
             Scope::Everything | Scope::EveryAsid => self.serve_wide(v, None, GuestInv::All, o),
             Scope::NonGlobal => self.serve_wide(v, None, GuestInv::Nonglobal, o),
@@ -95,8 +96,8 @@ impl Machine {
         if current.is_some_and(|r| self.root_has(v, r.pgd, pcid)) {
             self.sync_roots(v, o);
         }
-        match (self.policy.ideal, current) {
-            (Ideal::ArchMin, _) => self.invalidate(v, Inv::Guest(exact), o),
+        match (self.policy.mechanics.scope, current) {
+            (ScopeKind::Exact, _) => self.invalidate(v, Inv::Guest(exact), o),
             // LOAD's flush is the guest flush of shadow paging, but not of EPT (facts/kvm.md 0.3).
             (_, None) if self.config.mmu == MmuKind::Shadow => {}
             _ => self.flush_hook(v, Hook::Guest, HookBy::Direct, o),
@@ -119,8 +120,8 @@ impl Machine {
                 self.sync_address(sp, gva, o);
             }
         }
-        match self.policy.ideal {
-            Ideal::ArchMin => self.invalidate(v, Inv::Guest(exact), o),
+        match self.policy.mechanics.scope {
+            ScopeKind::Exact => self.invalidate(v, Inv::Guest(exact), o),
             _ => self.flush_hook(v, Hook::Gva(gva), HookBy::Direct, o),
         }
     }

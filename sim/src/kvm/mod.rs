@@ -13,6 +13,8 @@ pub mod flush;
 pub mod hyperv;
 pub mod ideal;
 pub mod mmu;
+pub mod nested;
+pub mod nested_inv;
 pub mod notifier;
 pub mod pv;
 pub mod requests;

@@ -21,7 +21,11 @@ impl Machine {
     /// of the same frame.
     fn reread(&self, sp: Sp, index: u16, old: Leaf) -> Option<Leaf> {
         let (gpa, bytes) = self.guest_entry(sp, index);
-        let entry = self.memory.read_entry(gpa, bytes);
+        let raw = self.memory.read_entry(gpa, bytes);
+        let entry = match self.shadow.page(sp).role.nested_format() {
+            Some(format) => crate::paging::nested::ordinary(format, raw),
+            None => raw,
+        };
         let (present, accessed) = (entry & 1 != 0, entry & 1 << 5 != 0);
         let frame = entry & 0x000f_ffff_ffff_f000;
         if !present || !accessed || frame != old.gpa.0 {
@@ -33,7 +37,8 @@ impl Machine {
             write: write
                 && entry & 1 << 1 != 0
                 && dirty
-                && self.host_writable(old.gpa.0 / PAGE_BYTES),
+                && self.host_writable(old.gpa.0 / PAGE_BYTES)
+                && !self.is_protected(old.gpa),
             user: user && entry & 1 << 2 != 0,
             xd: !exec || (bytes == 8 && entry >> 63 != 0),
             ..old
@@ -81,7 +86,7 @@ impl Machine {
     }
 
     /// mmu_sync_children over the unsync pages of `root`.
-    fn sync_below<O: Observer>(&mut self, root: Sp, o: &mut O) {
+    pub(crate) fn sync_below<O: Observer>(&mut self, root: Sp, o: &mut O) {
         let pages = self.shadow.unsync_below(root);
         if pages.is_empty() {
             return;
@@ -98,6 +103,10 @@ impl Machine {
             self.remote_flush(o);
         }
         self.protected_tables(&pages, o);
+        // All of them are tables again before the first entry is read: one may map another.
+        for sp in &pages {
+            self.shadow.set_unsync(*sp, false);
+        }
         let mut changed = false;
         for sp in pages {
             changed |= self.sync_page(sp, o);
@@ -127,6 +136,8 @@ impl Machine {
                 changed = true;
             }
         }
+        // Under TDP, where this is one of L1's nested tables, L1's own mapping of it loses the right.
+        changed |= self.trees.maps_any(&(gfn..gfn + 1));
         let gpa = Gpa(gfn * PAGE_BYTES);
         let op = ArchOp::HostChange { gpa, size: PAGE_BYTES, rights: true };
         self.arch(o, None, &op, false);

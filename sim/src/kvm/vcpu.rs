@@ -5,6 +5,7 @@ use tlbscope_trace::addr::{Asid, PcpuId, Vpid};
 use tlbscope_trace::regs::Regs;
 
 use super::hyperv::HvFifo;
+use super::nested::Nested;
 use super::pv::Steal;
 use super::requests::Mode;
 use super::root::Mmu;
@@ -75,11 +76,11 @@ pub struct Vcpu {
     pub vmcs_pdpte: [u64; 4],
     /// Pending requests.
     pub requests: Requests,
-    /// Roots.
+    /// Roots of the active MMU.
     pub mmu: Mmu,
     /// Where it is loaded.
     pub pcpu: PcpuId,
-    /// Intel: its tag; 0 if VPIDs are off or exhausted.
+    /// Intel: vpid01; 0 if VPIDs are off or exhausted.
     pub vpid: Vpid,
     /// Intel: where its VMCS was last active.
     pub vmcs_pcpu: Option<PcpuId>,
@@ -109,6 +110,8 @@ pub struct Vcpu {
     pub smm: bool,
     /// What SMM keeps for RSM.
     pub smram: Smram,
+    /// The nested half. While L2 runs, `regs`, `mmu`, `vmcs_pcpu` and `vmcb` are L2's.
+    pub nested: Nested,
     /// What the hardware runs with since the last entry.
     pub context: Context,
 }

@@ -497,7 +497,9 @@ impl Machine {
         self.vcpus[v].regs = regs;
         self.vcpus[v].kvm_pdpte = regs.pdpte;
         if self.config.vendor == Vendor::Amd {
+            // init_vmcb: a VMCB that has not run yet.
             self.vcpus[v].vmcb.generation = 0;
+            self.vcpus[v].vmcb.entered = false;
         }
         self.vcpus[v].smm = false;
         self.vcpus[v].smram = Smram::default();

@@ -300,7 +300,8 @@ pub struct MachineConfig {
     pub pml: bool,
     /// FLUSHBYASID (AMD).
     pub flushbyasid: bool,
-    /// Decode assists (AMD).
+    /// Decode assists (AMD). Without them KVM's emulator decodes INVLPG and the CR writes and calls the
+    /// same handlers: no flush differs (facts/kvm.md 8.1).
     pub decode_assists: bool,
     /// INVVPID types.
     pub invvpid: InvvpidTypes,

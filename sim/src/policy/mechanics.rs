@@ -161,6 +161,17 @@ knobs! {
         /// When it applies.
         nested_transition_when("nested-transition-when"): NestedTransitionWhen
             = NestedTransitionWhen::Untagged, &[];
+        /// Contexts of flush_tlb_all.
+        flush_all_contexts("flush-all-contexts"): FlushAllContexts = FlushAllContexts::Every, &[];
+        /// INVEPT of L1.
+        nested_invept("nested-invept"): NestedInvept = NestedInvept::AsAsked, &[];
+        /// VMFUNC of L2.
+        nested_vmfunc("nested-vmfunc"): NestedVmfunc = NestedVmfunc::NewPgd, &[];
+        /// The ASID of L2.
+        svm_nested_asid("svm-nested-asid"): SvmNestedAsid = SvmNestedAsid::Shared, &[];
+        /// The flush of a nested SVM transition.
+        svm_nested_transition("svm-nested-transition"): SvmNestedTransition
+            = SvmNestedTransition::SyncAndCurrent, &[];
         /// Requests served before the switch of context.
         nested_drain("nested-drain"): NestedDrain = NestedDrain::CurrentAndGuest, &[];
         /// A failed nested entry serves them too.

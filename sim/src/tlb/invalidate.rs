@@ -249,7 +249,7 @@ impl Tlb {
     }
 
     /// Drops the paging-structure entries that translate `gva`, of tables of either entry size.
-    fn drop_path(&mut self, index: usize, gva: Gva) {
+    pub(super) fn drop_path(&mut self, index: usize, gva: Gva) {
         for mode in [Mode::Level5, Mode::Bits32] {
             for level in 2..=mode.levels() {
                 let key: Key = super::psc_key(index as u32, mode, gva.0, level);

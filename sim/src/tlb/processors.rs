@@ -1,7 +1,7 @@
 //! The TLBs of several logical processors, and the INVLPGBs under way between them.
 
 use tlbscope_trace::act::{Class, Inv, Tag};
-use tlbscope_trace::addr::{Gpa, Gva, PcpuId};
+use tlbscope_trace::addr::{Ep4ta, Gpa, Gva, PcpuId};
 
 use super::instruction::{Drop, Effect, dropped_by};
 use super::invalidate::Upper;
@@ -124,10 +124,12 @@ impl Tlb {
         }
     }
 
-    fn drop_physical(&mut self, root: tlbscope_trace::addr::Ep4ta, Gpa(gpa): Gpa) {
+    /// An EPT violation: the mapping and the path to it.
+    fn drop_physical(&mut self, root: Ep4ta, Gpa(gpa): Gpa) {
         for index in 0..self.containers.len() {
             let tag = self.containers[index].tag;
             if tag.class == Class::GuestPhysical && tag.ep4ta == root {
+                self.drop_path(index, Gva(gpa));
                 self.drop_page(index, Gva(gpa), None, 0, &mut |_, _, _| {});
             }
         }

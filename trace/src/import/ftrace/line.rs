@@ -1,9 +1,23 @@
-//! One line of tracefs text, taken apart: `TASK-PID [CPU] FLAGS SECONDS: EVENT: FIELDS`.
+//! One line of text, taken apart: `TASK-PID [CPU] FLAGS SECONDS: EVENT: FIELDS` of tracefs and
+//! `trace-cmd report`, `TASK PID [CPU] SECONDS: SYSTEM:EVENT: FIELDS` of `perf script`.
+
+use super::super::event::{Event, Fields};
+use super::super::number::{decimal, digits_at, hex};
+use super::super::symbols::{Symbols, on_entry, plain, split_offset};
+
+/// Which program printed a line, as far as the line shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Printer {
+    /// `TASK-PID`.
+    Ftrace,
+    /// `TASK PID`.
+    Perf,
+}
 
 /// What a line is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Line<'a> {
-    Event(Event<'a>),
+    Event(Event<'a>, Printer),
     /// `CPU:0 [LOST 12 EVENTS]`, with the number where it is printed.
     Lost(Option<u64>),
     /// A header line, with its text.
@@ -12,46 +26,32 @@ pub(super) enum Line<'a> {
     Junk,
 }
 
-/// An event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Event<'a> {
-    pub pid: u32,
-    pub cpu: u16,
-    /// Nanoseconds of the recorder's clock.
-    pub ns: u64,
-    /// The function it sits on, where the line prints one; else the event's name.
-    pub name: &'a [u8],
-    /// A return: `name` is the function that returns, `caller` where to.
-    pub ret: bool,
-    /// The name is a function's.
-    pub function: bool,
-    /// A probe of which only an address is printed (trace-cmd report): the name is the recorder's.
-    pub unresolved: bool,
-    pub caller: &'a [u8],
-    pub args: &'a [u8],
-}
-
 /// Takes a line apart.
-pub(super) fn parse(line: &[u8]) -> Line<'_> {
+pub(super) fn parse<'a>(line: &'a [u8], symbols: &'a Symbols) -> Line<'a> {
     let line = line.trim_ascii();
     match line.first() {
         None => return Line::Blank,
         Some(b'#') => return Line::Comment(line),
         _ => {}
     }
-    event(line).map_or_else(|| lost(line), Line::Event)
+    if line.starts_with(b"CPU:") && line.ends_with(b"]") {
+        return lost(line);
+    }
+    match event(line, symbols) {
+        Some((event, printer)) => Line::Event(event, printer),
+        // trace-cmd report begins so, and may tell of CPUs without events.
+        None if line.starts_with(b"cpus=") => Line::Comment(line),
+        None if line.starts_with(b"CPU ") && line.ends_with(b" is empty") => Line::Comment(line),
+        None => lost(line),
+    }
 }
 
-/// `LOST` in capitals within brackets, or `[12 events dropped]`.
+/// `[LOST 12 EVENTS]`, `[12 events dropped]`, `[EVENTS DROPPED]`, `PERF_RECORD_LOST lost 12`.
 fn lost(line: &[u8]) -> Line<'_> {
-    let starts = |at: usize, what: &[u8]| line[at..].starts_with(what);
-    let Some(at) =
-        (0..line.len()).find(|&at| starts(at, b"LOST ") || starts(at, b"events dropped"))
-    else {
-        return Line::Junk;
-    };
-    let digits = line[at..].iter().chain(b" ").position(u8::is_ascii_digit);
-    match digits.filter(|d| at + d < line.len()) {
+    const MARKS: [&[u8]; 3] = [b"LOST ", b"events dropped", b"EVENTS DROPPED"];
+    let found = (0..line.len()).find(|&at| MARKS.iter().any(|mark| line[at..].starts_with(mark)));
+    let Some(at) = found else { return Line::Junk };
+    match line[at..].iter().position(u8::is_ascii_digit) {
         Some(d) => Line::Lost(decimal(digits_at(&line[at + d..]))),
         None => {
             let before = line[..at].trim_ascii_end();
@@ -61,24 +61,27 @@ fn lost(line: &[u8]) -> Line<'_> {
     }
 }
 
-fn digits_at(text: &[u8]) -> &[u8] {
-    &text[..text.iter().position(|c| !c.is_ascii_digit()).unwrap_or(text.len())]
-}
-
-fn event(line: &[u8]) -> Option<Event<'_>> {
+fn event<'a>(line: &'a [u8], symbols: &'a Symbols) -> Option<(Event<'a>, Printer)> {
     let (open, close) = cpu_brackets(line)?;
     let cpu = u16::try_from(decimal(&line[open + 1..close])?).ok()?;
-    let pid = pid(&line[..open])?;
+    let (pid, tgid, printer) = task(&line[..open])?;
     let (ns, rest) = stamp(&line[close + 1..])?;
-    let colon = rest.iter().position(|&c| c == b':')?;
-    let name = &rest[..colon];
-    if name.is_empty() || name.contains(&b' ') {
-        return None;
-    }
-    let args = rest[colon + 1..].trim_ascii_start();
-    let (ret, function, unresolved, caller) = (false, false, false, &b""[..]);
-    let plain = Event { pid, cpu, ns, name, ret, function, unresolved, caller, args };
-    Some(probe(plain).unwrap_or(plain))
+    let (name, text) = name(rest, printer)?;
+    let event = Event {
+        pid,
+        tgid,
+        cpu,
+        ns,
+        line: 0,
+        name,
+        ret: false,
+        function: false,
+        assumed: false,
+        inside: false,
+        caller: b"",
+        fields: Fields::Text(text),
+    };
+    Some((probe(event, text, symbols).unwrap_or(event), printer))
 }
 
 /// The first `[digits]` behind a blank: task names may hold brackets as well.
@@ -94,14 +97,27 @@ fn cpu_brackets(line: &[u8]) -> Option<(usize, usize)> {
     }
 }
 
-/// The digits behind the last `-`, before a thread group in parentheses if one is printed.
-fn pid(text: &[u8]) -> Option<u32> {
+/// Thread and thread group: `task-7`, `task-7 (  5)`, `task 7`, `task 5/7`.
+fn task(text: &[u8]) -> Option<(u32, Option<u32>, Printer)> {
+    let small = |text: &[u8]| decimal(text).and_then(|number| u32::try_from(number).ok());
     let mut text = text.trim_ascii_end();
+    let mut tgid = None;
     if text.last() == Some(&b')') {
-        text = text[..text.iter().rposition(|&c| c == b'(')?].trim_ascii_end();
+        let open = text.iter().rposition(|&c| c == b'(')?;
+        tgid = small(text[open + 1..text.len() - 1].trim_ascii());
+        text = text[..open].trim_ascii_end();
+    }
+    let word = text.iter().rposition(|&c| c == b' ').map_or(text, |blank| &text[blank + 1..]);
+    if let Some(pid) = small(word) {
+        return Some((pid, tgid, Printer::Perf));
+    }
+    if let Some(slash) = word.iter().position(|&c| c == b'/')
+        && let (Some(group), Some(pid)) = (small(&word[..slash]), small(&word[slash + 1..]))
+    {
+        return Some((pid, Some(group), Printer::Perf));
     }
     let dash = text.iter().rposition(|&c| c == b'-')?;
-    u32::try_from(decimal(&text[dash + 1..])?).ok()
+    Some((small(&text[dash + 1..])?, tgid, Printer::Ftrace))
 }
 
 /// The word that is a time, behind at most one word of flags, and what follows it.
@@ -120,7 +136,7 @@ fn stamp(text: &[u8]) -> Option<(u64, &[u8])> {
 }
 
 /// `SECONDS.FRACTION` with up to nine digits behind the point.
-fn seconds(text: &[u8]) -> Option<u64> {
+pub(in crate::import) fn seconds(text: &[u8]) -> Option<u64> {
     let point = text.iter().position(|&c| c == b'.')?;
     let fraction = &text[point + 1..];
     if fraction.len() > 9 {
@@ -131,122 +147,153 @@ fn seconds(text: &[u8]) -> Option<u64> {
     whole.checked_add(decimal(fraction)?.checked_mul(scale)?)
 }
 
+/// The event's name and what follows it. `perf script` puts the period, if asked, and the system
+/// before the name; a system without an event is none.
+fn name(text: &[u8], printer: Printer) -> Option<(&[u8], &[u8])> {
+    let mut text = text;
+    if printer == Printer::Perf {
+        let digits = digits_at(text).len();
+        if digits > 0 && text.get(digits) == Some(&b' ') {
+            text = text[digits..].trim_ascii_start();
+        }
+    }
+    let end = text.iter().position(|&c| c == b' ').unwrap_or(text.len());
+    let word = text[..end].strip_suffix(b":");
+    let Some(word) = word else {
+        // `kvm_cr:x`: no blank behind the name.
+        let colon = text[..end].iter().position(|&c| c == b':')?;
+        return (colon > 0).then(|| (&text[..colon], text[colon + 1..].trim_ascii_start()));
+    };
+    let name = match printer {
+        Printer::Perf => word.rsplit(|&c| c == b':').next().unwrap_or(word),
+        Printer::Ftrace => word,
+    };
+    (!name.is_empty()).then(|| (name, text[end..].trim_ascii_start()))
+}
+
 /// `(function+0x0/0x30 [module]) args` of a kprobe, `(caller+0x8/0x30 [module] <- function) args`
-/// of a kretprobe.
-fn probe(event: Event<'_>) -> Option<Event<'_>> {
-    let inner = event.args.strip_prefix(b"(")?;
+/// of a kretprobe; `(address) args` and `(address <- caller's address) args` of tools that know no
+/// symbols.
+fn probe<'a>(mut event: Event<'a>, text: &'a [u8], symbols: &'a Symbols) -> Option<Event<'a>> {
+    let inner = text.strip_prefix(b"(")?;
     let close = inner.iter().position(|&c| c == b')')?;
     let args = inner[close + 1..].trim_ascii_start();
     let inner = &inner[..close];
+    event.fields = Fields::Text(args);
     let Some(arrow) = inner.windows(4).position(|w| w == b" <- ") else {
-        // Without symbols only an address is printed: the event's name has to do.
-        let Some(name) = symbol(inner) else {
-            let unresolved = inner.iter().all(u8::is_ascii_hexdigit);
-            return unresolved.then_some(Event { unresolved, args, ..event });
+        let Some(symbol) = symbol(inner) else {
+            return Some(symbols.resolve(event, address(inner)?, 0));
         };
-        return Some(Event { name, function: true, args, ..event });
+        return Some(on(event, symbol));
     };
-    let Some(name) = symbol(&inner[arrow + 4..]) else {
-        return Some(Event { ret: true, unresolved: true, args, ..event });
-    };
-    let caller = symbol(&inner[..arrow]).unwrap_or(b"");
-    Some(Event { name, ret: true, function: true, caller, args, ..event })
-}
-
-/// The function's name alone; `None` for a bare address.
-pub(super) fn symbol(text: &[u8]) -> Option<&[u8]> {
-    let end = text.iter().position(|&c| c == b'+' || c == b' ').unwrap_or(text.len());
-    let name = &text[..end];
-    let address = name.starts_with(b"0x") || name.iter().all(u8::is_ascii_hexdigit);
-    (!name.is_empty() && !address).then_some(name)
-}
-
-fn decimal(text: &[u8]) -> Option<u64> {
-    if text.is_empty() {
-        return None;
+    event.ret = true;
+    let (left, right) = (&inner[..arrow], &inner[arrow + 4..]);
+    // The kernel prints where it returns to first, the tools print the probed function first.
+    if let (Some(function), Some(back)) = (address(left), address(right)) {
+        return Some(symbols.resolve(event, function, back));
     }
-    text.iter().try_fold(0_u64, |value, c| {
-        let digit = c.is_ascii_digit().then(|| u64::from(c - b'0'))?;
-        value.checked_mul(10)?.checked_add(digit)
-    })
+    event.caller = symbol(left).map_or(b"", |symbol| plain(split_offset(symbol).0));
+    Some(on(event, symbol(right)?))
 }
 
-/// The text behind ` key=`, up to the next blank. `key` includes the `=`.
-pub(super) fn text_arg<'a>(args: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
-    args.split(|&c| c == b' ').find_map(|word| word.strip_prefix(key))
+/// The event of a probe on a symbol, which may have an offset.
+fn on<'a>(mut event: Event<'a>, symbol: &'a [u8]) -> Event<'a> {
+    let (name, offset) = split_offset(symbol);
+    event.function = on_entry(offset);
+    event.inside = !event.function;
+    event.name = if event.inside { symbol } else { plain(name) };
+    event
 }
 
-/// The number behind ` key=`: decimal, `0x` hex, or a negative decimal as its two's complement.
-pub(super) fn arg(args: &[u8], key: &[u8]) -> Option<u64> {
-    number(text_arg(args, key)?)
+/// `function+0x0` without size and module; `None` for a bare address.
+fn symbol(text: &[u8]) -> Option<&[u8]> {
+    let end = text.iter().position(|&c| c == b'/' || c == b' ').unwrap_or(text.len());
+    let symbol = &text[..end];
+    (!symbol.is_empty() && address(symbol).is_none()).then_some(symbol)
 }
 
-/// A number as the kernel prints it, up to the first character that does not belong to it.
-pub(super) fn number(text: &[u8]) -> Option<u64> {
-    if let Some(hex) = text.strip_prefix(b"0x") {
-        return self::hex(hex);
-    }
-    match text.strip_prefix(b"-") {
-        Some(rest) => decimal(digits_at(rest)).map(u64::wrapping_neg),
-        None => decimal(digits_at(text)),
-    }
-}
-
-/// Hex digits without `0x`, up to the first other character.
-pub(super) fn hex(text: &[u8]) -> Option<u64> {
-    let digits = text.iter().map_while(|&c| char::from(c).to_digit(16));
-    let mut any = false;
-    let mut value = 0_u64;
-    for digit in digits {
-        value = value.checked_mul(16)?.checked_add(u64::from(digit))?;
-        any = true;
-    }
-    any.then_some(value)
-}
-
-/// The word behind ` key ` (tracepoints print names and values side by side).
-pub(super) fn word_after<'a>(args: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
-    let mut words = args.split(|&c| c == b' ').filter(|word| !word.is_empty());
-    words.find(|word| *word == key)?;
-    words.next()
+/// A bare address.
+fn address(text: &[u8]) -> Option<u64> {
+    let digits = text.strip_prefix(b"0x").unwrap_or(text);
+    digits.iter().all(u8::is_ascii_hexdigit).then(|| hex(digits)).flatten()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Event, Line, arg, number, parse};
+    use super::*;
+
+    fn parsed<'a>(line: &'a str, symbols: &'a Symbols) -> (Event<'a>, Printer) {
+        match parse(line.as_bytes(), symbols) {
+            Line::Event(event, printer) => (event, printer),
+            other => panic!("{line}: {other:?}"),
+        }
+    }
 
     #[test]
     fn kprobe_tracepoint_kretprobe_and_odd_task_names() {
-        let line = b"   a b-[3]-127     [002] d..1.    51.973328: kvm_cr: cr_write 4 = 0x20";
-        let event = Event {
-            pid: 127,
-            cpu: 2,
-            ns: 51_973_328_000,
-            name: b"kvm_cr",
-            ret: false,
-            function: false,
-            unresolved: false,
-            caller: b"",
-            args: b"cr_write 4 = 0x20",
-        };
-        assert_eq!(parse(line), Line::Event(event));
-        let line = b"vmm-1 [000] ..... 1.000001: x: (kvm_set_cr4+0x0/0x1a0 [kvm]) id=0 val=0x20";
-        let Line::Event(event) = parse(line) else { panic!() };
-        assert_eq!((event.name, arg(event.args, b"val=")), (&b"kvm_set_cr4"[..], Some(0x20)));
+        let none = Symbols::default();
+        let line = "   a b-[3]-127     [002] d..1.    51.973328: kvm_cr: cr_write 4 = 0x20";
+        let (event, printer) = parsed(line, &none);
+        assert_eq!((event.pid, event.tgid, event.cpu), (127, None, 2));
+        assert_eq!((event.ns, event.name), (51_973_328_000, &b"kvm_cr"[..]));
+        assert_eq!((event.text(), printer), (&b"cr_write 4 = 0x20"[..], Printer::Ftrace));
+        assert!(!event.ret && !event.function);
+        let line = "vmm-1 [000] ..... 1.000001: x: (kvm_set_cr4+0x0/0x1a0 [kvm]) id=0 val=0x20";
+        let (event, _) = parsed(line, &none);
+        assert_eq!((event.name, event.num(b"val")), (&b"kvm_set_cr4"[..], Some(0x20)));
         let line =
-            b"vmm-1 (  1) [000] 1.000001: x: (handle_cr+0x6 [kvm_intel] <- kvm_set_cr4) ret=1";
-        let Line::Event(event) = parse(line) else { panic!() };
+            "vmm-1 (  9) [000] 1.000001: x: (handle_cr+0x6 [kvm_intel] <- kvm_set_cr4) ret=1";
+        let (event, _) = parsed(line, &none);
         assert!(event.ret);
         assert_eq!((event.name, event.caller), (&b"kvm_set_cr4"[..], &b"handle_cr"[..]));
+        assert_eq!(event.tgid, Some(9));
+    }
+
+    #[test]
+    fn a_probe_within_a_function_is_no_call_of_it() {
+        let none = Symbols::default();
+        let line = "v-1 [000] 1.000001: x: (kvm_mmu_load+0x586/0x890 [kvm]) id=0";
+        let (event, _) = parsed(line, &none);
+        assert!(event.inside && !event.function);
+        let line = "v-1 [000] 1.000001: x: (kvm_mmu_load+0x4/0x890 [kvm]) id=0";
+        let (event, _) = parsed(line, &none);
+        assert!(event.function && event.name == b"kvm_mmu_load");
+    }
+
+    #[test]
+    fn addresses_of_report_and_perf_script() {
+        let symbols = Symbols::from_kallsyms(
+            b"ffffffffc05eb660 t kvm_set_cr0\t[kvm]\nffffffffc06dff00 t em_clts\t[kvm]\n",
+        );
+        let line = "t-119 [000] 13.574159: any: (ffffffffc05eb660 <- ffffffffc06dff76) ret=0";
+        let (event, _) = parsed(line, &symbols);
+        assert_eq!((event.name, event.caller), (&b"kvm_set_cr0"[..], &b"em_clts"[..]));
+        assert!(event.ret && !event.assumed);
+        let none = Symbols::default();
+        let line =
+            "CPU 0/KVM  5/123 [001]    12.942307:   kvmtlb:set_cr0: (ffffffffc0416dd0) vcpu=0";
+        let (event, printer) = parsed(line, &none);
+        assert_eq!((event.pid, event.tgid, printer), (123, Some(5), Printer::Perf));
+        assert_eq!(event.name, b"kvm_set_cr0");
+        assert!(event.assumed);
+        let line = "tinyvmm   120 [001]    12.942307:    1   kvm:kvm_exit: vcpu 1 reason io";
+        let (event, _) = parsed(line, &none);
+        assert_eq!((event.pid, event.name), (120, &b"kvm_exit"[..]));
+        assert_eq!(event.text(), b"vcpu 1 reason io");
     }
 
     #[test]
     fn lost_events_and_junk() {
-        assert_eq!(parse(b"CPU:0 [LOST 12 EVENTS]"), Line::Lost(Some(12)));
-        assert_eq!(parse(b"CPU 1 [7 events dropped]"), Line::Lost(Some(7)));
-        assert_eq!(parse(b"CPU:0 [LOST EVENTS]"), Line::Lost(None));
-        assert_eq!(parse(b"\x00\xff [ ["), Line::Junk);
-        assert_eq!(number(b"-1"), Some(u64::MAX));
-        assert_eq!(number(b"0xffffffffffffffff0"), None);
+        let none = Symbols::default();
+        let lost = |line: &'static [u8]| match parse(line, &none) {
+            Line::Lost(count) => count,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(lost(b"CPU:0 [LOST 12 EVENTS]"), Some(12));
+        assert_eq!(lost(b"CPU:2 [9 EVENTS DROPPED]"), Some(9));
+        assert_eq!(lost(b"CPU 1 [7 events dropped]"), Some(7));
+        assert_eq!(lost(b"CPU:0 [LOST EVENTS]"), None);
+        assert_eq!(lost(b" swapper 0 [000]   1.000000: PERF_RECORD_LOST lost 42"), Some(42));
+        assert!(matches!(parse(b"\x00\xff [ [", &none), Line::Junk));
     }
 }

@@ -1,9 +1,11 @@
 //! Lines that tell of an operation of guest, userspace or host.
 
-use super::line::{Event, arg, hex, number, word_after};
+use super::super::event::Event;
+use super::super::number::{hex, number, word_after};
+use super::Importer;
+use super::exits::Exit;
 use super::names::Shows;
 use super::vcpu::{CR0, CR3, CR4, EFER, Place};
-use super::{Importer, exits};
 use crate::act::Act;
 use crate::addr::{Gpa, Gva, PcpuId, VcpuId};
 use crate::op::{Actor, HostOp, Invpcid, InvpcidType, Op, RegWrite, Sregs};
@@ -15,13 +17,13 @@ const MSR_EFER: u64 = 0xc000_0080;
 const MSR_PAT: u64 = 0x277;
 const MSR_APIC_BASE: u64 = 0x1b;
 
-impl Importer {
+impl Importer<'_> {
     /// What the host does, on whatever thread. Answers whether it was such.
     pub(super) fn host_event(&mut self, shows: Shows, event: &Event<'_>) -> bool {
         match shows {
             Shows::UnmapGfns => {
-                let start = arg(event.args, b"start=");
-                if let (Some(start), Some(end)) = (start, arg(event.args, b"end=")) {
+                let start = event.num(b"start");
+                if let (Some(start), Some(end)) = (start, event.num(b"end")) {
                     let size = end.saturating_sub(start).saturating_mul(4096);
                     self.host(HostOp::Unmap { gpa: Gpa(start.saturating_mul(4096)), size });
                 }
@@ -46,18 +48,18 @@ impl Importer {
             Shows::VendorCr4 => self.vendor(vcpu, CR4, event),
             Shows::VendorEfer => self.vendor(vcpu, EFER, event),
             Shows::SetSregs => {
-                let index = self.op(vcpu, Op::Sregs(Box::default()));
-                self.state(vcpu).sregs = Some(index);
+                let number = self.op(vcpu, Op::Sregs(Box::default()));
+                self.state(vcpu).sregs = Some(number);
             }
             Shows::VcpuReset => {
-                let init = arg(event.args, b"init=") == Some(1);
+                let init = event.num(b"init") == Some(1);
                 self.op(vcpu, if init { Op::Init } else { Op::Reset });
                 self.state(vcpu).reset_hooks = [true, false, true, true];
             }
             Shows::VcpuLoad => self.vcpu_load(vcpu, event),
-            Shows::Invlpg => self.invlpg(vcpu, arg(event.args, b"gva=")),
+            Shows::Invlpg => self.invlpg(vcpu, event.num(b"gva")),
             Shows::HandleInvpcid => {
-                let kind = match arg(event.args, b"type=") {
+                let kind = match event.num(b"type") {
                     Some(0) => InvpcidType::Addr,
                     Some(1) => InvpcidType::Single,
                     Some(2) => InvpcidType::All,
@@ -70,8 +72,8 @@ impl Importer {
                     InvpcidType::Single | InvpcidType::Addr => self.state(vcpu).cr3 & 0xfff,
                     _ => 0,
                 };
-                let index = self.op(vcpu, Op::Invpcid(Invpcid { kind, pcid, gva: Gva(0) }));
-                self.state(vcpu).invpcid = Some(index);
+                let number = self.op(vcpu, Op::Invpcid(Invpcid { kind, pcid, gva: Gva(0) }));
+                self.state(vcpu).invpcid = Some(number);
             }
             Shows::TraceMsr => self.trace_msr(vcpu, event),
             Shows::SetCpuid => self.set_cpuid(vcpu),
@@ -86,65 +88,65 @@ impl Importer {
 
     /// kvm_set_cr0, 3, 4: an attempted write, with the raw operand.
     fn set_cr(&mut self, vcpu: VcpuId, reg: usize, event: &Event<'_>) {
-        let keys: [&[u8]; 4] = [b"val=", b"cr3=", b"val=", b"efer="];
-        let value = arg(event.args, b"new=").or_else(|| arg(event.args, keys[reg]));
-        let old = arg(event.args, b"old=").or_else(|| arg(event.args, b"oldreg="));
+        let keys: [&[u8]; 4] = [b"val", b"cr3", b"val", b"efer"];
+        let value = event.num(b"new").or_else(|| event.num(keys[reg]));
+        let old = event.num(b"old").or_else(|| event.num(b"oldreg"));
         let Some(value) = value else { return };
         // CR0.PG 1->0: whether the guest runs 64-bit code is known when KVM has accepted it or not.
         let leaves = reg == CR0 && old.is_some_and(|old| old & !value & PG != 0);
         let state = self.state(vcpu);
         state.learn(reg, old);
         state.writes(reg);
-        let told = state.told.take().filter(|(r, _)| *r == reg).map(|(_, index)| index);
-        let index = match told {
-            Some(index) => {
-                if let Some(op) = self.op_at(index) {
+        let told = state.told.take().filter(|(r, _)| *r == reg).map(|(_, number)| number);
+        let number = match told {
+            Some(number) => {
+                if let Some(op) = self.op_at(number) {
                     *op = write(reg, value);
                 }
-                index
+                number
             }
             None => self.op(vcpu, write(reg, value)),
         };
-        let index = if leaves { self.code_before(index) } else { index };
+        let number = if leaves { self.code_before(number) } else { number };
         let state = self.state(vcpu);
-        state.setting = Some((reg, index));
+        state.setting = Some((reg, number));
         if reg == CR3 {
             state.cr3 = value;
         }
     }
 
-    /// Puts a load of CS before the operation at `index`; answers the operation's index.
-    fn code_before(&mut self, index: usize) -> usize {
-        let Some(record) = self.records.get(index) else { return index };
+    /// Puts a load of CS before the operation of this number; answers the operation's new number.
+    fn code_before(&mut self, number: u64) -> u64 {
+        let Some(record) = self.window.get_mut(number) else { return number };
         let code = Record { body: Body::Op(Op::Code { long: true }), ..record.clone() };
-        self.records.insert(index, code);
-        for vcpu in &mut self.vcpus {
-            vcpu.inserted(index);
+        if !self.window.insert(number, code) {
+            return number;
         }
-        index + 1
+        for vcpu in &mut self.vcpus {
+            vcpu.inserted(number);
+        }
+        number + 1
+    }
+
+    /// KVM has accepted the write of this number: a load of CS before it was of 32-bit code.
+    pub(super) fn code_is_32(&mut self, number: u64) {
+        if let Some(Op::Code { long }) = number.checked_sub(1).and_then(|n| self.op_at(n)) {
+            *long = false;
+        }
     }
 
     /// kvm_cr: `cr_write 4 = 0x20`, before KVM looks at the value.
     fn trace_cr(&mut self, vcpu: VcpuId, event: &Event<'_>) {
-        let Some(rest) = event.args.strip_prefix(b"cr_write ") else { return };
-        let reg = match rest.first() {
-            Some(b'0') => CR0,
-            Some(b'3') => CR3,
-            Some(b'4') => CR4,
-            _ => return,
-        };
-        let Some(value) = word_after(rest, b"=").and_then(number) else { return };
-        let index = self.op(vcpu, write(reg, value));
-        self.state(vcpu).told = Some((reg, index));
+        let Some((reg, value)) = written_cr(event) else { return };
+        let number = self.op(vcpu, write(reg, value));
+        self.state(vcpu).told = Some((reg, number));
     }
 
     /// The vendor's hook: a step of kvm_set_crN, of a reset, of WRMSR EFER, or userspace's write.
     fn vendor(&mut self, vcpu: VcpuId, reg: usize, event: &Event<'_>) {
-        let value = arg(event.args, b"val=")
-            .or_else(|| arg(event.args, b"efer="))
-            .or_else(|| arg(event.args, b"new="));
+        let value = event.num(b"val").or_else(|| event.num(b"efer")).or_else(|| event.num(b"new"));
         let Some(value) = value else { return };
-        let old = arg(event.args, b"old=");
+        let old = event.num(b"old");
         let state = self.state(vcpu);
         if std::mem::take(&mut state.reset_hooks[reg]) {
             return;
@@ -162,30 +164,27 @@ impl Importer {
             self.sregs(vcpu, reg, value);
         } else if reg == EFER && state.wrmsr && state.efer.is_none() {
             state.writes(EFER);
-            let index = self.op(vcpu, Op::Efer(RegWrite::value(value)));
-            self.state(vcpu).efer = Some(index);
+            let number = self.op(vcpu, Op::Efer(RegWrite::value(value)));
+            self.state(vcpu).efer = Some(number);
         }
     }
 
     /// Userspace rewrites a register: one operation gathers them.
     fn sregs(&mut self, vcpu: VcpuId, reg: usize, value: u64) {
-        let index = match self.state(vcpu).sregs {
-            Some(index) => index,
+        let number = match self.state(vcpu).sregs {
+            Some(number) => number,
             None => self.op(vcpu, Op::Sregs(Box::default())),
         };
-        self.state(vcpu).sregs = Some(index);
-        if let Some(Op::Sregs(sregs)) = self.op_at(index) {
+        self.state(vcpu).sregs = Some(number);
+        if let Some(Op::Sregs(sregs)) = self.op_at(number) {
             set_sreg(sregs, reg, value);
         }
     }
 
-    /// KVM_SET_CPUID. Two functions tell of it, one calling the other.
+    /// KVM_SET_CPUID. Two functions tell of it, one calling the other, and the frees of its MMUs,
+    /// which name it as their caller.
     pub(super) fn set_cpuid(&mut self, vcpu: VcpuId) {
-        let own = |record: &&Record| record.actor == Actor::Vcpu(vcpu);
-        let mut last = self.records.iter().rev().filter(own).take(2).map(|record| &record.body);
-        // The function itself, and the frees of its MMUs, which name it as their caller.
-        let told = last.any(|body| *body == Body::Op(Op::Cpuid));
-        if !told {
+        if !std::mem::replace(&mut self.state(vcpu).cpuid, true) {
             self.op(vcpu, Op::Cpuid);
         }
     }
@@ -201,10 +200,19 @@ impl Importer {
         }
     }
 
+    /// Without decode assists the emulator carries INVLPG out.
+    pub(super) fn emulated_invlpg(&mut self, vcpu: VcpuId) {
+        if let Some(number) = self.state(vcpu).invlpg
+            && let Some(op @ Op::Invlpg(_)) = self.op_at(number)
+        {
+            *op = Op::Emul(Box::new(op.clone()));
+        }
+    }
+
     fn vcpu_load(&mut self, vcpu: VcpuId, event: &Event<'_>) {
-        let cpu = arg(event.args, b"newcpu=").or_else(|| arg(event.args, b"cpu="));
+        let cpu = event.num(b"newcpu").or_else(|| event.num(b"cpu"));
         let cpu = cpu.and_then(|cpu| u16::try_from(cpu).ok()).unwrap_or(event.cpu);
-        let last = arg(event.args, b"oldcpu=").or_else(|| arg(event.args, b"last="));
+        let last = event.num(b"oldcpu").or_else(|| event.num(b"last"));
         let last = last.and_then(|cpu| u16::try_from(cpu).ok());
         let last = last.or(self.state(vcpu).pcpu);
         self.state(vcpu).pcpu = Some(cpu);
@@ -217,7 +225,7 @@ impl Importer {
     fn invlpg(&mut self, vcpu: VcpuId, gva: Option<u64>) {
         let Some(gva) = gva.map(Gva) else { return };
         match self.state(vcpu).invlpg.take() {
-            Some(index) => match self.op_at(index) {
+            Some(number) => match self.op_at(number) {
                 Some(Op::Emul(op)) => **op = Op::Invlpg(gva),
                 Some(op) => *op = Op::Invlpg(gva),
                 None => {}
@@ -228,25 +236,14 @@ impl Importer {
         }
     }
 
-    /// Without decode assists the emulator carries INVLPG out.
-    pub(super) fn emulated_invlpg(&mut self, vcpu: VcpuId) {
-        if let Some(index) = self.state(vcpu).invlpg
-            && let Some(op @ Op::Invlpg(_)) = self.op_at(index)
-        {
-            *op = Op::Emul(Box::new(op.clone()));
-        }
-    }
-
     /// kvm_msr: `msr_write c0000080 = 0x100`, after KVM has carried it out.
     fn trace_msr(&mut self, vcpu: VcpuId, event: &Event<'_>) {
-        let Some(rest) = event.args.strip_prefix(b"msr_write ") else { return };
-        let value = word_after(rest, b"=").and_then(number);
-        let (Some(msr), Some(value)) = (hex(rest), value) else { return };
+        let Some((msr, value)) = written_msr(event) else { return };
         if msr == MSR_EFER {
             let write = Op::Efer(RegWrite::value(value));
             match self.state(vcpu).efer.take() {
-                Some(index) => {
-                    if let Some(op) = self.op_at(index) {
+                Some(number) => {
+                    if let Some(op) = self.op_at(number) {
                         *op = write;
                     }
                 }
@@ -266,34 +263,32 @@ impl Importer {
 
     /// An exit begins a window; some reasons are operations by themselves.
     pub(super) fn exit(&mut self, vcpu: VcpuId, event: &Event<'_>) {
-        let reason = word_after(event.args, b"reason").unwrap_or(b"");
-        let info1 = word_after(event.args, b"info1").and_then(number);
+        let exit = Exit::of(event, self.clues.is_amd());
         let entered = self.state(vcpu).place != Place::Guest;
         if entered {
             self.act(vcpu, Act::EntrySeen);
         }
-        let vmx = exits::vmx(reason);
-        self.act(vcpu, Act::Exit(vmx.or_else(|| exits::svm(reason))));
+        self.act(vcpu, Act::Exit(exit.number()));
         let state = self.state(vcpu);
         state.window(Place::Exit);
         if state.thread.is_some_and(|thread| thread != event.pid) {
             state.other_thread = Some(event.pid);
         }
         state.thread = Some(event.pid);
-        state.wrmsr = reason == b"MSR_WRITE" || (reason == b"msr" && info1 == Some(1));
-        match (vmx, info1) {
+        state.wrmsr = exit.is_wrmsr();
+        match (exit, exit.info1()) {
             // Exit qualification 5:4 = 2 is CLTS (SDM vol. 3, table 28-3).
-            (Some(28), Some(info)) if info >> 4 & 3 == 2 => {
+            (Exit::Vmx(28, _), Some(info)) if info >> 4 & 3 == 2 => {
                 self.op(vcpu, Op::Clts);
             }
-            (Some(14), Some(gva)) => {
-                let index = self.op(vcpu, Op::Invlpg(Gva(gva)));
-                self.state(vcpu).invlpg = Some(index);
+            (Exit::Vmx(14, _), Some(gva)) => {
+                let number = self.op(vcpu, Op::Invlpg(Gva(gva)));
+                self.state(vcpu).invlpg = Some(number);
             }
             // With decode assists EXITINFO1 is the address (APM vol. 2, 15.10); without, 0.
-            (None, Some(gva)) if reason == b"invlpg" && gva != 0 => {
-                let index = self.op(vcpu, Op::Invlpg(Gva(gva)));
-                self.state(vcpu).invlpg = Some(index);
+            (Exit::Svm(0x79, _), Some(gva)) if gva != 0 => {
+                let number = self.op(vcpu, Op::Invlpg(Gva(gva)));
+                self.state(vcpu).invlpg = Some(number);
             }
             _ => {}
         }
@@ -311,19 +306,47 @@ impl Importer {
             }
             _ => return,
         };
-        let Some((r, index)) = self.state(vcpu).setting.take() else { return };
-        if r == reg
-            && arg(event.args, b"ret=") == Some(0)
-            && let Some(Op::Code { long }) = index.checked_sub(1).and_then(|i| self.op_at(i))
-        {
-            *long = false;
+        let Some((r, number)) = self.state(vcpu).setting.take() else { return };
+        if r == reg && event.num(b"ret") == Some(0) {
+            self.code_is_32(number);
         }
         let emulated = event.caller.starts_with(b"em_") || event.caller.starts_with(b"emulator_");
         if r == reg
             && emulated
-            && let Some(op) = self.op_at(index)
+            && let Some(op) = self.op_at(number)
         {
             *op = Op::Emul(Box::new(std::mem::replace(op, Op::Clts)));
+        }
+    }
+}
+
+/// kvm_cr: register and value of a write.
+fn written_cr(event: &Event<'_>) -> Option<(usize, u64)> {
+    let (cr, value) = match (event.num(b"rw"), event.num(b"cr"), event.num(b"val")) {
+        (Some(1), Some(cr), Some(value)) => (cr, value),
+        (Some(_), ..) => return None,
+        _ => {
+            let rest = event.text().strip_prefix(b"cr_write ")?;
+            (number(rest)?, word_after(rest, b"=").and_then(number)?)
+        }
+    };
+    let reg = match cr {
+        0 => CR0,
+        3 => CR3,
+        4 => CR4,
+        _ => return None,
+    };
+    Some((reg, value))
+}
+
+/// kvm_msr: number and value of a write.
+fn written_msr(event: &Event<'_>) -> Option<(u64, u64)> {
+    match (event.num(b"write"), event.num(b"ecx"), event.num(b"data")) {
+        (Some(1), Some(msr), Some(value)) => Some((msr, value)),
+        (Some(_), ..) => None,
+        _ => {
+            let rest = event.text().strip_prefix(b"msr_write ")?;
+            Some((hex(rest)?, word_after(rest, b"=").and_then(number)?))
         }
     }
 }

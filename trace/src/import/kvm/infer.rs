@@ -1,11 +1,13 @@
 //! What machine a recording shows, with the evidence for each answer.
 
-use super::line::{Event, arg, text_arg};
+use super::super::event::Event;
+use super::Importer;
+use super::exits::Exit;
+use super::kernel::{Set, Signs};
 use super::names::Shows;
+use super::page::access_letters;
 use super::vcpu::First;
-use super::{Importer, exits};
-use crate::act::{Act, Hook};
-use crate::recording::{Body, Meta, Recording};
+use crate::recording::Meta;
 use crate::regs::{Cr4, Efer, MmuKind, Regs, Vendor};
 
 /// What was seen on the way.
@@ -13,41 +15,51 @@ use crate::regs::{Cr4, Efer, MmuKind, Regs, Vendor};
 pub(super) struct Clues {
     /// A header of ftrace.
     pub header: bool,
+    /// A header of `trace-cmd report`.
+    pub report: bool,
+    /// The kernel's release, where the form tells it.
+    pub release: Option<String>,
     /// The header has the column `preempt-depth` but not `migrate-disable`, which came with 5.12.
-    pub before_5_12: bool,
+    preempt_depth: bool,
+    migrate_disable: bool,
     intel: Option<&'static str>,
     amd: Option<&'static str>,
     tdp: Option<&'static str>,
     shadow: Option<&'static str>,
-    /// Argument of kvm_mmu_new_pgd that 5.17 has no more.
-    skip_flush: bool,
-    /// kvm_mmu_invalidate_addr, kvm_flush_remote_tlbs_range or a free mask of 0xf: 6.4 and later.
-    since_6_4: Option<&'static str>,
-    /// kvm_mmu_invalidate_gva or a free mask of all ones: before 6.4.
-    before_6_4: Option<&'static str>,
+    signs: Signs,
     /// Bits of CR4 and EFER in values that KVM accepted.
     cr4: u64,
     efer: u64,
-    /// Probes that were taken for the function that their name suggests.
-    pub assumed: u64,
-    /// kvm_exit prints `requests`.
-    exit_requests: bool,
 }
 
 impl Clues {
     pub fn comment(&mut self, text: &[u8]) {
         self.header |= text.starts_with(b"# tracer:");
+        self.report |= text.starts_with(b"cpus=");
         let has = |word: &[u8]| text.windows(word.len()).any(|w| w == word);
         // The header names the columns one a line, migrate-disable behind preempt-depth.
-        if has(b"migrate-disable") {
-            self.before_5_12 = false;
-        } else if has(b"preempt-depth") {
-            self.before_5_12 = true;
-        }
+        self.migrate_disable |= has(b"migrate-disable");
+        self.preempt_depth |= has(b"preempt-depth");
+    }
+
+    /// Whether the kernel is older than 5.12: its request bit 1 is MMU_RELOAD.
+    pub fn before_5_12(&self) -> bool {
+        self.preempt_depth && !self.migrate_disable
+            || self.release.as_deref().is_some_and(|release| release.starts_with("5.10."))
+    }
+
+    /// Whether AMD's hardware was seen.
+    pub const fn is_amd(&self) -> bool {
+        self.amd.is_some()
+    }
+
+    /// Whether a first VPID of 0 may still turn up and say that no hook did anything.
+    pub const fn may_be_without_vpid(&self) -> bool {
+        self.intel.is_some() && self.tdp.is_none()
     }
 
     pub fn event(&mut self, event: &Event<'_>, shows: Shows) {
-        if event.function {
+        if event.function && !event.assumed {
             if event.name.starts_with(b"vmx_") {
                 self.intel = Some("functions of kvm_intel are probed");
             } else if event.name.starts_with(b"svm_") {
@@ -57,38 +69,73 @@ impl Clues {
         match shows {
             Shows::TraceExit => self.exit(event),
             Shows::PostSetCr if event.name == b"kvm_post_set_cr4" => {
-                self.cr4 |= arg(event.args, b"new=").unwrap_or(0);
+                self.cr4 |= event.num(b"new").unwrap_or(0);
             }
-            Shows::VendorCr4 => self.cr4 |= arg(event.args, b"val=").unwrap_or(0),
+            Shows::VendorCr4 => self.cr4 |= event.num(b"val").unwrap_or(0),
             Shows::VendorEfer => {
-                let value = arg(event.args, b"efer=").or_else(|| arg(event.args, b"new="));
+                let value = event.num(b"efer").or_else(|| event.num(b"new"));
                 self.efer |= value.unwrap_or(0);
             }
-            Shows::NewPgd if text_arg(event.args, b"skip_tlb_flush=").is_some() => {
-                self.skip_flush = true;
-            }
-            Shows::FreeRoots => match text_arg(event.args, b"mask=") {
-                Some(b"0xf") => self.since_6_4 = Some("kvm_mmu_free_roots with mask 0xf for all"),
-                Some(b"0xffffffff" | b"0xffffffffffffffff") => {
-                    self.before_6_4 = Some("kvm_mmu_free_roots with mask ~0 for all");
-                }
-                _ => {}
-            },
-            Shows::InvalidateGva if event.name == b"kvm_mmu_invalidate_addr" => {
-                self.since_6_4 = Some("kvm_mmu_invalidate_addr exists");
-            }
-            Shows::InvalidateGva => self.before_6_4 = Some("kvm_mmu_invalidate_gva exists"),
             Shows::Evidence if event.name == b"kvm_tdp_mmu_spte_changed" => {
                 self.tdp = Some("entries of the TDP MMU change");
             }
             _ => {}
         }
+        self.version(event, shows);
+    }
+
+    /// Signs of a kernel version. A function that is there proves a version, one that is not seen
+    /// proves nothing: it may be inlined, or nobody probed it.
+    fn version(&mut self, event: &Event<'_>, shows: Shows) {
+        let (set, why) = match shows {
+            Shows::NewPgd if event.has(b"skip_tlb_flush") => {
+                (Set::V5_10, "kvm_mmu_new_pgd has the argument skip_tlb_flush")
+            }
+            Shows::FreeRoots => match event.num(b"mask") {
+                Some(0xf) => (Set::SINCE_6_4, "kvm_mmu_free_roots with mask 0xf for all"),
+                Some(0xffff_ffff | u64::MAX) => {
+                    (Set::UP_TO_6_3, "kvm_mmu_free_roots with mask ~0 for all")
+                }
+                _ => return,
+            },
+            Shows::TracePageFault
+                if event.has(b"vcpu_id") || event.text().starts_with(b"vcpu ") =>
+            {
+                (Set::SINCE_6_0, "kvm_page_fault names the vCPU")
+            }
+            Shows::TracePageFault => (Set::UP_TO_5_19, "kvm_page_fault does not name the vCPU"),
+            Shows::TraceExit if requests(event) => (Set::SINCE_6_14, "kvm_exit prints `requests`"),
+            Shows::TraceExit => (Set::UP_TO_6_12, "kvm_exit prints no `requests`"),
+            Shows::SpGet if access_letters(event.text()) == Some(4) => {
+                (Set::SINCE_7_2, "shadow pages have four letters of access")
+            }
+            Shows::SpGet if access_letters(event.text()) == Some(3) => {
+                (Set::UP_TO_6_18, "shadow pages have three letters of access")
+            }
+            _ if event.assumed => return,
+            _ => match event.name {
+                b"kvm_mmu_invalidate_gva" => (Set::UP_TO_6_3, "kvm_mmu_invalidate_gva exists"),
+                b"kvm_flush_remote_tlbs_with_address" => {
+                    (Set::UP_TO_6_3, "kvm_flush_remote_tlbs_with_address exists")
+                }
+                b"kvm_mmu_invalidate_addr" => (Set::SINCE_6_4, "kvm_mmu_invalidate_addr exists"),
+                b"kvm_mmu_free_obsolete_roots" | b"__kvm_mmu_free_obsolete_roots" => {
+                    (Set::SINCE_5_18, "kvm_mmu_free_obsolete_roots exists")
+                }
+                b"kvm_reload_remote_mmus" => (Set::UP_TO_5_17, "kvm_reload_remote_mmus exists"),
+                b"kvm_mmu_sync_prev_roots" => (Set::SINCE_5_17, "kvm_mmu_sync_prev_roots exists"),
+                b"kvm_mmu_track_write" => (Set::SINCE_6_6, "kvm_mmu_track_write exists"),
+                b"kvm_mmu_pte_write" => (Set::UP_TO_6_4, "kvm_mmu_pte_write exists"),
+                b"kvm_set_spte_hva" => (Set::UP_TO_6_4, "kvm_set_spte_hva exists"),
+                _ => return,
+            },
+        };
+        self.signs.add(set, why);
     }
 
     fn exit(&mut self, event: &Event<'_>) {
-        let reason = super::line::word_after(event.args, b"reason").unwrap_or(b"");
-        match (exits::vmx(reason), exits::svm(reason)) {
-            (Some(number), _) => {
+        match Exit::of(event, self.is_amd()) {
+            Exit::Vmx(number, _) => {
                 self.intel = self.intel.or(Some("exit reasons are Intel's"));
                 match number {
                     48 | 49 => self.tdp = Some("EPT violations or misconfigurations exit"),
@@ -96,7 +143,7 @@ impl Clues {
                     _ => {}
                 }
             }
-            (_, Some(number)) => {
+            Exit::Svm(number, _) => {
                 self.amd = self.amd.or(Some("exit reasons are AMD's"));
                 match number {
                     0x400 => self.tdp = Some("nested page faults exit"),
@@ -104,45 +151,49 @@ impl Clues {
                     _ => {}
                 }
             }
-            _ => {}
+            Exit::Unknown => {}
         }
-        self.exit_requests |= event.args.windows(12).any(|w| w == b" requests 0x");
     }
 }
 
-/// Ends an import.
-pub(super) fn finish(importer: Importer, name: &str) -> Recording {
+/// Whether a kvm_exit tells the pending requests.
+fn requests(event: &Event<'_>) -> bool {
+    event.has(b"requests") || event.text().windows(12).any(|w| w == b" requests 0x")
+}
+
+/// What is known at the end of an import.
+pub(super) fn meta(importer: &Importer<'_>, form: &str) -> Meta {
     let mut meta = Meta {
-        source: name.to_owned(),
-        form: "ftrace".to_owned(),
+        source: importer.name.clone(),
+        form: form.to_owned(),
         vcpus: u16::try_from(importer.vcpus.len()).unwrap_or(u16::MAX),
         losses: importer.losses.clone(),
         ..Meta::default()
     };
-    vendor_and_mmu(&importer, &mut meta);
-    vpid(&importer, &mut meta);
-    kernel(&importer, &mut meta);
-    registers(&importer, &mut meta);
-    if importer.clues.assumed > 0 {
-        let count = importer.clues.assumed;
+    vendor_and_mmu(importer, &mut meta);
+    vpid(importer, &mut meta);
+    kernel(importer, &mut meta);
+    registers(importer, &mut meta);
+    let (names, count) = importer.names.assumed();
+    if count > 0 {
+        let names = names.join(", ");
         meta.evidence.push(format!(
-            "assumption: {count} lines print an address only and are taken for what their names say"
+            "assumption: {count} events show only an address and are taken for what their names \
+             say ({names}); --kallsyms or --probes tells the functions"
         ));
     }
-    features(&importer, &mut meta);
-    threads(&importer, &mut meta);
-    let mut census = importer.names.census();
-    if importer.junk > 0 {
-        census.unknown.insert("(lines that are no events)".to_owned(), importer.junk);
+    if importer.tenants.homeless > 0 {
+        meta.evidence.push(format!(
+            "{} events of the host name no VM, while there are several: left out",
+            importer.tenants.homeless
+        ));
     }
-    let mut records = importer.records;
-    if meta.vpid == Some(false) && meta.mmu == Some(MmuKind::Shadow) {
-        without_vpid(&mut records);
-    }
-    Recording { meta, census, records }
+    features(importer, &mut meta);
+    threads(importer, &mut meta);
+    meta
 }
 
-fn vendor_and_mmu(importer: &Importer, meta: &mut Meta) {
+fn vendor_and_mmu(importer: &Importer<'_>, meta: &mut Meta) {
     let clues = &importer.clues;
     let note = |what: &str, why: &str| format!("{what}: {why}");
     match (clues.intel, clues.amd) {
@@ -179,7 +230,7 @@ fn vendor_and_mmu(importer: &Importer, meta: &mut Meta) {
     }
 }
 
-fn vpid(importer: &Importer, meta: &mut Meta) {
+fn vpid(importer: &Importer<'_>, meta: &mut Meta) {
     let seen: Vec<u64> = importer.vcpus.iter().filter_map(|vcpu| vcpu.vpid).collect();
     if meta.vendor == Some(Vendor::Amd) {
         return;
@@ -195,32 +246,21 @@ fn vpid(importer: &Importer, meta: &mut Meta) {
     }
 }
 
-/// The recorded kernel, as far as probes tell versions apart. Backports may look like any of them.
-fn kernel(importer: &Importer, meta: &mut Meta) {
-    let clues = &importer.clues;
-    let (policy, why) = if clues.skip_flush || clues.before_5_12 {
-        let why = if clues.skip_flush {
-            "kvm_mmu_new_pgd has the argument skip_tlb_flush"
-        } else {
-            "ftrace's header has no column migrate-disable (before 5.12)"
-        };
-        ("kvm-5.10", why)
-    } else if clues.exit_requests {
-        ("kvm-7.3", "kvm_exit prints `requests`, as the 7.3 recordings do; 6.18 acts alike")
-    } else if let Some(why) = clues.since_6_4 {
-        ("kvm-6.12-lts", why)
-    } else if let Some(why) = clues.before_6_4 {
-        ("kvm-6.1-lts", why)
-    } else {
-        meta.evidence.push("kernel not decided: no probe tells the version".to_owned());
-        return;
-    };
-    meta.kernel = Some(policy.to_owned());
-    meta.evidence.push(format!("kernel {policy}: {why}"));
+/// The recorded kernel.
+fn kernel(importer: &Importer<'_>, meta: &mut Meta) {
+    let mut signs = importer.clues.signs.clone();
+    if importer.clues.before_5_12() {
+        signs.add(Set::V5_10, "ftrace's header has no column migrate-disable (before 5.12)");
+    } else if importer.clues.migrate_disable {
+        signs.add(Set::SINCE_5_12, "ftrace's header has the column migrate-disable");
+    }
+    let (policy, why) = signs.decide(importer.clues.release.as_deref());
+    meta.kernel = policy.map(str::to_owned);
+    meta.evidence.push(why);
 }
 
 /// What each vCPU's registers were before the first operation that wrote them.
-fn registers(importer: &Importer, meta: &mut Meta) {
+fn registers(importer: &Importer<'_>, meta: &mut Meta) {
     for (number, vcpu) in importer.vcpus.iter().enumerate() {
         let value = |reg: usize| match vcpu.first[reg] {
             First::Value(value) => value,
@@ -241,7 +281,7 @@ fn registers(importer: &Importer, meta: &mut Meta) {
 }
 
 /// Features that accepted register values or operations prove, by their names in scenarios.
-fn features(importer: &Importer, meta: &mut Meta) {
+fn features(importer: &Importer<'_>, meta: &mut Meta) {
     let (cr4, efer) = (importer.clues.cr4, importer.clues.efer);
     let bits = [
         ("la57", Cr4::LA57),
@@ -267,23 +307,12 @@ fn features(importer: &Importer, meta: &mut Meta) {
     meta.features = found.into_iter().map(str::to_owned).collect();
 }
 
-fn threads(importer: &Importer, meta: &mut Meta) {
+fn threads(importer: &Importer<'_>, meta: &mut Meta) {
     for (number, vcpu) in importer.vcpus.iter().enumerate() {
         if let (Some(last), Some(other)) = (vcpu.thread, vcpu.other_thread) {
             meta.evidence.push(format!(
                 "v{number} ran on more than one thread ({other}, {last}): perhaps several VMs"
             ));
-        }
-    }
-}
-
-/// With VPID 0 no hook executes anything: every entry and exit flushes.
-fn without_vpid(records: &mut [crate::Record]) {
-    for record in records {
-        if let Body::Act(Act::Hook { hook, effective, .. }) = &mut record.body
-            && matches!(hook, Hook::All | Hook::Current | Hook::Guest | Hook::Gva(_))
-        {
-            *effective = false;
         }
     }
 }

@@ -1,9 +1,11 @@
 //! Lines that tell what KVM did.
 
-use super::Importer;
-use super::line::{Event, arg, number, text_arg, word_after};
+use super::super::event::Event;
+use super::super::number::{bare_hex, number, word_after, words};
 use super::names::Shows;
+use super::page::Page;
 use super::vcpu::{CR0, CR3, CR4, EFER, Place};
+use super::{Importer, PAGES};
 use crate::act::{Act, Hook, HookBy, Request, RootLookup, RootSlot};
 use crate::addr::{Gva, Hpa, Pcid, Sp, VcpuId};
 use crate::op::{Actor, InvpcidType, Op};
@@ -25,12 +27,12 @@ const RELOAD: (u32, Request) = (1, Request::MmuReload);
 const SCAN_IOAPIC: u64 = 23;
 const INVALID_ROOT: u64 = u64::MAX;
 
-impl Importer {
+impl Importer<'_> {
     /// Compares `req=` with what it was: new bits were posted, gone ones are being served.
     pub(super) fn requests(&mut self, vcpu: VcpuId, event: &Event<'_>) {
-        let Some(req) = arg(event.args, b"req=") else { return };
+        let Some(req) = event.num(b"req") else { return };
         let old = self.state(vcpu).req.replace(req);
-        let reload = self.clues.before_5_12.then_some(RELOAD);
+        let reload = self.clues.before_5_12().then_some(RELOAD);
         for (bit, request) in BITS.into_iter().chain(reload) {
             let mask = 1_u64 << bit;
             // Before the first `req=` a set bit is told as posted: when, nobody saw.
@@ -45,7 +47,7 @@ impl Importer {
     pub(super) fn act_event(&mut self, vcpu: VcpuId, shows: Shows, event: &Event<'_>) {
         let act = match shows {
             Shows::ResetContext => {
-                self.smm(vcpu, text_arg(event.args, b"caller=").unwrap_or(b""));
+                self.smm(vcpu, event.symbol(b"caller").unwrap_or(b""));
                 Act::Reset { role_changed: None }
             }
             Shows::InitMmu => {
@@ -54,17 +56,18 @@ impl Importer {
                     self.set_cpuid(vcpu);
                     self.act(vcpu, Act::FreeRoots { mask: 0xf });
                 }
+                self.state(vcpu).cpuid = false;
                 Act::Init
             }
             Shows::Unload => Act::Unload,
             Shows::FreeRoots => {
-                let mask = (arg(event.args, b"mask=").unwrap_or(0xf) & 0xf) as u8;
-                let caller = text_arg(event.args, b"caller=").unwrap_or(b"");
+                let mask = (event.num(b"mask").unwrap_or(0xf) & 0xf) as u8;
+                let caller = event.symbol(b"caller").unwrap_or(b"");
                 if caller.starts_with(b"kvm_mmu_after_set_cpuid") {
                     self.set_cpuid(vcpu);
                 }
                 self.invpcid_of_freed(vcpu, event, mask);
-                Act::FreeRoots { mask: mask & !empty_slots(event.args, mask) }
+                Act::FreeRoots { mask: mask & !empty_slots(event, mask) }
             }
             Shows::FreeObsolete => Act::FreeObsoleteRoots,
             Shows::FreeObsoleteHalf => {
@@ -77,14 +80,14 @@ impl Importer {
             }
             Shows::NewPgd => {
                 self.roots(vcpu, event, true);
-                Act::NewPgd(new_pgd(event.args))
+                Act::NewPgd(new_pgd(event))
             }
             Shows::Load => {
                 self.state(vcpu).in_load = true;
                 Act::Load
             }
             Shows::LoadPgd => {
-                let root = arg(event.args, b"root_hpa=").or_else(|| arg(event.args, b"root="));
+                let root = event.num(b"root_hpa").or_else(|| event.num(b"root"));
                 Act::LoadPgd { root: Hpa(root.unwrap_or(0)) }
             }
             Shows::RequestAll => return self.request_all(Actor::Vcpu(vcpu), event),
@@ -98,7 +101,7 @@ impl Importer {
             Shows::InvpcidGva => return self.invpcid_operand(vcpu, event, true),
             Shows::InvalidatePcid => {
                 self.invpcid_operand(vcpu, event, false);
-                Act::InvalidatePcid(Pcid(arg(event.args, b"pcid=").unwrap_or(0) as u16 & 0xfff))
+                Act::InvalidatePcid(Pcid(event.num(b"pcid").unwrap_or(0) as u16 & 0xfff))
             }
             Shows::InvalidateGva => Act::InvalidateGva(gva(event)),
             // Outside a register write a software walk reads the PDPTEs, as it does entries.
@@ -106,10 +109,10 @@ impl Importer {
             Shows::LoadPdptrs => Act::LoadPdptrs { changed: None },
             Shows::RemoteFlush => Act::RemoteFlush { ipi: None },
             Shows::TracePageFault => Act::PageFault {
-                address: word_after(event.args, b"address").and_then(bare_hex).unwrap_or(0),
-                error: word_after(event.args, b"error_code").and_then(bare_hex).unwrap_or(0),
+                address: printed(event, b"fault_address", b"address"),
+                error: printed(event, b"error_code", b"error_code"),
             },
-            Shows::TraceInject => match injected(event.args) {
+            Shows::TraceInject => match injected(event) {
                 Some(act) => act,
                 None => return,
             },
@@ -127,7 +130,7 @@ impl Importer {
             Shows::FlushAsid if std::mem::take(&mut self.state(vcpu).tail_follows) => {}
             Shows::FlushAsid => self.hook(vcpu, Shows::FlushGuest, event),
             Shows::ServiceFlushes => {
-                let req = arg(event.args, b"req=").unwrap_or(0);
+                let req = event.num(b"req").unwrap_or(0);
                 self.state(vcpu).current_requested = Some(req >> 34 & 1 == 1);
             }
             Shows::Run => self.run(vcpu, event),
@@ -150,7 +153,7 @@ impl Importer {
 
     /// A flush hook of the vendor.
     fn hook(&mut self, vcpu: VcpuId, shows: Shows, event: &Event<'_>) {
-        let caller = text_arg(event.args, b"caller=").unwrap_or(b"");
+        let caller = event.symbol(b"caller").unwrap_or(b"");
         let state = self.state(vcpu);
         let in_load = state.in_load;
         let by = if caller.starts_with(b"kvm_mmu_load") {
@@ -175,7 +178,7 @@ impl Importer {
         // entry and exit flushes (facts/kvm.md 6.2).
         let rootless = hook == Hook::Current
             && event.name.starts_with(b"vmx")
-            && arg(event.args, b"root=") == Some(INVALID_ROOT);
+            && event.num(b"root") == Some(INVALID_ROOT);
         let effective = !rootless && state.vpid != Some(0);
         if hook == Hook::Current {
             state.in_load = false;
@@ -188,39 +191,39 @@ impl Importer {
     /// The last function before the hardware entry prints the guest's registers.
     fn run(&mut self, vcpu: VcpuId, event: &Event<'_>) {
         let state = self.state(vcpu);
-        state.learn(CR0, arg(event.args, b"cr0="));
-        state.learn(CR3, arg(event.args, b"cr3=").or_else(|| arg(event.args, b"gcr3=")));
-        state.learn(CR4, arg(event.args, b"cr4=").or_else(|| arg(event.args, b"gcr4=")));
-        state.learn(EFER, arg(event.args, b"efer="));
-        if let Some(vpid) = arg(event.args, b"vpid=") {
+        state.learn(CR0, event.num(b"cr0"));
+        state.learn(CR3, event.num(b"cr3").or_else(|| event.num(b"gcr3")));
+        state.learn(CR4, event.num(b"cr4").or_else(|| event.num(b"gcr4")));
+        state.learn(EFER, event.num(b"efer"));
+        if let Some(vpid) = event.num(b"vpid") {
             state.vpid = Some(vpid);
         }
-        if let Some(cr3) = arg(event.args, b"cr3=").or_else(|| arg(event.args, b"gcr3=")) {
+        if let Some(cr3) = event.num(b"cr3").or_else(|| event.num(b"gcr3")) {
             state.cr3 = cr3;
         }
         self.roots(vcpu, event, false);
     }
 
-    /// The roots that a function prints, all or those that changed: SVM's VMCB holds the active one as nested CR3, or
-    /// as CR3 under shadow paging.
+    /// The roots that a function prints, all or those that changed: SVM's VMCB holds the active one
+    /// as nested CR3, or as CR3 under shadow paging.
     fn roots(&mut self, vcpu: VcpuId, event: &Event<'_>, all: bool) {
         const KEYS: [(&[u8], &[u8], &[u8]); 4] = [
-            (b"pgd=", b"root=", b"root="),
-            (b"p0=", b"h0=", b"r0="),
-            (b"p1=", b"h1=", b"r1="),
-            (b"p2=", b"h2=", b"r2="),
+            (b"pgd", b"root", b"root"),
+            (b"p0", b"h0", b"r0"),
+            (b"p1", b"h1", b"r1"),
+            (b"p2", b"h2", b"r2"),
         ];
         for (n, (pgd, root, other)) in KEYS.into_iter().enumerate() {
-            let printed = arg(event.args, root).or_else(|| arg(event.args, other));
+            let printed = event.num(root).or_else(|| event.num(other));
             let vmcb = || {
-                let nested = arg(event.args, b"ncr3=").filter(|&root| root != 0);
+                let nested = event.num(b"ncr3").filter(|&root| root != 0);
                 // The low bits of a shadow CR3 are the PCID.
-                nested.or_else(|| arg(event.args, b"hcr3=").map(|root| root & !0xfff))
+                nested.or_else(|| event.num(b"hcr3").map(|root| root & !0xfff))
             };
             let printed = if n == 0 { printed.or_else(vmcb) } else { printed };
             let Some(root) = printed else { continue };
             let root = (root != INVALID_ROOT).then_some(Hpa(root));
-            let pgd = arg(event.args, pgd).filter(|_| root.is_some());
+            let pgd = event.num(pgd).filter(|_| root.is_some());
             let told = &mut self.state(vcpu).roots[n];
             let known = if all { None } else { told.replace((pgd, root)) };
             if n == 0 || known != Some((pgd, root)) {
@@ -232,7 +235,7 @@ impl Importer {
 
     /// kvm_make_all_cpus_request; remote flushes have their own function.
     pub(super) fn request_all(&mut self, actor: Actor, event: &Event<'_>) {
-        let number = arg(event.args, b"reqnr=").or_else(|| arg(event.args, b"reqno="));
+        let number = event.num(b"reqnr").or_else(|| event.num(b"reqno"));
         // The low 8 bits are the number, the others are flags.
         match (number.map(|number| number & 0xff), actor) {
             (Some(39), _) => {
@@ -247,16 +250,38 @@ impl Importer {
         }
     }
 
+    /// 5.10 tells nothing of INVPCID's operand but what follows: cached roots of its PCID are
+    /// freed, and of the current one the active root is synced before.
+    fn invpcid_of_freed(&mut self, vcpu: VcpuId, event: &Event<'_>, mask: u8) {
+        const KEYS: [&[u8]; 3] = [b"p0", b"p1", b"p2"];
+        let Some(number) = self.state(vcpu).invpcid.take() else { return };
+        let pgds = KEYS.map(|key| event.num(key));
+        let freed = (0..3).find(|slot| mask >> 1 >> slot & 1 != 0).and_then(|slot| pgds[slot]);
+        let current = self.state(vcpu).cr3;
+        let used =
+            |pcid: u64| pgds.iter().flatten().chain([&current]).any(|pgd| pgd & 0xfff == pcid);
+        // A PCID that no root has, where none was freed.
+        let pcid = freed.map(|pgd| pgd & 0xfff).or_else(|| (0..0x1000).rev().find(|p| !used(*p)));
+        if let Some(Op::Invpcid(op)) = self.op_at(number)
+            && op.kind == InvpcidType::Single
+        {
+            op.pcid = pcid.unwrap_or(op.pcid);
+        }
+    }
+
     /// The register's value before the write under way, as KVM read it.
     pub(super) fn old_seen(&mut self, vcpu: VcpuId, register: u8, event: &Event<'_>) {
-        if let Some(old) = arg(event.args, b"old=") {
+        if let Some((CR0, number)) = self.state(vcpu).setting {
+            self.code_is_32(number);
+        }
+        if let Some(old) = event.num(b"old") {
             self.act(vcpu, Act::OldSeen { register, old });
         }
     }
 
     /// kvm_mmu_invpcid_gva and kvm_invalidate_pcid tell the operands of INVPCID.
     fn invpcid_operand(&mut self, vcpu: VcpuId, event: &Event<'_>, address: bool) {
-        let (pcid, target) = (arg(event.args, b"pcid="), gva(event));
+        let (pcid, target) = (event.num(b"pcid"), gva(event));
         if address {
             self.act(vcpu, Act::InvalidateGva(target));
         }
@@ -269,50 +294,36 @@ impl Importer {
         }
     }
 
-    /// 5.10 tells nothing of INVPCID's operand but what follows: cached roots of its PCID are
-    /// freed, and of the current one the active root is synced before.
-    fn invpcid_of_freed(&mut self, vcpu: VcpuId, event: &Event<'_>, mask: u8) {
-        const KEYS: [&[u8]; 3] = [b"p0=", b"p1=", b"p2="];
-        let Some(index) = self.state(vcpu).invpcid.take() else { return };
-        let pgds = KEYS.map(|key| arg(event.args, key));
-        let freed = (0..3).find(|slot| mask >> 1 >> slot & 1 != 0).and_then(|slot| pgds[slot]);
-        let current = self.state(vcpu).cr3;
-        let used =
-            |pcid: u64| pgds.iter().flatten().chain([&current]).any(|pgd| pgd & 0xfff == pcid);
-        // A PCID that no root has, where none was freed.
-        let pcid = freed.map(|pgd| pgd & 0xfff).or_else(|| (0..0x1000).rev().find(|p| !used(*p)));
-        if let Some(Op::Invpcid(op)) = self.op_at(index)
-            && op.kind == InvpcidType::Single
-        {
-            op.pcid = pcid.unwrap_or(op.pcid);
-        }
-    }
-
-    /// `sp gen 0 gfn 250 l1 8-byte q0 wux nxe ad root 0 sync`: a page is named by frame and role.
+    /// A page is named by frame and role.
     fn shadow_page(&mut self, vcpu: VcpuId, shows: Shows, event: &Event<'_>) {
-        let gfn = word_after(event.args, b"gfn").and_then(bare_hex).unwrap_or(0);
-        let from = event.args.windows(5).position(|w| w == b" gfn ").unwrap_or(0);
-        let to = event.args.windows(6).position(|w| w == b" root ").unwrap_or(event.args.len());
-        let key = event.args.get(from..to).unwrap_or(b"");
-        // The kernel says `new` at the end, trace-cmd's own formatter at the start.
-        let new = shows == Shows::SpGet
-            && (event.args.ends_with(b"new") || event.args.starts_with(b"new "));
-        let known = if new { None } else { self.pages.get(key).copied() };
+        let page = Page::of(event);
+        let new = shows == Shows::SpGet && page.new;
+        let known = match page.key {
+            None => Some(Sp::UNNAMED),
+            Some(_) if new => None,
+            Some(key) => self.pages.get(&key).copied(),
+        };
         let sp = known.unwrap_or_else(|| {
             let sp = Sp(self.pages_made);
-            self.pages_made = self.pages_made.saturating_add(1);
-            self.pages.insert(key.to_vec(), sp);
+            self.pages_made = self.pages_made.saturating_add(1).min(Sp::UNNAMED.0 - 1);
+            if let Some(key) = page.key
+                && self.pages.len() < PAGES
+            {
+                self.pages.insert(key, sp);
+            }
             sp
         });
         let act = match shows {
-            // The text has the role in words; its raw value differs between kernels and is left 0.
-            Shows::SpGet if new => Act::SpNew { sp, gfn, level: level(key), role: 0 },
+            // A role's raw value differs between kernels, and texts have it in words: left 0.
+            Shows::SpGet if new => Act::SpNew { sp, gfn: page.gfn, level: page.level, role: 0 },
             Shows::SpGet => Act::SpFound { sp },
             Shows::SpUnsync => Act::SpUnsync { sp },
             // Whether an entry changed is not told; a flush that follows is.
             Shows::SpSync => Act::SpSync { sp, changed: true },
             _ => {
-                self.pages.remove(key);
+                if let Some(key) = page.key {
+                    self.pages.remove(&key);
+                }
                 Act::SpZap { sp }
             }
         };
@@ -320,48 +331,42 @@ impl Importer {
     }
 }
 
+/// A number by its field, else behind its word in what the kernel prints.
+fn printed(event: &Event<'_>, field: &[u8], word: &[u8]) -> u64 {
+    let text = || word_after(event.text(), word).and_then(bare_hex);
+    event.num(field).or_else(text).unwrap_or(0)
+}
+
 /// Slots that a mask names though no root is in them, where they are printed. A free of all roots
 /// stays one.
-fn empty_slots(args: &[u8], mask: u8) -> u8 {
-    const KEYS: [(&[u8], &[u8]); 3] = [(b"h0=", b"r0="), (b"h1=", b"r1="), (b"h2=", b"r2=")];
+fn empty_slots(event: &Event<'_>, mask: u8) -> u8 {
+    const KEYS: [(&[u8], &[u8]); 3] = [(b"h0", b"r0"), (b"h1", b"r1"), (b"h2", b"r2")];
     if mask == 0xf {
         return 0;
     }
     let empty = |(key, other): &(&[u8], &[u8])| {
-        arg(args, key).or_else(|| arg(args, other)) == Some(INVALID_ROOT)
+        event.num(key).or_else(|| event.num(other)) == Some(INVALID_ROOT)
     };
     let slots = KEYS.iter().enumerate().filter(|(_, keys)| empty(keys));
     slots.fold(0, |mask, (n, _)| mask | 2 << n)
 }
 
 fn gva(event: &Event<'_>) -> Gva {
-    Gva(arg(event.args, b"gva=").unwrap_or(0))
-}
-
-/// `gfn 250 l3`: the level of a shadow page; trace-cmd leaves out the `l`.
-fn level(key: &[u8]) -> u8 {
-    let word = key.split(|&c| c == b' ').filter(|word| !word.is_empty()).nth(2);
-    let level = word.and_then(|word| number(word.strip_prefix(b"l").unwrap_or(word)));
-    level.map_or(0, |level| (level & 0xff) as u8)
-}
-
-/// Tracepoints print most numbers in hex, some with and some without `0x`.
-fn bare_hex(text: &[u8]) -> Option<u64> {
-    super::line::hex(text.strip_prefix(b"0x").unwrap_or(text))
+    Gva(event.num(b"gva").unwrap_or(0))
 }
 
 /// What kvm_mmu_new_pgd will find, from the roots that it prints at entry: the same test as KVM's
 /// but for the role, which is not printed. So a match is told only where it is surely a miss.
-fn new_pgd(args: &[u8]) -> Option<RootLookup> {
-    let new = arg(args, b"new_pgd=").or_else(|| arg(args, b"new="))?;
+fn new_pgd(event: &Event<'_>) -> Option<RootLookup> {
+    let new = event.num(b"new_pgd").or_else(|| event.num(b"new"))?;
     let cached = |pgd: &[u8], root: &[u8], other: &[u8]| {
-        let root = arg(args, root).or_else(|| arg(args, other));
-        arg(args, pgd) == Some(new) && root.is_some_and(|root| root != INVALID_ROOT)
+        let root = event.num(root).or_else(|| event.num(other));
+        event.num(pgd) == Some(new) && root.is_some_and(|root| root != INVALID_ROOT)
     };
-    if cached(b"pgd=", b"root=", b"root=")
-        || cached(b"p0=", b"h0=", b"r0=")
-        || cached(b"p1=", b"h1=", b"r1=")
-        || cached(b"p2=", b"h2=", b"r2=")
+    if cached(b"pgd", b"root", b"root")
+        || cached(b"p0", b"h0", b"r0")
+        || cached(b"p1", b"h1", b"r1")
+        || cached(b"p2", b"h2", b"r2")
     {
         return None;
     }
@@ -369,7 +374,7 @@ fn new_pgd(args: &[u8]) -> Option<RootLookup> {
 }
 
 /// `#PF (0x0)`, with ` [reinjected]` behind it when it is no new one, which is left out.
-fn injected(args: &[u8]) -> Option<Act> {
+fn injected(event: &Event<'_>) -> Option<Act> {
     let names: [(&[u8], u8); 20] = [
         (b"#DE", 0),
         (b"#DB", 1),
@@ -393,16 +398,16 @@ fn injected(args: &[u8]) -> Option<Act> {
         (b"#SX", 30),
     ];
     // Delivered again after an exit in its midst: no new one.
-    if args.ends_with(b"[reinjected]") || arg(args, b"reinjected=") == Some(1) {
+    if event.text().ends_with(b"[reinjected]") || event.num(b"reinjected") == Some(1) {
         return None;
     }
-    // trace-cmd cannot format this event and prints its raw fields.
-    if let Some(vector) = arg(args, b"exception=") {
-        let error = (arg(args, b"has_error=") == Some(1)).then(|| arg(args, b"error_code="));
+    // The tools cannot format this event and print its raw fields.
+    if let Some(vector) = event.num(b"exception") {
+        let error = (event.num(b"has_error") == Some(1)).then(|| event.num(b"error_code"));
         let error = error.flatten().map(|error| error as u32);
         return Some(Act::Inject { vector: u8::try_from(vector).ok()?, error });
     }
-    let mut words = args.split(|&c| c == b' ').filter(|word| !word.is_empty());
+    let mut words = words(event.text());
     let name = words.next()?;
     let vector = names.iter().find(|(known, _)| *known == name).map(|(_, vector)| *vector)?;
     let error = words.next().and_then(|word| word.strip_prefix(b"(")).and_then(number);

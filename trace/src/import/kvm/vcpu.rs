@@ -44,20 +44,18 @@ pub(super) struct Vcpu {
     /// Whether the request of flush_current was seen, where kvm_service_local_tlb_flush_requests
     /// is probed; `None` where it is not.
     pub current_requested: Option<bool>,
-    /// Inside kvm_set_cr0, 3 or 4: index of the operation.
-    pub setting: Option<(usize, usize)>,
-    /// An operation that kvm_cr told, which kvm_set_crN will tell again: register and index.
-    pub told: Option<(usize, usize)>,
-    /// INVLPG, INVPCID or WRMSR of EFER of this exit window: index of the operation.
-    pub invlpg: Option<usize>,
-    pub invpcid: Option<usize>,
-    pub efer: Option<usize>,
-    /// Userspace's register write under way: index of the operation.
-    pub sregs: Option<usize>,
+    /// Inside kvm_set_cr0, 3 or 4: number of the operation.
+    pub setting: Option<(usize, u64)>,
+    /// An operation that kvm_cr told, which kvm_set_crN will tell again: register and number.
+    pub told: Option<(usize, u64)>,
+    /// INVLPG, INVPCID or WRMSR of EFER of this exit window: number of the operation.
+    pub invlpg: Option<u64>,
+    pub invpcid: Option<u64>,
+    pub efer: Option<u64>,
+    /// Userspace's register write under way: number of the operation.
+    pub sregs: Option<u64>,
     /// Hooks that kvm_vcpu_reset still calls: CR0, CR3, CR4, EFER.
     pub reset_hooks: [bool; 4],
-    /// In system management mode.
-    pub smm: bool,
     /// The exit window may hold a WRMSR.
     pub wrmsr: bool,
     /// A vendor hook whose tail call svm_flush_tlb_asid follows.
@@ -66,6 +64,10 @@ pub(super) struct Vcpu {
     pub obsolete_half: bool,
     /// Roots as last printed: the active one and the cached ones.
     pub roots: [Option<(Option<u64>, Option<Hpa>)>; 4],
+    /// In system management mode.
+    pub smm: bool,
+    /// KVM_SET_CPUID was told, its kvm_init_mmu is still to come.
+    pub cpuid: bool,
     /// The VPID of the last entry that printed one.
     pub vpid: Option<u64>,
     /// The physical CPU it ran on last.
@@ -91,6 +93,15 @@ impl Vcpu {
         }
     }
 
+    /// The oldest operation that a later event may still complete.
+    pub fn oldest_open(&self) -> Option<u64> {
+        // A load of CS may stand before a register write, and is decided with it.
+        let setting = self.setting.map(|(reg, number)| (reg, number.saturating_sub(1)));
+        let pairs = [setting, self.told].map(|pair| pair.map(|(_, number)| number));
+        let single = [self.invlpg, self.invpcid, self.efer, self.sregs];
+        pairs.into_iter().chain(single).flatten().min()
+    }
+
     /// An exit window begins or ends: what belongs to its operation is over.
     pub fn window(&mut self, place: Place) {
         self.place = place;
@@ -110,12 +121,12 @@ impl Vcpu {
         self.reset_hooks = [false; 4];
     }
 
-    /// A record was inserted: the indices behind it move.
-    pub fn inserted(&mut self, at: usize) {
-        let pairs = [&mut self.setting, &mut self.told].into_iter().flatten().map(|(_, i)| i);
+    /// A record was inserted: the numbers behind it move.
+    pub fn inserted(&mut self, at: u64) {
+        let pairs = [&mut self.setting, &mut self.told].into_iter().flatten().map(|(_, n)| n);
         let plain = [&mut self.invlpg, &mut self.invpcid, &mut self.efer, &mut self.sregs];
-        for index in pairs.chain(plain.into_iter().flatten()).filter(|index| **index >= at) {
-            *index += 1;
+        for number in pairs.chain(plain.into_iter().flatten()).filter(|number| **number >= at) {
+            *number += 1;
         }
     }
 

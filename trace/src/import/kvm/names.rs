@@ -3,6 +3,8 @@
 
 use rustc_hash::FxHashMap;
 
+use super::super::event::Event;
+
 /// What a line shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shows {
@@ -220,6 +222,7 @@ pub(super) struct Names {
     index: FxHashMap<&'static [u8], usize>,
     counts: Vec<u64>,
     returns: Vec<u64>,
+    assumed: Vec<u64>,
     unknown: FxHashMap<Vec<u8>, u64>,
 }
 
@@ -227,26 +230,46 @@ impl Names {
     pub fn new() -> Self {
         let index = TABLE.iter().enumerate().map(|(at, (name, _))| (name.as_bytes(), at)).collect();
         let zeros = vec![0; TABLE.len()];
-        Self { index, counts: zeros.clone(), returns: zeros, unknown: FxHashMap::default() }
+        Self {
+            index,
+            counts: zeros.clone(),
+            returns: zeros.clone(),
+            assumed: zeros,
+            unknown: FxHashMap::default(),
+        }
     }
 
-    /// What this name shows; counts it.
-    pub fn look_up(&mut self, name: &[u8], ret: bool) -> Option<Shows> {
-        let Some(&at) = self.index.get(name) else {
-            // A hostile file may hold endless names: beyond this many they share one.
-            let full = self.unknown.len() >= 4096;
-            if let Some(count) = self.unknown.get_mut(name) {
-                *count += 1;
-            } else if full {
-                *self.unknown.entry(b"(other names)".to_vec()).or_default() += 1;
-            } else {
-                self.unknown.insert(name.to_vec(), 1);
-            }
+    /// What this event shows; counts it.
+    pub fn look_up(&mut self, event: &Event<'_>) -> Option<Shows> {
+        let found = if event.inside { None } else { self.index.get(event.name) };
+        let Some(&at) = found else {
+            self.stranger(event.name);
             return None;
         };
-        let counts = if ret { &mut self.returns } else { &mut self.counts };
+        if event.assumed {
+            self.assumed[at] += 1;
+        }
+        let counts = if event.ret { &mut self.returns } else { &mut self.counts };
         counts[at] += 1;
         Some(TABLE[at].1)
+    }
+
+    /// A hostile file may hold endless names: beyond this many they share one.
+    fn stranger(&mut self, name: &[u8]) {
+        let full = self.unknown.len() >= 4096;
+        if let Some(count) = self.unknown.get_mut(name) {
+            *count += 1;
+        } else if full {
+            *self.unknown.entry(b"(other names)".to_vec()).or_default() += 1;
+        } else {
+            self.unknown.insert(name[..name.len().min(200)].to_vec(), 1);
+        }
+    }
+
+    /// Functions that were taken for what a probe's name suggests, and their number of events.
+    pub fn assumed(&self) -> (Vec<&'static str>, u64) {
+        let of = TABLE.iter().zip(&self.assumed).filter(|(_, count)| **count > 0);
+        (of.map(|((name, _), _)| *name).collect(), self.assumed.iter().sum())
     }
 
     /// How often this function or tracepoint was seen (its returns apart).
@@ -325,7 +348,7 @@ const WELL_KNOWN: &[(&str, &str)] = &[
 ];
 
 /// The function that a probe of this name is taken for; `_ret` marks returns.
-pub(super) fn well_known(name: &[u8]) -> Option<&'static [u8]> {
+pub(in crate::import) fn well_known(name: &[u8]) -> Option<&'static [u8]> {
     let name = name.strip_suffix(b"_ret").unwrap_or(name);
     let found = WELL_KNOWN.iter().find(|(known, _)| known.as_bytes() == name);
     let function = found.map(|(_, function)| *function);
