@@ -76,6 +76,9 @@ pub enum Command {
     /// The same guest work under several policies, side by side
     #[command(after_help = "Example:\n  tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19")]
     Compare(Compare),
+    /// Does the model do what the recorded kernel did, operation by operation
+    #[command(after_help = "Example:\n  tlbscope fidelity trace.txt.zst --policy kvm-6.1-lts")]
+    Fidelity(Fidelity),
     /// Judge what a real host did, from its own recording
     #[command(after_help = "Example:\n  tlbscope audit trace.txt.zst")]
     Audit(Audit),
@@ -187,6 +190,22 @@ pub struct Simulate {
     /// The machine.
     #[command(flatten)]
     pub machine: Machine,
+    /// How it is read.
+    #[command(flatten)]
+    pub reading: Reading,
+}
+
+/// Arguments of `fidelity`.
+#[derive(Debug, Arguments)]
+pub struct Fidelity {
+    /// A recording of a real host
+    pub recording: PathBuf,
+    /// A built-in policy or a policy file (default: the recorded kernel's)
+    #[arg(long, value_name = "POLICY")]
+    pub policy: Option<String>,
+    /// Keep at most this many disagreements
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub max_findings: usize,
     /// How it is read.
     #[command(flatten)]
     pub reading: Reading,

@@ -57,11 +57,13 @@ pub enum Request {
     MmuUpdateRoot,
     /// KVM_REQ_STEAL_UPDATE.
     StealUpdate,
+    /// KVM_REQ_APIC_PAGE_RELOAD.
+    ApicPageReload,
 }
 
 impl Request {
     /// Every request with the name that policies and findings use.
-    pub const ALL: [(Self, &'static str); 10] = [
+    pub const ALL: [(Self, &'static str); 11] = [
         (Self::TlbFlush, "TLB_FLUSH"),
         (Self::TlbFlushCurrent, "TLB_FLUSH_CURRENT"),
         (Self::TlbFlushGuest, "TLB_FLUSH_GUEST"),
@@ -72,6 +74,7 @@ impl Request {
         (Self::HvTlbFlush, "HV_TLB_FLUSH"),
         (Self::MmuUpdateRoot, "MMU_UPDATE_ROOT"),
         (Self::StealUpdate, "STEAL_UPDATE"),
+        (Self::ApicPageReload, "APIC_PAGE_RELOAD"),
     ];
 
     /// The name without its `KVM_REQ_`.
@@ -522,6 +525,8 @@ pub enum Act {
         /// The page; `None`: the slot is invalid.
         root: Option<Hpa>,
     },
+    /// Recordings only: kvm_make_all_cpus_request for another request than TLB_FLUSH.
+    RequestAll(Request),
     /// Recordings only: the value of CR0 or CR4 that the write under way replaces. Where the guest
     /// owns bits, its own writes are seen here alone.
     OldSeen {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::setup::Setup;
 use tlbscope_sim::machine::config::{MachineConfig, Mode};
 use tlbscope_sim::machine::{self, Processor};
 use tlbscope_trace::act::Act;
@@ -63,14 +64,22 @@ impl Work {
         let processor = machine::load(&machine.tlb)
             .map_err(|error| WorkError { trace: trace.to_owned(), what: error.to_string() })?;
         // The engine's order: (time, actor, place in the source).
-        let mut ops: Vec<_> = recording.ops().collect();
+        let setup = Setup::of(recording);
+        let records = recording.records.iter().enumerate();
+        let guest = records.filter(|(index, record)| !setup.has(record, *index));
+        let mut ops: Vec<_> = guest
+            .filter_map(|(_, record)| match &record.body {
+                Body::Op(op) => Some((record, op)),
+                _ => None,
+            })
+            .collect();
         ops.sort_by_key(|(record, _)| (record.time, record.actor));
         let (mut events, mut lines) = (Vec::new(), Vec::new());
         for (record, op) in ops {
             events.push(Event { time: record.time, actor: record.actor, op: op.clone() });
             lines.push(record.line);
         }
-        let regs = starts(recording, &machine);
+        let regs = starts(recording, &setup, &machine);
         Ok(Self { trace: trace.to_owned(), machine, processor, events, regs, lines })
     }
 
@@ -126,10 +135,12 @@ fn pcpus(recording: &Recording) -> u16 {
 }
 
 /// The registers that each vCPU starts with. A vCPU of which the recording shows none is left out.
-fn starts(recording: &Recording, machine: &MachineConfig) -> Vec<Option<Regs>> {
+fn starts(recording: &Recording, setup: &Setup, machine: &MachineConfig) -> Vec<Option<Regs>> {
     let mode = machine.initial_regs();
-    let seen = recording.meta.initial_regs.iter();
-    seen.map(|regs| (*regs != Regs::default()).then(|| completed(*regs, &mode))).collect()
+    let seen = recording.meta.initial_regs.iter().enumerate();
+    seen.map(|(v, regs)| setup.regs(v).unwrap_or(*regs))
+        .map(|regs| (regs != Regs::default()).then(|| completed(regs, &mode)))
+        .collect()
 }
 
 /// Registers that can be: a recording gives 0 for what it does not show. CR0 is never 0 (ET is

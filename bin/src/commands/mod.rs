@@ -7,6 +7,7 @@ mod completions;
 mod conformance;
 mod explain;
 mod export;
+mod fidelity;
 mod import;
 mod info;
 mod policy_diff;
@@ -31,6 +32,7 @@ pub fn run(args: &Args) -> Result<Verdict> {
     match &args.command {
         Command::Simulate(command) => simulate::run(command, global),
         Command::Compare(command) => compare::run(command, global),
+        Command::Fidelity(command) => fidelity::run(command, global),
         Command::Audit(command) => audit::run(command, global),
         Command::Scenarios(command) => scenarios::run(command, global),
         Command::Conformance(command) => conformance::run(command, global),

@@ -25,6 +25,7 @@ use crate::tlb::Tlb;
 
 mod access;
 mod backlog;
+pub mod drive;
 mod host;
 mod hostops;
 mod nested;
@@ -114,6 +115,8 @@ pub struct Machine {
     pub(crate) eptps: Vec<u64>,
     /// The operation under way is carried out by the hypervisor's emulator (`emul`).
     pub(crate) emulated: bool,
+    /// Driven by hand: what stands for memory.
+    pub(crate) hints: Option<drive::Hints>,
     /// Which vCPU runs where, and which wait to enter.
     pub(crate) presence: Presence,
     /// mmu_notifier invalidations under way, and the sequence that page faults compare.
@@ -193,6 +196,7 @@ impl Machine {
             booted: false,
             eptps: Vec::new(),
             emulated: false,
+            hints: None,
             presence: Presence::new(config.vcpus, config.pcpus),
             notifier: Default::default(),
             zap_below: Default::default(),
@@ -238,6 +242,7 @@ impl Machine {
             in_guest: false,
             mode: Default::default(),
             held: false,
+            xapic: false,
             descheduled: false,
             destroyed: false,
             steal: Default::default(),

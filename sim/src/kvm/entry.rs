@@ -93,7 +93,7 @@ impl Machine {
 
     /// Steps 5 to 14 of facts 5.4. Only the order is KVM's; a request raised by a later step waits
     /// for the next attempt.
-    fn serve_requests<O: Observer>(&mut self, v: usize, o: &mut O) {
+    pub(crate) fn serve_requests<O: Observer>(&mut self, v: usize, o: &mut O) {
         if self.serve(v, Request::MmuReload, o) {
             self.mmu_unload(v, o);
         }
@@ -129,6 +129,9 @@ impl Machine {
         if self.serve(v, Request::StealUpdate, o) {
             self.record_steal_time(v, o);
         }
+        if self.serve(v, Request::ApicPageReload, o) {
+            self.apic_page_reload(v, o);
+        }
     }
 
     /// The root follows the role. An ideal policy takes no cached root of another role in shadow
@@ -143,7 +146,7 @@ impl Machine {
         self.new_pgd(v, pgd, o);
     }
 
-    fn hardware_entry<O: Observer>(&mut self, v: usize, fail: bool, o: &mut O) -> bool {
+    pub(crate) fn hardware_entry<O: Observer>(&mut self, v: usize, fail: bool, o: &mut O) -> bool {
         let amd = self.config.vendor == Vendor::Amd;
         if amd {
             self.pre_svm_run(v, o);

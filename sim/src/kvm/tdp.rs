@@ -117,7 +117,7 @@ impl Trees {
     /// One user less; the last one takes the tree with it unless the VM holds a reference.
     pub fn put(&mut self, hpa: Hpa, vm_holds: bool) {
         if let Some(tree) = self.get_mut(hpa) {
-            tree.users -= 1;
+            tree.users = tree.users.saturating_sub(1);
             if tree.users == 0 && (!vm_holds || tree.invalid) {
                 tree.invalid = true;
                 tree.map = FxHashMap::default();

@@ -366,7 +366,10 @@ impl Machine {
                 self.serve_ideal(v, &ArchOp::Invlpg(gva), &regs, o);
             }
         } else if exits {
-            self.kvm_mmu_invlpg(v, gva, canonical, o);
+            // The emulator drops a non-canonical address before it asks the MMU.
+            if canonical || !self.by_emulator() {
+                self.kvm_mmu_invlpg(v, gva, canonical, o);
+            }
             let change = Change {
                 tdp: self.tdp(),
                 vendor: self.config.vendor,

@@ -36,6 +36,16 @@ impl Window {
         self.records.get_mut(at)
     }
 
+    /// Puts a record before the one of this number, whose number moves. Answers whether it is here.
+    pub fn insert(&mut self, number: u64, record: Record) -> bool {
+        let at = number.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
+        match at.filter(|at| *at <= self.records.len()) {
+            Some(at) => self.records.insert(at, record),
+            None => return false,
+        }
+        true
+    }
+
     /// Whether it is time for [`Self::release`].
     pub fn is_full(&self) -> bool {
         self.records.len() >= self.look_at.max(LOOK)
