@@ -21,6 +21,9 @@ const FILES: [(&str, &str); 7] = [
     ("svm-kut-pcid-npt1.trace.txt.zst", "kvm-6.1-lts"),
 ];
 
+/// Picks acts.
+type Wanted = fn(&Act) -> bool;
+
 fn read(file: &str) -> Recording {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/recordings").join(file);
     tlbscope_trace::open(&path).expect("a checked-in recording")
@@ -78,7 +81,7 @@ fn the_model_does_what_the_recorded_kernels_did() {
 
 #[test]
 fn an_action_that_is_missing_is_missed() {
-    let kinds: [(&str, fn(&Act) -> bool); 13] = [
+    let kinds: [(&str, Wanted); 13] = [
         ("reset", |act| matches!(act, Act::Reset { .. })),
         ("init", |act| matches!(act, Act::Init)),
         ("new-pgd", |act| matches!(act, Act::NewPgd(_))),
