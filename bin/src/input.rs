@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use tlbscope_trace::Recording;
+use tlbscope_trace::feed::Feed;
 use xxhash_rust::xxh3::Xxh3;
 
 /// An input as outputs name it.
@@ -53,6 +54,12 @@ pub fn open(path: &Path) -> Result<(Recording, Input)> {
     let input = Input::of_file(path)?;
     let recording = tlbscope_trace::open(path)?;
     Ok((recording, input))
+}
+
+/// Opens a trace of any form for replay, a native one as a stream.
+pub fn feed(path: &Path) -> Result<(Feed, Input)> {
+    let input = Input::of_file(path)?;
+    Ok((Feed::open(path)?, input))
 }
 
 /// Whether an error is a native trace that is damaged so that nothing of it can be read.

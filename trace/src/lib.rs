@@ -5,11 +5,14 @@
 //! judge. Nothing here knows a policy or a cache.
 //!
 //! [`text`] is the event list of scenarios, [`source`] opens anything that can be read,
-//! [`import`] turns other programs' recordings into a [`Recording`], [`native`] keeps one in a file.
+//! [`import`] turns other programs' recordings into a [`Recording`], [`native`] keeps one in a file,
+//! [`generate`] makes traces of any length up, and [`feed`] hands a trace to a replay batch by batch.
 
 pub mod act;
 pub mod addr;
 pub mod codec;
+pub mod feed;
+pub mod generate;
 pub mod import;
 pub mod jsonl;
 pub mod native;
@@ -88,6 +91,25 @@ const HEAD_BYTES: u64 = 64 << 10;
 /// # Errors
 /// It cannot be read, or its form is not known.
 pub fn open(path: &Path) -> Result<Recording, Error> {
+    match open_lazily(path)? {
+        Opened::Native(reader) => Ok(reader.into_recording()?),
+        Opened::Whole(recording) => Ok(recording),
+    }
+}
+
+/// A trace that is opened.
+pub enum Opened {
+    /// A native one, at its first block.
+    Native(Box<native::Reader<source::Stream>>),
+    /// Another one, whole.
+    Whole(Recording),
+}
+
+/// The same, but a native trace is only begun: to be read block by block.
+///
+/// # Errors
+/// As for [`open`].
+pub fn open_lazily(path: &Path) -> Result<Opened, Error> {
     let name = path.display().to_string();
     let mut stream = source::open(path)?;
     // One read may give a few bytes only. An error behind some bytes comes again.
@@ -100,17 +122,17 @@ pub fn open(path: &Path) -> Result<Recording, Error> {
     let whole = io::Cursor::new(head.clone()).chain(stream);
     let stream = source::Stream::new(Box::new(whole));
     if head.starts_with(&native::MAGIC) {
-        return Ok(native::decode(stream, &name)?);
+        return Ok(Opened::Native(Box::new(native::Reader::new(stream, &name)?)));
     }
     // A recording says what it is within its first lines.
     let known = head.split(|&c| c == b'\n').take(64).any(import::ftrace::looks_like);
     if known {
-        return Ok(import::ftrace::import(stream, &name)?);
+        return Ok(Opened::Whole(import::ftrace::import(stream, &name)?));
     }
     if let Some(offset) = head.iter().take(4096).position(|&c| c == 0) {
         return Err(Error::Binary { name, offset });
     }
-    event_text(stream, name)
+    event_text(stream, name).map(Opened::Whole)
 }
 
 /// Event text as a recording: lines without a time come 1 ns after the one before.

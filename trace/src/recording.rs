@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::act::Act;
 use crate::addr::{Time, VcpuId};
-use crate::op::{Actor, Op};
+use crate::op::{Actor, HostOp, Op};
 use crate::regs::{MmuKind, Regs, Vendor};
 
 /// One line of a recording: an operation, something that the hypervisor did, or a hole.
@@ -103,6 +103,20 @@ impl Recording {
             Body::Act(act) => Some((record, act)),
             _ => None,
         })
+    }
+
+    /// Physical CPUs that it names: the highest number plus one; 0 where it names none.
+    #[must_use]
+    pub fn pcpus(&self) -> u16 {
+        let named = self.records.iter().filter_map(|record| match &record.body {
+            Body::Op(Op::Host(host)) => match **host {
+                HostOp::Migrate { pcpu, .. } | HostOp::Run { pcpu: Some(pcpu), .. } => Some(pcpu.0),
+                _ => None,
+            },
+            Body::Act(Act::VcpuLoad(pcpu)) => Some(pcpu.0),
+            _ => None,
+        });
+        named.map(|pcpu| pcpu.saturating_add(1)).max().unwrap_or(0)
     }
 
     /// Whether something is missing from it: the exit code of a tool that reads it is 3.

@@ -1,22 +1,26 @@
 //! Runs the operations of a trace on a machine under one policy, judged by the oracle and counted.
 //!
-//! The trace is decoded once and shared by all runs; each run owns its machine.
+//! The trace is decoded once and shared by all runs; each run owns its machine. [`run`] takes a
+//! trace that is in memory, [`stream`] one of any length.
 
 mod cost;
+mod run;
+mod stream;
 mod summary;
 mod work;
 
 use std::fmt;
 
-use tlbscope_sim::engine::{EngineError, Machine, Refused};
+use tlbscope_sim::engine::{EngineError, Refused};
 use tlbscope_sim::policy::Policy;
 
 use crate::finding::Findings;
-use crate::oracle::Oracle;
 use crate::tally::Tally;
 
+pub use run::Run;
+pub use stream::{StreamError, stream};
 pub use summary::Summary;
-pub use work::{Work, WorkError};
+pub use work::{Setup, Work, WorkError};
 
 /// A finished run.
 #[derive(Clone, Debug)]
@@ -46,7 +50,7 @@ pub enum ReplayError {
         /// The policy of the run.
         policy: String,
         /// Index of the event, from 0.
-        index: usize,
+        index: u64,
         /// Line in the source; 0 where it has none.
         line: u32,
         /// Why.
@@ -84,30 +88,11 @@ pub fn run(
 ) -> Result<Replay, ReplayError> {
     /// Events between two reports of progress.
     const STEP: usize = 1 << 16;
-    let vcpus = work.machine.vcpus;
-    let mut watching =
-        (Oracle::with_max_findings(vcpus, max_findings), Tally::new(usize::from(vcpus)));
-    let mut machine = Machine::new(&work.machine, policy)
-        .map_err(|error| ReplayError::Machine { policy: policy.name.clone(), error })?
-        .with_regs(&work.regs);
-    for (chunk, events) in work.events.chunks(STEP).enumerate() {
-        for (at, event) in events.iter().enumerate() {
-            let index = chunk * STEP + at;
-            machine.run(event, index as u64, &mut watching).map_err(|refused| {
-                ReplayError::Event {
-                    trace: work.trace.clone(),
-                    policy: policy.name.clone(),
-                    index,
-                    line: work.line(index),
-                    refused,
-                }
-            })?;
-        }
+    let mut run = Run::new(&work.setup(), policy, max_findings)?;
+    let chunks = work.events.chunks(STEP).zip(work.lines().chunks(STEP));
+    for (chunk, (events, lines)) in chunks.enumerate() {
+        run.feed((chunk * STEP) as u64, events, lines)?;
         progress(events.len() as u64);
     }
-    watching.0.finish(&machine);
-    let (oracle, tally) = watching;
-    let findings = oracle.findings().clone();
-    let summary = Summary::new(work, policy, &findings, &tally, machine.digest());
-    Ok(Replay { summary, findings, tally })
+    Ok(run.finish())
 }

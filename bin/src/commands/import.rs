@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use serde_json::{Map, json};
-use tlbscope_trace::native;
+use tlbscope_trace::native::{self, Packing};
 
 use super::simulate::{verdict, warn_of_losses};
 use crate::Verdict;
@@ -13,9 +13,11 @@ use crate::{input, output};
 pub fn run(command: &Import, global: &Global) -> Result<Verdict> {
     let (recording, read) = input::open(&command.input)?;
     warn_of_losses(&recording);
+    let packing = command.zstd.map_or(Packing::Plain, Packing::Zstd);
     let name = command.output.display().to_string();
     output::write_file(&command.output, |mut out| {
-        native::encode(&recording, &name, &mut out).context("cannot encode the recording")
+        native::encode_packed(&recording, &name, &mut out, packing)
+            .context("cannot encode the recording")
     })?;
     let (operations, acts) = (recording.ops().count(), recording.acts().count());
     let unknown: u64 = recording.census.unknown.values().sum();

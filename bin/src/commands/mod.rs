@@ -4,6 +4,7 @@ mod catalog;
 mod compare;
 mod explain;
 mod export;
+mod generate;
 mod import;
 mod info;
 mod policy_diff;
@@ -28,6 +29,7 @@ pub fn run(args: &Args) -> Result<Verdict> {
         Command::Compare(command) => compare::run(command, global),
         Command::Scenarios(command) => scenarios::run(command, global),
         Command::Import(command) => import::run(command, global),
+        Command::Generate(command) => generate::run(command, global),
         Command::Export(command) => export::run(command),
         Command::Info(command) => info::run(command, global),
         Command::Policy(command) => catalog::policy(command, global),

@@ -125,12 +125,12 @@ pub enum NativeError {
     },
     /// A trace that is said to be in order is not.
     #[error(
-        "{name}: record {record} is earlier than the one before it, in a trace that is in order"
+        "{name}: operation {record} is earlier than the one before it, in a trace that says it is in order"
     )]
     Order {
         /// The file.
         name: String,
-        /// Number of the record, from 0.
+        /// Its number, from 0.
         record: u64,
     },
     /// Nothing whole is left of it.
@@ -181,6 +181,7 @@ pub fn encode_packed(
         census: recording.census.clone(),
         tool: Header::this_tool(),
         ordered: ordered(&recording.records),
+        pcpus: recording.pcpus(),
         records: Some(recording.records.len() as u64),
         operations: Some(recording.ops().count() as u64),
     };
@@ -212,16 +213,7 @@ pub fn read(path: &Path) -> Result<Recording, NativeError> {
 /// # Errors
 /// As for [`read`].
 pub fn decode(stream: impl Read, name: &str) -> Result<Recording, NativeError> {
-    let mut reader = Reader::new(stream, name)?;
-    let mut records = Vec::new();
-    while records.len() < RECORDS_MAX && reader.append(&mut records)? {}
-    if records.len() >= RECORDS_MAX {
-        reader.lose(format!("more than {RECORDS_MAX} records: the rest is not read"));
-    }
-    let (Header { meta, census, .. }, losses) = reader.finish()?;
-    let mut recording = Recording { meta, census, records };
-    recording.meta.losses.extend(losses);
-    Ok(recording)
+    Reader::new(stream, name)?.into_recording()
 }
 
 /// The place of a hole: after the last record.

@@ -5,11 +5,11 @@ use std::io::Read;
 use super::section::{FRAME_BYTES, Frame, Header, Index, Kind, MARK};
 use super::unpack::{self, Sink};
 use super::wire::u32_at;
-use super::{MAGIC, NativeError, VERSION, gap_after};
+use super::{MAGIC, NativeError, RECORDS_MAX, VERSION, gap_after};
 use crate::addr::Time;
 use crate::codec;
 use crate::op::{Actor, Event, Op};
-use crate::recording::{Body, Record};
+use crate::recording::{Body, Record, Recording};
 
 /// Bytes of one read.
 const READ_BYTES: usize = 256 << 10;
@@ -75,6 +75,8 @@ pub struct Reader<R> {
     hole: Option<u64>,
     /// Bytes that were summed in vain.
     spent: u64,
+    /// Time and actor of the operation before, where they are in order.
+    last: Option<(Time, Actor)>,
     raw: Vec<u8>,
 }
 
@@ -101,6 +103,7 @@ impl<R: Read> Reader<R> {
             complete: false,
             hole: None,
             spent: 0,
+            last: None,
             raw: Vec::new(),
         };
         let have = reader.fill(8)?;
@@ -156,10 +159,27 @@ impl<R: Read> Reader<R> {
                     batch.clear();
                 }
                 batch.first = frame.first_operation;
+                self.in_order(batch)?;
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// A header that promises an order is no proof of it.
+    fn in_order(&mut self, batch: &Batch) -> Result<(), NativeError> {
+        if !self.header.as_ref().is_some_and(|header| header.ordered) {
+            return Ok(());
+        }
+        for (at, event) in batch.events.iter().enumerate() {
+            let now = (event.time, event.actor);
+            if self.last.is_some_and(|last| now < last) {
+                let record = batch.first + at as u64;
+                return Err(NativeError::Order { name: self.name.clone(), record });
+            }
+            self.last = Some(now);
+        }
+        Ok(())
     }
 
     /// Appends the next block's records, after a gap for what is lost before it; false at the end.
@@ -191,6 +211,12 @@ impl<R: Read> Reader<R> {
         }
     }
 
+    /// The index, once it was read.
+    #[must_use]
+    pub const fn index(&self) -> Option<&Index> {
+        self.index.as_ref()
+    }
+
     /// Blocks that were read.
     #[must_use]
     pub const fn blocks(&self) -> u64 {
@@ -201,6 +227,32 @@ impl<R: Read> Reader<R> {
     #[must_use]
     pub const fn position(&self) -> u64 {
         self.base + self.start as u64
+    }
+
+    /// The rest of the trace, as a whole.
+    ///
+    /// # Errors
+    /// Nothing in it was whole.
+    pub fn into_recording(mut self) -> Result<Recording, NativeError> {
+        let mut records = Vec::new();
+        while records.len() < RECORDS_MAX && self.append(&mut records)? {}
+        if records.len() >= RECORDS_MAX {
+            self.lose(format!("more than {RECORDS_MAX} records: the rest is not read"));
+        }
+        let (Header { meta, census, .. }, losses) = self.finish()?;
+        let mut recording = Recording { meta, census, records };
+        recording.meta.losses.extend(losses);
+        Ok(recording)
+    }
+
+    /// What was lost so far, a sentence each.
+    pub fn take_losses(&mut self) -> Vec<String> {
+        if self.lost > 0 {
+            let message = format!("{} records are lost", self.lost);
+            self.lose(message);
+            self.lost = 0;
+        }
+        std::mem::take(&mut self.losses)
     }
 
     /// The header, and what was lost, a sentence each. To be called at the end of the file.
@@ -214,11 +266,8 @@ impl<R: Read> Reader<R> {
         if self.header.is_none() {
             self.lose("the header is lost: vendor, MMU and kernel are unknown".to_owned());
         }
-        if self.lost > 0 {
-            let message = format!("{} records are lost", self.lost);
-            self.lose(message);
-        }
-        Ok((self.header.unwrap_or_default(), self.losses))
+        let losses = self.take_losses();
+        Ok((self.header.unwrap_or_default(), losses))
     }
 
     /// The next block; its content is then in the window, before `start`.

@@ -93,6 +93,8 @@ pub struct Header {
     pub tool: String,
     /// The operations are in the engine's order, (time, actor): they can be replayed as a stream.
     pub ordered: bool,
+    /// Physical CPUs that the trace names; 0: it names none.
+    pub pcpus: u16,
     /// Records of the file, if they were known when it was begun.
     pub records: Option<u64>,
     /// Operations of the file, likewise.

@@ -80,7 +80,7 @@ impl<'a, W: Write> Writer<'a, W> {
         if matches!(record.body, Body::Op(_)) {
             let now = (record.time, record.actor);
             if self.ordered && self.last.is_some_and(|last| now < last) {
-                let record = self.index.records + self.block.len() as u64;
+                let record = self.index.operations + u64::from(self.operations);
                 return Err(NativeError::Order { name: self.name.clone(), record });
             }
             self.last = Some(now);

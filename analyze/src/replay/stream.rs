@@ -1,0 +1,61 @@
+//! A trace of any length under several policies: one decode feeds them all.
+
+use rayon::prelude::*;
+use thiserror::Error;
+use tlbscope_sim::policy::Policy;
+use tlbscope_trace::feed::Feed;
+use tlbscope_trace::native::{Batch, NativeError};
+
+use super::run::Run;
+use super::work::Setup;
+use super::{Replay, ReplayError};
+
+/// Why a stream could not be run to its end.
+#[derive(Debug, Error)]
+pub enum StreamError {
+    /// A run could not be finished.
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
+    /// The trace cannot be read.
+    #[error(transparent)]
+    Native(#[from] NativeError),
+}
+
+/// Runs a trace under every policy, in parallel. While the runs work on one batch the next is
+/// decoded; no more than these two are ever in memory. Each run sees every event in order, so the
+/// results, which come in the order of the policies, do not depend on the number of threads.
+/// `progress` is told the number of events that one more run has done.
+///
+/// # Errors
+///
+/// The trace cannot be read, or the first policy in their order could not be finished.
+pub fn stream(
+    feed: &mut Feed,
+    setup: &Setup,
+    policies: &[Policy],
+    max_findings: usize,
+    progress: impl Fn(u64) + Sync,
+) -> Result<Vec<Replay>, StreamError> {
+    let runs: Result<Vec<Run>, _> =
+        policies.iter().map(|policy| Run::new(setup, policy, max_findings)).collect();
+    let mut runs = runs?;
+    let (mut now, mut next) = (Batch::default(), Batch::default());
+    let mut more = feed.next_batch(&mut now)?;
+    while more {
+        let (decoded, done) = rayon::join(
+            || feed.next_batch(&mut next),
+            || {
+                let work = |run: &mut Run| {
+                    let done = run.feed(now.first, &now.events, &now.lines);
+                    progress(now.events.len() as u64);
+                    done
+                };
+                runs.par_iter_mut().with_max_len(1).map(work).collect::<Vec<_>>()
+            },
+        );
+        done.into_iter().collect::<Result<(), _>>()?;
+        more = decoded?;
+        std::mem::swap(&mut now, &mut next);
+    }
+    Ok(runs.into_par_iter().map(Run::finish).collect())
+}

@@ -1,0 +1,164 @@
+//! A trace for replay: its operations in the engine's order, batch by batch. A native trace that is
+//! in order is read as a stream, in memory that does not grow with it; any other is read whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use crate::native::{Batch, Header, NativeError, Reader};
+use crate::op::Event;
+use crate::recording::{Census, Meta, Recording};
+use crate::source::Stream;
+use crate::{Error, Opened};
+
+/// Operations of a batch that is cut from a trace in memory.
+const BATCH: usize = crate::native::BLOCK_RECORDS;
+
+/// A trace that is opened for replay.
+pub struct Feed {
+    meta: Meta,
+    census: Census,
+    source: Source,
+    operations: Option<u64>,
+    pcpus: u16,
+}
+
+enum Source {
+    /// A native trace in order.
+    Native(Box<Reader<Stream>>),
+    /// Operations in the engine's order, with their lines, and how many were handed out.
+    Memory { events: Vec<Event>, lines: Vec<u32>, given: usize },
+}
+
+impl Feed {
+    /// Opens a trace of any form; `-` is standard input.
+    ///
+    /// # Errors
+    /// It cannot be read, or its form is not known.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        match crate::open_lazily(path)? {
+            Opened::Whole(recording) => Ok(Self::of(recording)),
+            Opened::Native(reader) => match reader.header_ref() {
+                Some(header) if header.ordered => {
+                    let Header { meta, census, operations, pcpus, .. } = header.clone();
+                    Ok(Self { meta, census, operations, pcpus, source: Source::Native(reader) })
+                }
+                _ => Ok(Self::of(reader.into_recording()?)),
+            },
+        }
+    }
+
+    /// The operations of a recording.
+    #[must_use]
+    pub fn of(recording: Recording) -> Self {
+        // The engine's order: (time, actor, place in the source).
+        let mut ops: Vec<_> = recording.ops().collect();
+        ops.sort_by_key(|(record, _)| (record.time, record.actor));
+        let (mut events, mut lines) = (Vec::new(), Vec::new());
+        for (record, op) in ops {
+            events.push(Event { time: record.time, actor: record.actor, op: op.clone() });
+            lines.push(record.line);
+        }
+        let operations = Some(events.len() as u64);
+        let source = Source::Memory { events, lines, given: 0 };
+        let pcpus = recording.pcpus();
+        Self { meta: recording.meta, census: recording.census, operations, pcpus, source }
+    }
+
+    /// Where from and what machine. What is lost of a stream is in it at the end only.
+    #[must_use]
+    pub const fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// What became of the source's lines.
+    #[must_use]
+    pub const fn census(&self) -> &Census {
+        &self.census
+    }
+
+    /// How many operations there are, if the trace says so.
+    #[must_use]
+    pub const fn operations(&self) -> Option<u64> {
+        self.operations
+    }
+
+    /// Physical CPUs that the trace names; 0: it names none.
+    #[must_use]
+    pub const fn pcpus(&self) -> u16 {
+        self.pcpus
+    }
+
+    /// The next operations into `batch`, which is emptied first; false at the end.
+    ///
+    /// # Errors
+    /// A trace that is said to be in order is not.
+    pub fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, NativeError> {
+        match &mut self.source {
+            Source::Memory { events, lines, given } => {
+                batch.clear();
+                let end = (*given + BATCH).min(events.len());
+                batch.first = *given as u64;
+                batch.events.extend_from_slice(&events[*given..end]);
+                batch.lines.extend_from_slice(&lines[*given..end]);
+                let more = *given < end;
+                *given = end;
+                Ok(more)
+            }
+            Source::Native(reader) => {
+                let more = reader.next_batch(batch)?;
+                if !more {
+                    self.meta.losses.extend(reader.take_losses());
+                }
+                Ok(more)
+            }
+        }
+    }
+
+    /// The operations with these numbers and their lines, for messages. A stream is read again for
+    /// them from `path`, up to the last; those of standard input are gone.
+    ///
+    /// # Errors
+    /// The file cannot be read again.
+    pub fn events(
+        &self,
+        path: &Path,
+        numbers: &BTreeSet<u64>,
+    ) -> Result<BTreeMap<u64, (Event, u32)>, Error> {
+        let mut found = BTreeMap::new();
+        match &self.source {
+            Source::Memory { events, lines, .. } => {
+                for number in numbers {
+                    let at = usize::try_from(*number).unwrap_or(usize::MAX);
+                    if let (Some(event), Some(line)) = (events.get(at), lines.get(at)) {
+                        found.insert(*number, (event.clone(), *line));
+                    }
+                }
+            }
+            Source::Native(_) if path.as_os_str() == "-" => {}
+            Source::Native(_) => {
+                let Opened::Native(mut reader) = crate::open_lazily(path)? else {
+                    return Ok(found);
+                };
+                pick(&mut reader, numbers, &mut found)?;
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn pick(
+    reader: &mut Reader<Stream>,
+    numbers: &BTreeSet<u64>,
+    found: &mut BTreeMap<u64, (Event, u32)>,
+) -> Result<(), NativeError> {
+    let mut batch = Batch::default();
+    let wanted = |first, end| numbers.range(first..end).next().is_some();
+    while found.len() < numbers.len() && reader.next_batch_where(&mut batch, wanted)? {
+        let end = batch.first + batch.events.len() as u64;
+        for number in numbers.range(batch.first..end) {
+            let at = (number - batch.first) as usize;
+            found.insert(*number, (batch.events[at].clone(), batch.lines[at]));
+        }
+    }
+    Ok(())
+}
