@@ -47,4 +47,6 @@ pub(super) struct Last {
     pub offset: u16,
     /// Page of the last guest-physical address.
     pub frame: u64,
+    /// Page of the last root.
+    pub root: u64,
 }

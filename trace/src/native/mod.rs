@@ -39,9 +39,9 @@
 //!   u8, PCID varint); map (leaf, GPA address); unmap (leaf); protect (leaf); store (GPA address, value varint,
 //!   no linear address); page fault act (error code varint); invalidate-gva act; gva hook act (by * 2 +
 //!   effective). A *leaf* is a byte, bits 4:0 the rights r w x u g, 6:5 the size 4k 2m 4m 1g, 7 a root
-//!   follows (varint). An address is a varint, the zigzag distance of its page * 4 + half * 2 + (an
-//!   offset follows, varint); half 0 is the upper half of the linear addresses; GPAs have a last page of their
-//!   own and half 0.
+//!   follows (address). An address is a varint, the zigzag distance of its page * 4 + half * 2 + (an
+//!   offset follows, varint); half 0 is the upper half of the linear addresses. GPAs have a last page
+//!   of their own and half 0, roots another. All last pages and offsets are 0 at the start of a block.
 //! * Code 63 is the body of the dictionary whose number is in `listed` (varint), code 64 + n body n.
 //!   `dictionary` has `entries` bodies, each a length (varint) and a bincode 2 value; the most
 //!   used come first.

@@ -292,7 +292,7 @@ impl Packer {
         let perms = bits.iter().rev().fold(0, |all, bit| all << 1 | u8::from(*bit));
         self.rest.push(perms | size << 5 | u8::from(root.is_some()) << 7);
         if let Some(root) = root {
-            put(&mut self.rest, root.0);
+            put_address(&mut self.rest, root.0, &mut self.last.root, 0);
         }
     }
 

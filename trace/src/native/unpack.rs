@@ -250,16 +250,16 @@ impl Streams<'_> {
                 Op::Invpcid(Invpcid { kind, pcid, gva: self.linear(last)? })
             }
             codes::MAP => {
-                let (size, perms, root) = self.leaf()?;
+                let (size, perms, root) = self.leaf(last)?;
                 let gpa = self.physical(last)?;
                 Op::Map { gva: self.linear(last)?, gpa, size, perms, root }
             }
             codes::UNMAP => {
-                let (_, _, root) = self.leaf()?;
+                let (_, _, root) = self.leaf(last)?;
                 Op::Unmap { gva: self.linear(last)?, root }
             }
             codes::PROTECT => {
-                let (_, perms, root) = self.leaf()?;
+                let (_, perms, root) = self.leaf(last)?;
                 Op::Protect { gva: self.linear(last)?, perms, root }
             }
             codes::STORE => {
@@ -287,13 +287,18 @@ impl Streams<'_> {
         })
     }
 
-    fn leaf(&mut self) -> Result<(PageSize, Perms, Option<Gpa>), Short> {
+    fn leaf(&mut self, last: &mut Last) -> Result<(PageSize, Perms, Option<Gpa>), Short> {
         let byte = self.rest.byte()?;
         let bit = |n: u8| byte >> n & 1 != 0;
         let perms =
             Perms { read: bit(0), write: bit(1), exec: bit(2), user: bit(3), global: bit(4) };
         let sizes = [PageSize::Size4K, PageSize::Size2M, PageSize::Size4M, PageSize::Size1G];
-        let root = if bit(7) { Some(Gpa(self.rest.varint()?)) } else { None };
+        let root = if bit(7) {
+            let word = self.rest.varint()?;
+            Some(Gpa(self.address(word, &mut last.root)?))
+        } else {
+            None
+        };
         Ok((sizes[usize::from(byte >> 5 & 3)], perms, root))
     }
 
