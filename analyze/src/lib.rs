@@ -3,10 +3,14 @@
 //! [`oracle`] is the fast judge, [`naive`] the slow one that keeps every copy explicitly, and
 //! [`finding`] what both report. [`tally`] counts without judging. [`replay`] runs a trace under
 //! policies, [`compare`] sets the runs side by side, and [`scenario`] holds runs to what a file
-//! expects of them. [`diff`] compares two policies without a trace.
+//! expects of them. [`audit`] judges what a real host did,
+//! from its own recording. [`diff`] compares two policies without a trace.
 
+pub mod audit;
 pub mod compare;
+pub mod conformance;
 pub mod diff;
+pub mod explain;
 pub mod finding;
 pub mod naive;
 pub mod oracle;

@@ -16,13 +16,6 @@ use tlbscope_sim::policy::rule::Register;
 use tlbscope_sim::policy::{self, Policy};
 use tlbscope_trace::addr::Time;
 use tlbscope_trace::op::Event;
-use tlbscope_trace::text;
-
-/// Rules of policies that no scenario can notice yet: the operation, and why.
-const OPERATIONS_NOT_CARRIED_OUT: [(Register, &str, &str); 2] = [
-    (Register::Smm, "v0 smi", "the machine has no SMM"),
-    (Register::Cpuid, "v0 cpuid", "the machine does not change CPUID after its start"),
-];
 
 /// Rules of policies that the machine reaches and that change nothing there: policy, rule, why.
 const WITHOUT_EFFECT: [(&str, &str, &str); 5] = [
@@ -34,20 +27,15 @@ const WITHOUT_EFFECT: [(&str, &str, &str); 5] = [
 ];
 const SERVED_AT_EXIT: &str = "the exit itself has posted every request that the rule posts";
 
-/// Rules of the manuals that are no cause of a finding in any scenario, and why. `Some` is an
-/// operation that the machine refuses today.
-const NOT_REACHED: [(&str, Option<&str>, &str); 7] = [
-    ("smi", Some("v0 smi"), "the machine has no SMM"),
-    ("rsm", Some("v0 rsm"), "the machine has no SMM"),
+/// Rules of the manuals that are no cause of a finding in any scenario, and why.
+const NOT_REACHED: [(&str, &str); 4] = [
     (
         "cr4-pae-other-globals",
-        None,
         "PCIDs need long mode, where PAE cannot change; leaving it clears PCIDE, which owes all",
     ),
-    ("page-fault", None, "the processor serves it by itself; none is raised for a shadow fault"),
-    ("page-fault-other-globals", None, "the TLB model drops the page's globals of every PCID"),
-    ("init-amd", None, "the VMCB gets a new ASID at INIT, and direct roots serve from then on"),
-    ("tag-birth", None, "a VPID is given away once, and a wrap of the ASIDs drops all of them"),
+    ("page-fault", "the processor serves it by itself; none is raised for a shadow fault"),
+    ("page-fault-other-globals", "the TLB model drops the page's globals of every PCID"),
+    ("init-amd", "the VMCB gets a new ASID at INIT, and direct roots serve from then on"),
 ];
 
 /// What a run shows: (verdict, rule, cause, use) and every count.
@@ -55,13 +43,12 @@ const NOT_REACHED: [(&str, Option<&str>, &str); 7] = [
 struct Shown {
     findings: BTreeSet<(Kind, &'static str, u64, Option<u64>)>,
     counts: Counts,
-    refused: bool,
 }
 
 fn files() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/scenarios");
     let mut files = Vec::new();
-    for folder in ["rules", "golden", "oracle"] {
+    for folder in ["rules", "golden", "oracle", "ops", "mechanics", "races"] {
         let entries = fs::read_dir(root.join(folder)).expect("the folder exists");
         let mut here: Vec<_> = entries.map(|e| e.expect("it can be read").path()).collect();
         here.sort();
@@ -101,7 +88,6 @@ fn run(config: &MachineConfig, events: &[Event], policy: &Policy) -> Shown {
     let mut shown = Shown::default();
     for (index, event) in events.iter().enumerate() {
         if machine.run(event, index as u64, &mut watching).is_err() {
-            shown.refused = true;
             break;
         }
     }
@@ -127,15 +113,6 @@ fn builtins() -> Vec<(&'static str, Policy)> {
     policy::builtins().iter().map(load).collect()
 }
 
-/// Whether the machine refuses this line.
-fn refused(line: &str) -> bool {
-    let lines = text::parse(line).expect("the line is well formed");
-    let op = lines[0].op.clone();
-    let event = Event { time: Time(1), actor: lines[0].actor, op };
-    let policy = policy::load("kvm-5.17").expect("a built-in");
-    run(&MachineConfig::default(), &[event], &policy).refused
-}
-
 #[test]
 fn every_rule_of_every_policy_is_noticed() {
     let runs = runs();
@@ -146,9 +123,6 @@ fn every_rule_of_every_policy_is_noticed() {
             runs.iter().map(|(config, events)| run(config, events, &whole)).collect();
         for register in Register::ALL {
             for (index, rule) in whole.rules(register).iter().enumerate() {
-                if OPERATIONS_NOT_CARRIED_OUT.iter().any(|(r, ..)| *r == register) {
-                    continue;
-                }
                 let without = whole.without_rule(register, index);
                 let noticed = runs
                     .iter()
@@ -181,8 +155,7 @@ fn every_rule_of_every_kernel_has_an_expectation() {
             scenarios.iter().filter(|s| s.expects.iter().any(|e| e.policy == name)).collect();
         for register in Register::ALL {
             for (index, rule) in whole.rules(register).iter().enumerate() {
-                let skipped = OPERATIONS_NOT_CARRIED_OUT.iter().any(|(r, ..)| *r == register);
-                if skipped || WITHOUT_EFFECT.iter().any(|(p, r, _)| (*p, *r) == (name, &*rule.id)) {
+                if WITHOUT_EFFECT.iter().any(|(p, r, _)| (*p, *r) == (name, &*rule.id)) {
                     continue;
                 }
                 let without = whole.without_rule(register, index);
@@ -198,17 +171,6 @@ fn every_rule_of_every_kernel_has_an_expectation() {
         }
     }
     assert!(unexpected.is_empty(), "no expectation fails without\n  {}", unexpected.join("\n  "));
-}
-
-#[test]
-fn what_the_tables_excuse_is_still_refused() {
-    for (register, line, why) in OPERATIONS_NOT_CARRIED_OUT {
-        assert!(refused(line), "{}: `{line}` is carried out, not: {why}", register.key());
-    }
-    for (rule, line, why) in NOT_REACHED {
-        assert!(line.is_none_or(refused), "{rule}: {line:?} is carried out, not: {why}");
-    }
-    assert!(!refused("v0 init"));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use tlbscope_analyze::scenario::Scenario;
 fn files() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/scenarios");
     let mut files = Vec::new();
-    for folder in ["golden", "oracle", "rules"] {
+    for folder in ["golden", "mechanics", "ops", "oracle", "races", "rules"] {
         for entry in fs::read_dir(root.join(folder)).expect("the folder exists") {
             files.push(entry.expect("it can be read").path());
         }

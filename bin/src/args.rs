@@ -70,14 +70,21 @@ pub enum Color {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Replay a trace under one policy: findings, counts and costs
-    #[command(after_help = "Example:\n  tlbscope simulate trace.txt --policy kvm-5.17")]
+    #[command(after_help = "Examples:\n  tlbscope simulate trace.txt --policy kvm-5.17\n  \
+                            tlbscope simulate trace.txt --policy never --explain 1")]
     Simulate(Simulate),
     /// The same guest work under several policies, side by side
     #[command(after_help = "Example:\n  tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19")]
     Compare(Compare),
+    /// Judge what a real host did, from its own recording
+    #[command(after_help = "Example:\n  tlbscope audit trace.txt.zst")]
+    Audit(Audit),
     /// Run scenario files, and folders of them
     #[command(after_help = "Example:\n  tlbscope scenarios testdata/scenarios")]
     Scenarios(Scenarios),
+    /// Run architecture cases against the TLB model and the table of requirements
+    #[command(after_help = "Example:\n  tlbscope conformance testdata/conformance/*.json")]
+    Conformance(Conformance),
     /// Turn any recording into a native trace
     #[command(after_help = "Example:\n  tlbscope import trace.txt.zst -o trace.tlbt")]
     Import(Import),
@@ -101,6 +108,39 @@ pub enum Command {
     /// A rule of the manuals: its sentence and its citation
     #[command(after_help = "Example:\n  tlbscope explain cr4-pge")]
     Explain(Explain),
+    /// Completions for a shell, or the manual pages
+    #[command(after_help = "Examples:\n  tlbscope completions bash > \
+                            ~/.local/share/bash-completion/completions/tlbscope\n  tlbscope \
+                            completions man -o ~/.local/share/man/man1")]
+    Completions(Completions),
+}
+
+/// Arguments of `completions`.
+#[derive(Debug, Arguments)]
+pub struct Completions {
+    /// For whom
+    #[arg(value_enum)]
+    pub of: CompletionsOf,
+    /// Where to write: a file, for `man` a folder; default: standard output
+    #[arg(short, long, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+}
+
+/// What `completions` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CompletionsOf {
+    /// GNU Bash.
+    Bash,
+    /// Elvish.
+    Elvish,
+    /// Fish.
+    Fish,
+    /// PowerShell.
+    Powershell,
+    /// Z shell.
+    Zsh,
+    /// A manual page for each command.
+    Man,
 }
 
 /// The machine of a replay.
@@ -122,6 +162,9 @@ pub struct Simulate {
     /// A built-in policy or a file; default: the policy of the recorded kernel
     #[arg(long, value_name = "NAME|FILE")]
     pub policy: Option<String>,
+    /// Only the finding of this number, at full length
+    #[arg(long, value_name = "N")]
+    pub explain: Option<usize>,
     /// The machine.
     #[command(flatten)]
     pub machine: Machine,
@@ -141,12 +184,63 @@ pub struct Compare {
     pub machine: Machine,
 }
 
+/// Arguments of `audit`.
+#[derive(Debug, Arguments)]
+pub struct Audit {
+    /// The recordings
+    #[arg(required = true, value_name = "RECORDING")]
+    pub recordings: Vec<PathBuf>,
+    /// Findings kept of each kind; all are counted
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub max_findings: usize,
+    /// Leave out the table of what the host did for each kind of operation
+    #[arg(long)]
+    pub no_transitions: bool,
+    /// List excessive flushes and resets one by one, not only their numbers
+    #[arg(long)]
+    pub excessive: bool,
+}
+
 /// Arguments of `scenarios`.
 #[derive(Debug, Arguments)]
 pub struct Scenarios {
     /// Files and folders
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
+    /// Run other orders of the events of host and hypervisor too: `all` of them (up to 10000 for
+    /// each expectation, those closest to the file first), or N drawn by the seed
+    #[arg(long, value_name = "all|N", value_parser = interleave)]
+    pub interleave: Option<Interleave>,
+    /// Seed of `--interleave N`
+    #[arg(long, default_value_t = 1, value_name = "S", requires = "interleave")]
+    pub seed: u64,
+}
+
+/// How many orders `scenarios --interleave` runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interleave {
+    /// All, up to a bound.
+    All,
+    /// So many.
+    Sampled(u64),
+}
+
+fn interleave(text: &str) -> Result<Interleave, String> {
+    match text {
+        "all" => Ok(Interleave::All),
+        number => match number.parse() {
+            Ok(n) if n > 0 => Ok(Interleave::Sampled(n)),
+            _ => Err("`all`, or how many orders to draw".to_owned()),
+        },
+    }
+}
+
+/// Arguments of `conformance`.
+#[derive(Debug, Arguments)]
+pub struct Conformance {
+    /// Files of cases, `-` for standard input
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
 }
 
 /// Arguments of `import`.
@@ -260,6 +354,28 @@ pub enum PolicyCommand {
         a: String,
         /// Another
         b: String,
+    },
+    /// What a policy does at one operation, step by step, from the write to the next entry
+    #[command(after_help = "Examples:\n  tlbscope policy explain kvm-6.12-lts 'cr4 +SMEP'\n  \
+                            tlbscope policy explain kvm-5.17 'cr3 0x20000'")]
+    Explain {
+        /// A built-in's name or a file
+        policy: String,
+        /// The operation, as scenarios write it
+        operation: String,
+    },
+    /// A policy file to start from: it inherits everything, and shows what it could change
+    #[command(after_help = "Example:\n  tlbscope policy new --from kvm-6.12-lts -o my-patch.toml")]
+    New {
+        /// The policy that it extends
+        #[arg(long, value_name = "NAME|FILE")]
+        from: String,
+        /// Its name; default: that of the file, or `my-patch`
+        #[arg(long)]
+        name: Option<String>,
+        /// Where to write; default: standard output
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
     },
     /// Check a policy file
     Check {

@@ -5,11 +5,14 @@ use std::fmt::Write;
 
 use comfy_table::{CellAlignment, Table, presets};
 use tlbscope_analyze::compare::Row;
+use tlbscope_analyze::explain::{Chain, StepKind};
 use tlbscope_analyze::finding::{Class, Finding, Findings, Kind};
 use tlbscope_analyze::replay::Summary;
 use tlbscope_analyze::tally::Counts;
 use tlbscope_sim::arch::required::RULES;
 use tlbscope_sim::engine::BOOT;
+use tlbscope_sim::policy::Policy;
+use tlbscope_sim::policy::rule::Register;
 use tlbscope_trace::op::Event;
 use tlbscope_trace::text;
 
@@ -22,8 +25,8 @@ pub struct Cited<'a> {
 }
 
 /// One finding, as a compiler would put it: what happened, where, why, by which rule.
-pub fn finding(cited: &Cited<'_>, finding: &Finding) -> String {
-    let mut out = String::new();
+pub fn finding(cited: &Cited<'_>, number: usize, finding: &Finding, chain: &Chain) -> String {
+    let mut out = format!("{number}. ");
     let head = match finding.kind {
         Kind::Missed { harmful: true } => "missed flush, harmful",
         Kind::Missed { harmful: false } => "missed flush, benign",
@@ -53,6 +56,39 @@ pub fn finding(cited: &Cited<'_>, finding: &Finding) -> String {
     if let Some(rule) = RULES.iter().find(|rule| rule.id == finding.rule) {
         let _ = write!(out, "\n  rule:  {} ({})", rule.sentence, rule.citation);
     }
+    for (depth, step) in chain.story() {
+        let at = step.event.map_or_else(|| "at the start".to_owned(), |event| format!("@{event}"));
+        let head = match step.kind {
+            StepKind::Operation => "story:",
+            StepKind::Answer => "answered by",
+            StepKind::Fill => "which leaves the copy",
+            StepKind::Root => "in reach by",
+            StepKind::Use => "until it is used:",
+        };
+        let lead = format!("  {:1$}{head} ", "", 2 * depth);
+        let when = if step.kind == StepKind::Answer { String::new() } else { format!("{at} ") };
+        let _ = write!(out, "\n{}", hanging(&lead, &format!("{when}{}", step.what)));
+    }
+    out
+}
+
+/// Text broken between words at 100 columns, later lines under the first word.
+pub fn hanging(lead: &str, text: &str) -> String {
+    const WIDTH: usize = 100;
+    let mut out = lead.trim_end().to_owned();
+    let mut column = out.chars().count();
+    for word in text.split(' ') {
+        let wide = word.chars().count();
+        if column + 1 + wide > WIDTH && column > lead.chars().count() {
+            let _ = write!(out, "\n{:1$}", "", lead.chars().count());
+            out.push_str(word);
+            column = lead.chars().count() + wide;
+        } else {
+            out.push(' ');
+            out.push_str(word);
+            column += 1 + wide;
+        }
+    }
     out
 }
 
@@ -77,11 +113,11 @@ fn event(cited: &Cited<'_>, event: u64) -> String {
 }
 
 /// Every kept finding, and a line for the rest.
-pub fn findings(cited: &Cited<'_>, all: &Findings) -> String {
+pub fn findings(cited: &Cited<'_>, all: &Findings, chains: &[Chain]) -> String {
     let mut out = String::new();
     let kept = all.sorted();
-    for one in &kept {
-        let _ = writeln!(out, "{}\n", finding(cited, one));
+    for (n, (one, chain)) in kept.iter().zip(chains).enumerate() {
+        let _ = writeln!(out, "{}\n", finding(cited, n + 1, one, chain));
     }
     let total: u64 = all.groups().map(|(_, count)| count).sum();
     let more = total.saturating_sub(kept.len() as u64);
@@ -138,4 +174,21 @@ pub fn comparison(trace: &str, policies: &[&str], rows: &[Row]) -> String {
 /// Every count that is not 0.
 pub fn counts(counts: &Counts) -> String {
     counts.iter().filter(|(_, n)| *n != 0).map(|(key, n)| format!("  {key} {n}\n")).collect()
+}
+
+/// What a policy has for an operation, and where in the kernel: its rules by the operation's name.
+pub fn rules_of(policy: &Policy, op: &str) -> String {
+    let registers = Register::ALL.iter().filter(|register| register.key() == op);
+    let mut out = String::new();
+    for rule in registers.flat_map(|register| policy.rules(*register)) {
+        let _ = writeln!(
+            out,
+            "{}",
+            hanging(&format!("  {} has {}:", policy.name, rule.id), &rule.about)
+        );
+        if !rule.source.is_empty() {
+            let _ = writeln!(out, "{}", hanging("    see", &rule.source));
+        }
+    }
+    out
 }

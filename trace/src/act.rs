@@ -509,6 +509,24 @@ pub enum Act {
     },
     /// A fault through a copy that memory no longer bears out: legal once, retried.
     SpuriousFault,
+    /// Recordings only: a root as the entry function printed it. The active one is told at every
+    /// such print, a cached one where it differs from what was told before.
+    RootSeen {
+        /// Which.
+        slot: RootSlot,
+        /// The guest CR3 that it is for, where printed.
+        pgd: Option<u64>,
+        /// The page; `None`: the slot is invalid.
+        root: Option<Hpa>,
+    },
+    /// Recordings only: the value of CR0 or CR4 that the write under way replaces. Where the guest
+    /// owns bits, its own writes are seen here alone.
+    OldSeen {
+        /// 0 or 4.
+        register: u8,
+        /// The value.
+        old: u64,
+    },
 }
 
 /// Why a root reference is dropped.
@@ -621,6 +639,12 @@ pub enum ArchOp {
         gpa: Gpa,
         /// Bytes.
         size: u64,
+    },
+    /// Another vCPU of the guest asked the hypervisor to flush this one (paravirtual or Hyper-V
+    /// flush): from here on it must use nothing older.
+    RemoteFlush {
+        /// One page under the current PCID and as a global translation; `None`: everything.
+        page: Option<Gva>,
     },
     /// Software declares frames reused.
     Release {

@@ -20,6 +20,8 @@ pub struct Feed {
     source: Source,
     operations: Option<u64>,
     pcpus: u16,
+    /// Its losses are in `meta`: a second reading finds the same.
+    told: bool,
 }
 
 enum Source {
@@ -40,7 +42,8 @@ impl Feed {
             Opened::Native(reader) => match reader.header_ref() {
                 Some(header) if header.ordered => {
                     let Header { meta, census, operations, pcpus, .. } = header.clone();
-                    Ok(Self { meta, census, operations, pcpus, source: Source::Native(reader) })
+                    let source = Source::Native(reader);
+                    Ok(Self { meta, census, operations, pcpus, source, told: false })
                 }
                 _ => Ok(Self::of(reader.into_recording()?)),
             },
@@ -61,7 +64,14 @@ impl Feed {
         let operations = Some(events.len() as u64);
         let source = Source::Memory { events, lines, given: 0 };
         let pcpus = recording.pcpus();
-        Self { meta: recording.meta, census: recording.census, operations, pcpus, source }
+        Self {
+            meta: recording.meta,
+            census: recording.census,
+            operations,
+            pcpus,
+            source,
+            told: true,
+        }
     }
 
     /// Where from and what machine. What is lost of a stream is in it at the end only.
@@ -106,12 +116,28 @@ impl Feed {
             }
             Source::Native(reader) => {
                 let more = reader.next_batch(batch)?;
-                if !more {
+                if !more && !std::mem::replace(&mut self.told, true) {
                     self.meta.losses.extend(reader.take_losses());
                 }
                 Ok(more)
             }
         }
+    }
+
+    /// Begins again; false if that cannot be: standard input, read as a stream, is gone.
+    ///
+    /// # Errors
+    /// The file cannot be opened again.
+    pub fn rewind(&mut self, path: &Path) -> Result<bool, Error> {
+        match &mut self.source {
+            Source::Memory { given, .. } => *given = 0,
+            Source::Native(_) if path.as_os_str() == "-" => return Ok(false),
+            Source::Native(reader) => match crate::open_lazily(path)? {
+                Opened::Native(again) => *reader = again,
+                Opened::Whole(_) => return Ok(false),
+            },
+        }
+        Ok(true)
     }
 
     /// The operations with these numbers and their lines, for messages. A stream is read again for

@@ -1,23 +1,25 @@
 //! The micro scenario of one transition under one policy.
 //!
-//! Two address spaces A and B map a plain and a global page each, both are read, A is current and
-//! B's root cached. The global page is the same in both, as global pages must be. Then the guest edits the four leaves without a flush: what the TLB holds is
-//! stale, and in shadow mode the shadow tables turn unsync. Then comes the write; then every copy
-//! is tried: in A, in B (NOFLUSH where there are PCIDs), in A again.
+//! Two address spaces A and B map a plain and a global page each, B one more of its own; all are
+//! read, A is current and B's root cached. The global page is the same in both, as global pages
+//! must be. Then the guest edits the leaves without a flush: what the TLB holds is stale, and in
+//! shadow mode the shadow tables turn unsync. Then comes the write; then every copy is tried: in A,
+//! in B (NOFLUSH where there are PCIDs), in A again. A guest that has just turned PCIDs on has A and
+//! B in PCID 0: a NOFLUSH switch keeps A's translations, so only B's own page is its to use there.
 
-use tlbscope_sim::arch::required::{self, Strength};
+use tlbscope_sim::arch::required::{self, Owed, Scope, Strength};
 use tlbscope_sim::engine::Machine;
 use tlbscope_sim::machine::config::MachineConfig;
 use tlbscope_sim::policy::Policy;
-use tlbscope_trace::act::ArchOp;
+use tlbscope_trace::act::{ArchOp, At, Class, Tag};
 use tlbscope_trace::addr::{Gpa, Gva, PageSize, Time, VcpuId};
-use tlbscope_trace::observe::World;
+use tlbscope_trace::observe::{Observer, World};
 use tlbscope_trace::op::{Access, AccessKind, Actor, Event, Op, Perms, RegWrite, Sregs};
 use tlbscope_trace::regs::{CR3_NOFLUSH, Cr0, Cr4, MmuKind, Regs, Vendor};
 
 use super::transition::{Change, Register, State};
 use super::{Outcome, Verdict};
-use crate::finding::{Class, Findings, Kind};
+use crate::finding::{Findings, Kind};
 use crate::oracle::Oracle;
 use crate::tally::{Counts, Key, Tally};
 
@@ -29,6 +31,10 @@ const B: u64 = 0x2_0000;
 /// would take for PDPTEs, within guest memory for the time without paging.
 const PLAIN: u64 = 0x2000_7000;
 const GLOBAL: u64 = 0x2000_8000;
+/// CR0 of a warmed machine.
+const CR0_SET: u64 = Cr0::PE.union(Cr0::PG).union(Cr0::WP).bits();
+/// A page that A does not map.
+const OWN: u64 = 0x2000_9000;
 
 /// The events of a transition.
 pub(super) struct Script {
@@ -52,13 +58,38 @@ impl Script {
     /// The script of a change in a state; `None` if the state contradicts the change's direction.
     /// `edit`: whether the guest edits its tables before the write.
     pub(super) fn new(state: State, change: Change, edit: bool) -> Option<Self> {
-        let decided = Cr4::PAE | Cr4::PCIDE;
-        let (base, mut cr4) = (state.cr4(), state.cr4().bits());
-        let mut cr0_set = (Cr0::PE | Cr0::PG | Cr0::WP).bits();
+        let mut cr4 = state.cr4().bits();
+        let mut cr0_set = CR0_SET;
         match change.register {
             Register::Cr0 => cr0_set = cr0_set & !change.set | change.clear,
             Register::Cr4 => cr4 = cr4 & !change.set | change.clear,
         }
+        Self::around(state, cr0_set, cr4, change.op(), edit)
+    }
+
+    /// The script of any operation of the guest in a state.
+    pub(super) fn of(state: State, op: &Op) -> Option<Self> {
+        let change = |register, write: &RegWrite| Change {
+            register,
+            set: write.set,
+            clear: write.clear & !write.set,
+        };
+        match op {
+            Op::Cr0(write) if write.clear != !0 => {
+                Self::new(state, change(Register::Cr0, write), true)
+            }
+            Op::Cr4(write) if write.clear != !0 => {
+                Self::new(state, change(Register::Cr4, write), true)
+            }
+            _ => Self::around(state, CR0_SET, state.cr4().bits(), op.clone(), true),
+        }
+    }
+
+    /// Warms the machine with these bits of CR0 and this CR4, has the guest do `op`, and tries
+    /// every copy.
+    fn around(state: State, cr0_set: u64, cr4: u64, op: Op, edit: bool) -> Option<Self> {
+        let decided = Cr4::PAE | Cr4::PCIDE;
+        let base = state.cr4();
         // The state says of PAE and PCIDE what they are before the write.
         if (cr4 ^ base.bits()) & decided.bits() != 0 {
             return None;
@@ -82,7 +113,9 @@ impl Script {
             Op::Cr3(b),
             map(PLAIN, 0x7000, None),
             map(GLOBAL, 0x6000, None),
+            map(OWN, 0x8000, None),
             read(PLAIN),
+            read(OWN),
             // Without it B's own entries would never be walked, nor their accessed bits set.
             Op::Invlpg(Gva(GLOBAL)),
             read(GLOBAL),
@@ -108,36 +141,63 @@ impl Script {
                 map(GLOBAL, 0xa000, Some(A)),
                 map(PLAIN, 0xb000, Some(B)),
                 map(GLOBAL, 0xa000, Some(B)),
+                map(OWN, 0xc000, Some(B)),
             ]);
         }
         let write = events.len();
-        events.push(change.op());
+        let cr4 = if let Op::Cr4(write) = &op { write.apply(cr4) } else { cr4 };
+        events.push(op);
         events.extend([read(PLAIN), read(GLOBAL)]);
-        let cr4 = cr4 & !change_of(change, Register::Cr4).1 | change_of(change, Register::Cr4).0;
-        let pcids = cr4 & Cr4::PCIDE.bits() != 0;
-        for root in [b, a] {
-            events.push(back(root, pcids));
+        let pcids_now = cr4 & Cr4::PCIDE.bits() != 0;
+        events.push(back(b, pcids_now));
+        if pcids || !pcids_now {
             events.extend([read(PLAIN), read(GLOBAL)]);
         }
+        events.extend([read(OWN), back(a, pcids_now), read(PLAIN), read(GLOBAL)]);
         Some(Self { events, write })
+    }
+
+    /// Runs it with someone watching, up to and with the write. `None`: the state before cannot be
+    /// reached. Else the registers before and after the write, and why it faulted.
+    pub(super) fn watch<O: Observer>(
+        &self,
+        config: &MachineConfig,
+        policy: &Policy,
+        watching: &mut O,
+    ) -> Option<(Regs, Regs, Option<&'static str>)> {
+        let mut machine = Machine::new(config, policy).ok()?;
+        for (index, op) in self.events.iter().enumerate().take(self.write + 1) {
+            let here = index as u64;
+            let event = Event { time: Time(here + 1), actor: V0, op: op.clone() };
+            let before = *machine.regs(VcpuId(0));
+            let step = machine.run(&event, here, watching).ok()?;
+            if index == self.write {
+                return Some((before, *machine.regs(VcpuId(0)), step.fault));
+            }
+            if step.fault.is_some() {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// The event of the write.
+    pub(super) const fn write(&self) -> u64 {
+        self.write as u64
     }
 
     /// Runs it. `None`: the state before the write cannot be reached.
     pub(super) fn run(&self, config: &MachineConfig, policy: &Policy) -> Option<Outcome> {
         let write = self.write as u64;
-        let mut watching = (Oracle::new(1), Tally::with_windows(1, &[(write, V0)]));
+        let judges = (Oracle::new(1), Tally::with_windows(1, &[(write, V0)]));
+        let mut watching = (judges, Breadth { write, owed: Vec::new(), dropped: Vec::new() });
         let mut machine = Machine::new(config, policy).ok()?;
-        let (mut before, mut after) = (Regs::default(), Regs::default());
         let mut fault = None;
         for (index, op) in self.events.iter().enumerate() {
             let here = index as u64;
             let event = Event { time: Time(here + 1), actor: V0, op: op.clone() };
-            if index == self.write {
-                before = *machine.regs(VcpuId(0));
-            }
             let step = machine.run(&event, here, &mut watching).ok()?;
             if index == self.write {
-                after = *machine.regs(VcpuId(0));
                 fault = step.fault;
             } else if index < self.write && step.fault.is_some() {
                 return None;
@@ -146,24 +206,21 @@ impl Script {
                 break;
             }
         }
-        watching.0.finish(&machine);
-        let owed = owed(config.vendor, &before, &after);
+        let ((mut oracle, tally), breadth) = watching;
+        oracle.finish(&machine);
         let none = Counts::default();
-        let counts = watching.1.window(write).unwrap_or(&none);
+        let counts = tally.window(write).unwrap_or(&none);
         let acts: Vec<(Key, u64)> =
             ACTS.iter().map(|key| (*key, counts.get(*key))).filter(|(_, n)| *n != 0).collect();
         let acted = acts.iter().any(|(key, _)| *key != Key::Exit);
         let verdict = if fault.is_some() {
             Verdict::Fault
         } else {
-            verdict(watching.0.findings(), write, !owed.is_empty(), acted)
+            verdict(oracle.findings(), write, acted, &breadth)
         };
+        let owed = breadth.owed.iter().map(|owed| owed.rule.id).collect();
         Some(Outcome { acts, owed, verdict, unedited: None })
     }
-}
-
-const fn change_of(change: Change, register: Register) -> (u64, u64) {
-    if change.register as u8 == register as u8 { (change.set, change.clear) } else { (0, 0) }
 }
 
 /// What is an action: requests, resets, unloads, loads, hooks, invalidations, and the exit itself.
@@ -201,21 +258,53 @@ const ACTS: [Key; 31] = [
     Key::Invlpga,
 ];
 
-/// The binding rules that the write calls upon.
-fn owed(vendor: Vendor, before: &Regs, after: &Regs) -> Vec<&'static str> {
-    let op = if before.cr0 == after.cr0 {
-        ArchOp::Cr4 { old: before.cr4, new: after.cr4 }
-    } else {
-        ArchOp::Cr0 { old: before.cr0, new: after.cr0 }
-    };
-    required::of_guest(vendor, &op, before, after, false)
-        .filter(|owed| owed.strength == Strength::Must)
-        .map(|owed| owed.rule.id)
-        .collect()
+/// Whether the guest's operation owes it, and not the hypervisor's own work on its tables.
+pub(super) const fn by_guest(owed: &Owed) -> bool {
+    !matches!(owed.scope, Scope::Frames { .. })
+}
+
+/// What binding rules owe for the write, and what its window dropped from the hardware, by tag and
+/// whether global: every flush counts, LOAD's among them, which the oracle never calls over-broad.
+struct Breadth {
+    write: u64,
+    owed: Vec<Owed>,
+    dropped: Vec<(Tag, bool)>,
+}
+
+impl Breadth {
+    /// Whether something was dropped that no owed scope reaches.
+    fn beyond(&self) -> bool {
+        self.dropped.iter().any(|(tag, global)| {
+            !self.owed.iter().any(|owed| match owed.scope {
+                Scope::Everything | Scope::EveryAsid => true,
+                Scope::NonGlobal => !global,
+                Scope::Pcid(pcid) => *global || tag.pcid == pcid,
+                Scope::PcidNonGlobal(pcid) => !global && tag.pcid == pcid,
+                _ => false,
+            })
+        })
+    }
+}
+
+impl Observer for Breadth {
+    fn arch<W: World>(&mut self, at: &At, op: &ArchOp, before: &Regs, native: bool, world: &W) {
+        if at.event == self.write {
+            let owed =
+                required::of_guest(world.vendor(), op, before, world.regs(VcpuId(0)), native);
+            self.owed.extend(owed.filter(|owed| by_guest(owed) && owed.strength == Strength::Must));
+        }
+    }
+
+    fn dropped(&mut self, at: &At, tag: &Tag, global: bool, entries: u32) {
+        // Guest-physical mappings are the hypervisor's own: no write of the guest owes them.
+        if at.event == self.write && entries > 0 && tag.class != Class::GuestPhysical {
+            self.dropped.push((*tag, global));
+        }
+    }
 }
 
 /// The verdict, from the findings whose cause is the write.
-fn verdict(findings: &Findings, write: u64, owed: bool, acted: bool) -> Verdict {
+fn verdict(findings: &Findings, write: u64, acted: bool, breadth: &Breadth) -> Verdict {
     let has = |wanted: &dyn Fn(Kind) -> bool| {
         findings.kept().iter().any(|f| f.cause == write && wanted(f.kind))
     };
@@ -227,9 +316,8 @@ fn verdict(findings: &Findings, write: u64, owed: bool, acted: bool) -> Verdict 
         Verdict::Exposed
     } else if has(&|kind| kind == Kind::Latent) {
         Verdict::Latent
-    } else if owed {
-        let broad = has(&|kind| kind == Kind::Excessive(Class::OverBroad));
-        if broad { Verdict::OverBroad } else { Verdict::Served }
+    } else if !breadth.owed.is_empty() {
+        if breadth.beyond() { Verdict::OverBroad } else { Verdict::Served }
     } else if has(&|kind| matches!(kind, Kind::Excessive(_))) {
         Verdict::Wasted
     } else if has(&|kind| kind == Kind::Advised) {

@@ -2,10 +2,14 @@
 //! of CR0 and CR4, on both vendors, with shadow paging and with TDP, each judged by the oracle in
 //! a `micro` scenario of its own.
 //!
-//! Limits. The oracle does not judge the breadth of LOAD's flush, so what a reset's reload serves
-//! is never called over-broad here. A micro scenario has one vCPU on one pCPU.
+//! The breadth of every flush in the write's window is judged, LOAD's too: unlike an excessive
+//! finding, the verdict says what became of the hardware, not who is to blame for it.
+//!
+//! Limits. A micro scenario has one vCPU on one pCPU. The hypervisor's guest-physical mappings do
+//! not count.
 
 mod micro;
+mod steps;
 mod transition;
 
 use std::collections::BTreeMap;
@@ -15,6 +19,7 @@ use serde::{Serialize, Serializer};
 use tlbscope_sim::policy::Policy;
 use tlbscope_trace::regs::{MmuKind, Vendor};
 
+pub use steps::{Matched, Steps, steps};
 pub use transition::{Change, Register, State};
 
 use crate::tally::Key;
@@ -32,9 +37,9 @@ pub enum Verdict {
     Exposed,
     /// A stale copy stayed out of reach.
     Latent,
-    /// What was owed was carried out.
+    /// What was owed was carried out, and the hardware dropped nothing else.
     Served,
-    /// What was owed was carried out by an explicit flush that dropped more.
+    /// What was owed was carried out, and translations were dropped that nothing owed.
     OverBroad,
     /// Not owed, and the oracle calls what was done excessive.
     Wasted,
@@ -57,7 +62,7 @@ impl Verdict {
             Self::MissedBenign => "MISSED, benign",
             Self::Exposed => "MISSED, exposed",
             Self::Latent => "latent, out of reach",
-            Self::Served => "served",
+            Self::Served => "exactly served",
             Self::OverBroad => "served, over-broad",
             Self::Wasted => "not owed, wasted",
             Self::Advised => "not owed, advised",
@@ -124,6 +129,8 @@ pub struct Diff {
     pub missed: [usize; 2],
     /// The differences, grouped.
     pub rows: Vec<Row>,
+    /// Transitions that both carry out alike and both miss, grouped.
+    pub missed_alike: Vec<Row>,
 }
 
 /// A case: where, from what, what.
@@ -159,29 +166,36 @@ pub fn diff(policies: [&Policy; 2]) -> Diff {
             singles.insert(*case, outcomes);
         }
         let [a, b] = outcomes;
-        if a.acts == b.acts && a.verdict == b.verdict {
-            continue;
-        }
-        out.differing += 1;
-        // Cases of one change stand together.
-        let equal = out.rows.iter_mut().rev().take(State::ALL.len()).find(|row| {
-            (row.vendor, row.mmu, row.change, row.as_single) == (vendor, mmu, change, as_single)
-                && row.outcomes == *outcomes
-        });
-        match equal {
-            Some(row) => row.states.push(state),
-            None => out.rows.push(Row {
-                vendor,
-                mmu,
-                change,
-                states: vec![state],
-                owed: a.owed.clone(),
-                as_single,
-                outcomes: outcomes.clone(),
-            }),
+        if a.acts != b.acts || a.verdict != b.verdict {
+            out.differing += 1;
+            group(&mut out.rows, case, as_single, outcomes);
+        } else if a.verdict.missed() {
+            group(&mut out.missed_alike, case, as_single, outcomes);
         }
     }
     out
+}
+
+/// Adds a case to the row of the same change and outcome, if there is one: cases of one change
+/// stand together.
+fn group(rows: &mut Vec<Row>, case: &Case, as_single: bool, outcomes: &[Outcome; 2]) {
+    let (vendor, mmu, state, change) = *case;
+    let equal = rows.iter_mut().rev().take(State::ALL.len()).find(|row| {
+        (row.vendor, row.mmu, row.change, row.as_single) == (vendor, mmu, change, as_single)
+            && row.outcomes == *outcomes
+    });
+    match equal {
+        Some(row) => row.states.push(state),
+        None => rows.push(Row {
+            vendor,
+            mmu,
+            change,
+            states: vec![state],
+            owed: outcomes[0].owed.clone(),
+            as_single,
+            outcomes: outcomes.clone(),
+        }),
+    }
 }
 
 /// Whether acts and verdicts of both policies are the same.

@@ -115,6 +115,52 @@ fn paging_on_over_a_cached_root() {
     assert_eq!((whole.verdict, whole.owed), (Verdict::Served, vec!["cr0-pg-set"]));
     assert_eq!(kept.verdict, Verdict::MissedHarmful);
     assert!(kept.acts.contains(&(Key::RootHit, 1)));
+    // No edit is needed: what was cached without paging maps each address to itself.
+    assert_eq!(kept.unedited, Some(Verdict::MissedHarmful));
+}
+
+#[test]
+fn a_noflush_switch_within_a_new_pcid_0_blames_no_write() {
+    // PCIDE 0 to 1 leaves both address spaces in PCID 0. What A left there B may see: the guest's
+    // own doing. SMEP's missed flush alone is benign, with PCIDE beside it too.
+    let change = cr4(Cr4::PCIDE | Cr4::SMEP, Cr4::empty());
+    let case = (Vendor::Intel, MmuKind::Tdp, State::Level4, change);
+    let [kept, _] = both(case, "kvm-5.17-keep-roots", "kvm-patch-v2-18");
+    assert_eq!(kept.unedited, Some(Verdict::MissedBenign));
+}
+
+#[test]
+fn breadth_of_what_serves() {
+    // SMEP 0 to 1 owes the current PCID; INVEPT and INVVPID of one context drop the other's too.
+    let smep = cr4(Cr4::SMEP, Cr4::empty());
+    let verdicts = |mmu, state| {
+        both((Vendor::Intel, mmu, state, smep), "kvm-patch-v2", "kvm-patch-v2-18")[1].verdict
+    };
+    assert_eq!(verdicts(MmuKind::Tdp, State::Level4), Verdict::Served);
+    assert_eq!(verdicts(MmuKind::Tdp, State::Level4Pcid), Verdict::OverBroad);
+    // LOAD's flush counts as well: before the patch nothing else flushes.
+    let case = (Vendor::Intel, MmuKind::Shadow, State::Level4Pcid, smep);
+    assert_eq!(both(case, "kvm-5.17", "kvm-5.17")[0].verdict, Verdict::OverBroad);
+    // PGE owes everything: nothing is too broad.
+    let pge = cr4(Cr4::empty(), Cr4::PGE);
+    let case = (Vendor::Amd, MmuKind::Tdp, State::Level4Pcid, pge);
+    assert_eq!(both(case, "kvm-5.19", "kvm-5.19")[0].verdict, Verdict::Served);
+}
+
+#[test]
+fn what_both_miss_alike_is_listed() {
+    let one = policy::load("kvm-patch-v2-18").unwrap();
+    let diff = diff([&one, &one]);
+    assert!(diff.rows.is_empty());
+    let cases: usize = diff.missed_alike.iter().map(|row| row.states.len()).sum();
+    assert_eq!([cases, cases], diff.missed);
+    let pse = cr4(Cr4::PSE, Cr4::empty());
+    let listed = |mmu| {
+        diff.missed_alike
+            .iter()
+            .any(|row| (row.vendor, row.mmu, row.change) == (Vendor::Amd, mmu, pse))
+    };
+    assert!(listed(MmuKind::Tdp) && listed(MmuKind::Shadow));
 }
 
 #[test]

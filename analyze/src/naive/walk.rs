@@ -4,7 +4,7 @@ use tlbscope_trace::act::Outcome;
 use tlbscope_trace::addr::Gpa;
 use tlbscope_trace::observe::World;
 use tlbscope_trace::op::{Access, AccessKind};
-use tlbscope_trace::regs::{Cr0, Cr4, Efer, Regs, Vendor};
+use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs, Vendor};
 
 /// One level: lowest bit and number of the address bits that index it, and whether it may map a
 /// large page.
@@ -59,7 +59,9 @@ pub(super) fn translate<W: World>(world: &W, regs: &Regs, gva: u64) -> Result<Pa
     for &(low, bits, large_ok) in levels {
         let index = gva >> low & ((1 << bits) - 1);
         let top_of_pae = levels.len() == 3 && low == 30;
-        let entry = if top_of_pae && world.vendor() == Vendor::Intel {
+        // Memory is read where nothing but an SVM guest's own walk can: with nested paging.
+        let nested = world.vendor() == Vendor::Amd && world.mmu() == MmuKind::Tdp;
+        let entry = if top_of_pae && !nested {
             regs.pdpte[index as usize]
         } else if wide {
             world.read(Gpa(table + 8 * index))

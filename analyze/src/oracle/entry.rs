@@ -1,7 +1,7 @@
 //! What happens at an invalidation and at an entry: what containers may hold from there on, and
 //! which obligations are past their deadline with something reachable that may violate them.
 
-use tlbscope_sim::arch::required::Scope;
+use tlbscope_sim::arch::required::{NOFLUSH_RESIDENCE, Scope};
 use tlbscope_trace::act::{Class, Context, Inv};
 use tlbscope_trace::addr::VcpuId;
 use tlbscope_trace::observe::World;
@@ -62,6 +62,9 @@ impl Oracle {
                 }
                 let done = Some((vcpu.pcpu, context.tag.id));
                 vcpu.floors.log.iter_mut().rev().take(64).for_each(|o| o.done = done);
+                if vcpu.in_guest {
+                    self.reside(id, world);
+                }
             }
             _ => vcpu.window.carried_out(),
         }
@@ -103,10 +106,28 @@ impl Oracle {
         }
         self.hardware.own(&context.tag, id as u16, self.now);
         self.reside(id, world);
+        if self.auditing {
+            self.advise(id);
+        }
         let unchanged = same && self.shadow.changed < self.vcpus[id].judged;
         self.expose(id, world, unchanged);
         self.expose_host(id);
         self.close(id);
+    }
+
+    /// Reports NOFLUSH returns through a root that is older than the return.
+    fn advise(&mut self, id: usize) {
+        let Self { vcpus, shadow, findings, .. } = self;
+        let Vcpu { floors, context, judged, .. } = &mut vcpus[id];
+        let start = floors.log.partition_point(|o| o.time < *judged);
+        for o in floors.log.range_mut(start..) {
+            let returns = o.rule.id == NOFLUSH_RESIDENCE.id && !o.exposed;
+            let stamp = context.shadow_root.and_then(|root| shadow.root_stamp(root));
+            if returns && stamp.is_some_and(|stamp| stamp < o.time) {
+                o.exposed = true;
+                findings.add(Finding { kind: Kind::Advised, ..exposure(o, id) });
+            }
+        }
     }
 
     /// Reports binding obligations of this vCPU that something reachable may violate.

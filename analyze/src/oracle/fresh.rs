@@ -4,7 +4,7 @@ use tlbscope_trace::act::{Copied, Outcome};
 use tlbscope_trace::addr::{Gpa, Gva, Hpa};
 use tlbscope_trace::observe::World;
 use tlbscope_trace::op::{Access, AccessKind};
-use tlbscope_trace::regs::{Cr0, Cr4, Efer, Regs, Vendor};
+use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs, Vendor};
 
 const PRESENT: u64 = 1;
 const WRITE: u64 = 1 << 1;
@@ -46,6 +46,14 @@ pub struct Stopped {
     pub code: u32,
     /// Where the entries were read.
     pub entries: [Gpa; 5],
+}
+
+impl Fresh {
+    /// Where the entries above the leaf were read.
+    pub fn upper(&self) -> &[Gpa] {
+        let read = self.entries.iter().rposition(|at| at.0 != 0).unwrap_or(0);
+        &self.entries[..read]
+    }
 }
 
 /// What an access comes to now.
@@ -132,9 +140,10 @@ pub fn walk<W: World>(
     }
 }
 
-/// Whether PAE paging starts from the PDPTE registers: on Intel. AMD may read them at any time.
+/// Whether PAE paging starts from the PDPTE registers: always on Intel; on AMD an SVM guest with
+/// nested paging reads them from memory (facts A.3).
 fn registers<W: World>(world: &W) -> bool {
-    matches!(world.vendor(), Vendor::Intel)
+    world.vendor() == Vendor::Intel || world.mmu() == MmuKind::Shadow
 }
 
 /// The bits of a present entry that must be 0 (facts A.2).

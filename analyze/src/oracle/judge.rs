@@ -36,7 +36,7 @@ impl Oracle {
             gva: a.access.gva.0,
             shift: stamp.shift,
         };
-        let cause = self.cause(id, &target, &stamp, &tag, &copy);
+        let mut cause = self.cause(id, &target, &stamp, &tag, &copy);
         let faulted = matches!(a.outcome, Outcome::Fault(_));
         let shadow = world.mmu() == MmuKind::Shadow;
         let regs = world.regs(VcpuId(id as u16));
@@ -45,6 +45,13 @@ impl Oracle {
             return;
         }
         let now = fresh(world, regs, &a.access);
+        if let Some(Cause::Other { rule, op, event }) = &mut cause
+            && rule.id == IMPOSSIBLE.id
+            && let Some((_, linked)) = self.shadow.pointed(now.upper())
+            && linked > *event
+        {
+            (*event, *op) = (linked, "store");
+        }
         let Some(cause) = cause.or_else(|| self.mode_cause(id, &stamp, other_mode, a, &now)) else {
             self.findings.spurious_faults +=
                 u64::from(faulted && matches!(now.outcome, Outcome::Gpa(_)));

@@ -32,7 +32,7 @@ use tlbscope_trace::act::{
 use tlbscope_trace::addr::{Gpa, Gva, Hpa, PageSize, Sp, VcpuId};
 use tlbscope_trace::observe::{Observer, World};
 use tlbscope_trace::op::Actor;
-use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs};
+use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs, Vendor};
 
 use crate::finding::{Class as Excess, Findings, Slot};
 use credit::{By, Open, Window};
@@ -97,6 +97,8 @@ pub struct Oracle {
     verdict: Option<bool>,
     /// When each frame was stored to last, and by which event.
     stores: FxHashMap<u64, (u64, u64)>,
+    /// What is judged is a recording: no access will show an advised obligation served or not.
+    auditing: bool,
     /// Findings without an obligation of a vCPU, by (event, rule, vCPU).
     others: FxHashMap<(u64, &'static str, u16), (Slot, bool)>,
 }
@@ -177,6 +179,7 @@ const fn op_name(op: &ArchOp) -> &'static str {
         ArchOp::Sregs => "sregs",
         ArchOp::HostChange { .. } => "host-change",
         ArchOp::HostDead { .. } => "host-dead",
+        ArchOp::RemoteFlush { .. } => "remote-flush",
         ArchOp::Release { .. } => "release",
     }
 }
@@ -196,6 +199,13 @@ impl Oracle {
             vcpus: vec![Vcpu::default(); usize::from(vcpus)],
             ..Self::default()
         }
+    }
+
+    /// An oracle for a recording, in which no access is seen: a NOFLUSH return through a root that
+    /// turned unsync is reported at the entry.
+    #[must_use]
+    pub fn auditor(vcpus: u16, max: usize) -> Self {
+        Self { auditing: true, ..Self::with_max_findings(vcpus, max) }
     }
 
     /// What was found.
@@ -308,7 +318,10 @@ impl Oracle {
         };
         let mut stamp = Stamp { g: now, h: now, shift, impossible: false, mode: 0 };
         match fill.source {
-            Source::Guest => stamp.h = self.physical_stamp(&fill.tag, fill.copy.gpa.0),
+            Source::Guest => {
+                stamp.h = self.physical_stamp(&fill.tag, fill.copy.gpa.0);
+                stamp.impossible = self.other_pdptes(id, fill, world);
+            }
             Source::Host => {}
             Source::Shadow { sp, index } => {
                 let (g, h) = self.shadow.entry(sp, index);
@@ -340,6 +353,23 @@ impl Oracle {
         of.copied().filter(|h| used.contains(h)).min().unwrap_or(self.now)
     }
 
+    /// Whether a translation was read through other PDPTE registers than the guest's: the
+    /// hypervisor loads them for it (Intel, PAE paging).
+    fn other_pdptes<W: World>(&self, id: usize, fill: &Fill, world: &W) -> bool {
+        let regs = world.regs(VcpuId(id as u16));
+        let registers = regs.paging()
+            && regs.cr4().contains(Cr4::PAE)
+            && !regs.efer().contains(Efer::LMA)
+            && world.vendor() == Vendor::Intel;
+        if !registers || self.used_count > 0 || fill.kind != FillKind::Translation {
+            return false;
+        }
+        let walked = fresh::walk(world, regs, Gva(fill.address), |at| world.read(at));
+        let offset = fill.size.bytes() - 1;
+        walked.is_ok_and(|walked| (walked.gpa.0 ^ fill.copy.gpa.0) & !offset != 0)
+            || walked.is_err()
+    }
+
     /// Whether no walk gives this copy of a shadow entry, and whether it grants more than the
     /// guest's own entries do, so that each use of it has to be compared. Guest memory is read as it
     /// was when the leaf's page turned unsync.
@@ -355,6 +385,16 @@ impl Oracle {
             _ => world.read(at),
         });
         let Ok(walked) = walked else { return (true, false) };
+        if let Some((gfn, _)) = frozen
+            && let Source::Shadow { index, .. } = fill.source
+            && let Some(overwritten) = self.shadow.overwritten(sp, index)
+        {
+            let upper = walked.entries.map(|at| if at.0 >> 12 == gfn { Gpa(0) } else { at });
+            // The page is linked where it never was while it held this entry.
+            if self.shadow.pointed(&upper).is_some_and(|(since, _)| since > overwritten) {
+                return (true, false);
+            }
+        }
         let page = walked.gpa.0 & !0xfff;
         let elsewhere =
             page != fill.copy.gpa.0 && walked.gpa.0 & !(fill.size.bytes() - 1) != fill.copy.gpa.0;
@@ -395,8 +435,11 @@ impl Observer for Oracle {
         self.residence(at, id, op, before, world);
     }
 
-    fn store<W: World>(&mut self, at: &At, gpa: Gpa, _: u8, _: u64, _: u64, _: &W) {
+    fn store<W: World>(&mut self, at: &At, gpa: Gpa, bytes: u8, _: u64, new: u64, world: &W) {
         self.now += 1;
+        if bytes == 8 && world.mmu() == MmuKind::Shadow {
+            self.shadow.store(gpa, new, self.now, at.event);
+        }
         self.stores.insert(gpa.0 >> 12, (self.now, at.event));
     }
 

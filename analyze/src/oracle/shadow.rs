@@ -19,6 +19,8 @@ struct Page {
     old: u32,
     /// The first entry made after the freeze.
     newer: u64,
+    /// Entries of the guest's table that were overwritten since the freeze, and when first.
+    overwritten: Vec<(u16, u64)>,
     parents: Vec<(u32, u16)>,
 }
 
@@ -33,6 +35,15 @@ impl Page {
     }
 }
 
+/// An entry of an upper table of the guest: what it points at, or did when it was present last.
+#[derive(Clone, Copy, Debug)]
+struct Pointed {
+    table: u64,
+    /// When it was pointed there first: cleared and set again, old translations may have stayed.
+    since: u64,
+    event: u64,
+}
+
 /// The shadow pages of a machine.
 #[derive(Clone, Debug, Default)]
 pub struct Shadow {
@@ -42,6 +53,8 @@ pub struct Shadow {
     links: FxHashMap<(u32, u16), u32>,
     /// Unsync pages, sorted.
     unsync: Vec<u32>,
+    /// Entries of the guest's upper tables, by address.
+    pointed: FxHashMap<u64, Pointed>,
     /// When anything changed last.
     pub changed: u64,
     /// When something was taken away or write-protected last: the hypervisor's own invariants
@@ -97,6 +110,7 @@ impl Shadow {
         let at = Gpa((page.gfn << 12) + u64::from(index & 511) * 8);
         if let Some(snapshot) = &mut page.snapshot {
             snapshot[usize::from(index & 511)] = world.read(at);
+            page.overwritten.retain(|(at, _)| *at != index);
         }
     }
 
@@ -132,6 +146,7 @@ impl Shadow {
         if let Some(page) = self.pages.get_mut(&sp) {
             page.frozen = None;
             page.snapshot = None;
+            page.overwritten.clear();
             page.old = 0;
         }
     }
@@ -155,6 +170,42 @@ impl Shadow {
         let set = self.set.get(&(sp.0, index)).copied();
         let frozen = self.pages.get(&sp.0).and_then(|page| page.frozen);
         (frozen.map(|frozen| frozen.max(set.unwrap_or(0))), set)
+    }
+
+    /// Takes in a store of the guest to 8 bytes, of a table perhaps.
+    pub fn store(&mut self, gpa: Gpa, new: u64, now: u64, event: u64) {
+        let (gfn, index) = (gpa.0 >> 12, (gpa.0 >> 3 & 511) as u16);
+        let mut leaf = false;
+        for sp in &self.unsync {
+            let Some(page) = self.pages.get_mut(sp).filter(|page| page.gfn == gfn) else {
+                continue;
+            };
+            leaf = true;
+            if page.overwritten.iter().all(|(at, _)| *at != index) {
+                page.overwritten.push((index, now));
+            }
+        }
+        if !leaf && new & 1 != 0 {
+            let pointed = Pointed { table: new & 0x000f_ffff_ffff_f000, since: now, event };
+            let known = self.pointed.entry(gpa.0 >> 3).or_insert(pointed);
+            if known.table != pointed.table {
+                *known = pointed;
+            }
+        }
+    }
+
+    /// When an entry of an unsync page's table was overwritten first since the freeze.
+    #[must_use]
+    pub fn overwritten(&self, sp: Sp, index: u16) -> Option<u64> {
+        let page = self.pages.get(&sp.0)?;
+        page.overwritten.iter().find(|(at, _)| *at == index).map(|(_, when)| *when)
+    }
+
+    /// Since when the path over these entries has existed, and by which event; `None`: always.
+    #[must_use]
+    pub fn pointed(&self, entries: &[Gpa]) -> Option<(u64, u64)> {
+        let known = entries.iter().filter_map(|at| self.pointed.get(&(at.0 >> 3)));
+        known.map(|pointed| (pointed.since, pointed.event)).max()
     }
 
     /// The guest's table under an unsync page as it was at its freeze.

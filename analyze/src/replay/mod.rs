@@ -11,14 +11,15 @@ mod work;
 
 use std::fmt;
 
-use tlbscope_sim::engine::{EngineError, Refused};
+use tlbscope_sim::engine::{EngineError, Machine, Refused};
 use tlbscope_sim::policy::Policy;
 
-use crate::finding::Findings;
+use crate::explain::{Chain, Witness};
+use crate::finding::{Finding, Findings};
 use crate::tally::Tally;
 
 pub use run::Run;
-pub use stream::{StreamError, stream};
+pub use stream::{StreamError, explain_stream, stream};
 pub use summary::Summary;
 pub use work::{Setup, Work, WorkError};
 
@@ -95,4 +96,45 @@ pub fn run(
         progress(events.len() as u64);
     }
     Ok(run.finish())
+}
+
+/// The chains of cause of findings that [`run`] made of the same work under the same policy, in
+/// their order. The work is run again, as far as the last of them.
+///
+/// # Errors
+///
+/// Those of [`run`], which would have met them before.
+pub fn explain(
+    work: &Work,
+    policy: &Policy,
+    findings: &[Finding],
+) -> Result<Vec<Chain>, ReplayError> {
+    let mut witness = Witness::new(findings);
+    if findings.is_empty() {
+        return Ok(Vec::new());
+    }
+    let setup = work.setup();
+    let mut machine = setup.machine(policy)?;
+    let last = usize::try_from(witness.last_event()).unwrap_or(usize::MAX);
+    for (index, event) in work.events.iter().enumerate().take(last.saturating_add(1)) {
+        machine
+            .run(event, index as u64, &mut witness)
+            .map_err(|refused| setup.refused(policy, index as u64, work.line(index), refused))?;
+    }
+    Ok(witness.chains())
+}
+
+impl Setup {
+    /// The machine under a policy.
+    fn machine(&self, policy: &Policy) -> Result<Machine, ReplayError> {
+        let machine = Machine::new(&self.machine, policy)
+            .map_err(|error| ReplayError::Machine { policy: policy.name.clone(), error })?;
+        Ok(machine.with_regs(&self.regs))
+    }
+
+    /// The error of an event that cannot be carried out.
+    fn refused(&self, policy: &Policy, index: u64, line: u32, refused: Refused) -> ReplayError {
+        let (trace, policy) = (self.trace.clone(), policy.name.clone());
+        ReplayError::Event { trace, policy, index, line, refused }
+    }
 }

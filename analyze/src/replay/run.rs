@@ -12,7 +12,7 @@ use crate::tally::Tally;
 /// A run under way: it owns its machine and what watches it, and nothing of the trace.
 pub struct Run {
     setup: Setup,
-    policy: String,
+    policy: Policy,
     machine: Machine,
     watching: (Oracle, Tally),
     events: u64,
@@ -28,10 +28,8 @@ impl Run {
         let vcpus = setup.machine.vcpus;
         let watching =
             (Oracle::with_max_findings(vcpus, max_findings), Tally::new(usize::from(vcpus)));
-        let machine = Machine::new(&setup.machine, policy)
-            .map_err(|error| ReplayError::Machine { policy: policy.name.clone(), error })?
-            .with_regs(&setup.regs);
-        let policy = policy.name.clone();
+        let machine = setup.machine(policy)?;
+        let policy = policy.clone();
         Ok(Self { setup: setup.clone(), policy, machine, watching, events: 0 })
     }
 
@@ -45,9 +43,8 @@ impl Run {
         for (at, event) in events.iter().enumerate() {
             let index = first + at as u64;
             if let Err(refused) = self.machine.run(event, index, &mut self.watching) {
-                let (trace, policy) = (self.setup.trace.clone(), self.policy.clone());
                 let line = lines.get(at).copied().unwrap_or(0);
-                return Err(ReplayError::Event { trace, policy, index, line, refused });
+                return Err(self.setup.refused(&self.policy, index, line, refused));
             }
         }
         self.events += events.len() as u64;
@@ -62,7 +59,7 @@ impl Run {
         let findings = oracle.findings().clone();
         let digest = self.machine.digest();
         let summary =
-            Summary::new(&self.setup, &self.policy, self.events, &findings, &tally, digest);
+            Summary::new(&self.setup, &self.policy.name, self.events, &findings, &tally, digest);
         Replay { summary, findings, tally }
     }
 }

@@ -9,6 +9,8 @@ use tlbscope_trace::native::{Batch, NativeError};
 use super::run::Run;
 use super::work::Setup;
 use super::{Replay, ReplayError};
+use crate::explain::{Chain, Witness};
+use crate::finding::Finding;
 
 /// Why a stream could not be run to its end.
 #[derive(Debug, Error)]
@@ -58,4 +60,38 @@ pub fn stream(
         std::mem::swap(&mut now, &mut next);
     }
     Ok(runs.into_par_iter().map(Run::finish).collect())
+}
+
+/// The chains of cause of findings that [`stream`] made of the same trace under the same policy, in
+/// their order. `feed` begins again, and is run as far as the last of them, or the 2^26th event:
+/// what lies behind is told without its story.
+///
+/// # Errors
+///
+/// Those of [`stream`], which would have met them before.
+pub fn explain_stream(
+    feed: &mut Feed,
+    setup: &Setup,
+    policy: &Policy,
+    findings: &[Finding],
+) -> Result<Vec<Chain>, StreamError> {
+    const EVENTS_MAX: u64 = 1 << 26;
+    let mut witness = Witness::new(findings);
+    if findings.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut machine = setup.machine(policy)?;
+    let last = witness.last_event().min(EVENTS_MAX);
+    let mut batch = Batch::default();
+    while feed.next_batch(&mut batch)? {
+        for (index, (event, line)) in (batch.first..).zip(batch.events.iter().zip(&batch.lines)) {
+            if index > last {
+                return Ok(witness.chains());
+            }
+            machine
+                .run(event, index, &mut witness)
+                .map_err(|refused| setup.refused(policy, index, *line, refused))?;
+        }
+    }
+    Ok(witness.chains())
 }

@@ -7,6 +7,7 @@ mod error;
 mod events;
 mod expect;
 mod file;
+mod interleave;
 mod policies;
 mod run;
 mod value;
@@ -17,6 +18,7 @@ use tlbscope_sim::policy::Policy;
 pub use error::ScenarioError;
 pub use events::List;
 pub use expect::{AtLabel, Expect, Kind};
+pub use interleave::{Broken, Orders, OrdersReport};
 pub use run::{CaseReport, Failure};
 
 /// A scenario file, read and checked.

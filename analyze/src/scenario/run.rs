@@ -130,15 +130,23 @@ impl Case<'_> {
             Err(error) => return vec![self.of_expect("machine", "one that can be made", error)],
         };
         let mut failures = Vec::new();
+        let mut waiting = BTreeSet::new();
         for (index, ordered) in order.iter().enumerate() {
             match machine.run(&ordered.event, index as u64, &mut watching) {
+                Ok(step) if step.waits => _ = waiting.insert(index as u64),
                 Ok(step) => failures.extend(self.outcome(ordered.line, &step)),
                 Err(refused) => {
                     failures.push(self.of_event(ordered.line, "carried out", refused));
                     return failures;
                 }
             }
+            for (late, step) in machine.take_late() {
+                waiting.remove(&late);
+                failures.extend(self.outcome(order[late as usize].line, &step));
+            }
         }
+        let still = waiting.iter().map(|index| order[*index as usize].line);
+        failures.extend(still.map(|line| self.of_event(line, "carried out", "it waits still")));
         watching.0.finish(&machine);
         let (oracle, tally) = &watching;
         failures.extend(self.findings(oracle.findings(), &order));
@@ -255,15 +263,15 @@ impl Case<'_> {
 }
 
 /// An event of a list, in the order of the run.
-struct Ordered {
+pub(super) struct Ordered {
     /// Its index in the list.
-    line: usize,
-    event: Event,
+    pub line: usize,
+    pub event: Event,
 }
 
 /// The events in the order of (time, actor, place in the file); one without a time follows the
 /// line before it by a nanosecond.
-fn run_order(list: &List) -> Vec<Ordered> {
+pub(super) fn run_order(list: &List) -> Vec<Ordered> {
     let mut time = Time(0);
     let mut order = Vec::with_capacity(list.lines.len());
     for (at, line) in list.lines.iter().enumerate() {
@@ -311,7 +319,7 @@ fn outcome_text(came: act::Outcome) -> String {
     }
 }
 
-fn pair_text(used: &str, cause: &str) -> String {
+pub(super) fn pair_text(used: &str, cause: &str) -> String {
     format!("use `{used}` of cause `{cause}`")
 }
 

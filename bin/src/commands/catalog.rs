@@ -27,6 +27,12 @@ pub fn policy(command: &PolicyCommand, global: &Global) -> Result<Verdict> {
             one("policy-show", &[], ("name", name), ("toml", json!(toml)), &toml, global)
         }
         PolicyCommand::Diff { a, b } => super::policy_diff::run([a, b], global),
+        PolicyCommand::Explain { policy, operation } => {
+            super::policy_explain::run(policy, operation, global)
+        }
+        PolicyCommand::New { from, name, output } => {
+            super::policy_new::run(from, name.as_deref(), output.as_deref())
+        }
         PolicyCommand::Check { file } => {
             let input = Input::of_file(file)?;
             let policy = policy::load(&as_path(file))?;

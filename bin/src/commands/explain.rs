@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
-use tlbscope_sim::arch::required::{self, RULES};
+use tlbscope_sim::arch::required;
 use tlbscope_sim::policy::rule::Register;
 use tlbscope_sim::policy::{self, nearest};
 
@@ -39,7 +39,7 @@ fn of_the_manuals(rule: &required::Rule) -> (String, Value) {
 /// The rules of this name, each with the policies that have it.
 fn of_policies(id: &str) -> Result<(String, Value)> {
     let mut found: Vec<(String, String, Vec<&str>)> = Vec::new();
-    let mut names: Vec<String> = RULES.iter().map(|rule| rule.id.to_owned()).collect();
+    let mut names: Vec<String> = required::rules().map(|rule| rule.id.to_owned()).collect();
     for (name, _) in policy::builtins() {
         let policy = policy::load(name)?;
         for rule in Register::ALL.iter().flat_map(|register| policy.rules(*register)) {

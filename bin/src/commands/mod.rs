@@ -1,13 +1,18 @@
 //! One module per command.
 
+mod audit;
 mod catalog;
 mod compare;
+mod completions;
+mod conformance;
 mod explain;
 mod export;
 mod generate;
 mod import;
 mod info;
 mod policy_diff;
+mod policy_explain;
+mod policy_new;
 mod scenarios;
 mod simulate;
 
@@ -27,7 +32,9 @@ pub fn run(args: &Args) -> Result<Verdict> {
     match &args.command {
         Command::Simulate(command) => simulate::run(command, global),
         Command::Compare(command) => compare::run(command, global),
+        Command::Audit(command) => audit::run(command, global),
         Command::Scenarios(command) => scenarios::run(command, global),
+        Command::Conformance(command) => conformance::run(command, global),
         Command::Import(command) => import::run(command, global),
         Command::Generate(command) => generate::run(command, global),
         Command::Export(command) => export::run(command),
@@ -35,5 +42,6 @@ pub fn run(args: &Args) -> Result<Verdict> {
         Command::Policy(command) => catalog::policy(command, global),
         Command::Machine(command) => catalog::machine(command, global),
         Command::Explain(command) => explain::explain(command, global),
+        Command::Completions(command) => completions::run(command),
     }
 }

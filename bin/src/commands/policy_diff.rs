@@ -31,6 +31,8 @@ pub fn run(names: [&str; 2], global: &Global) -> Result<Verdict> {
             });
             let mut detail = Map::new();
             detail.insert("rows".to_owned(), serde_json::to_value(&diff.rows)?);
+            let alike = serde_json::to_value(&diff.missed_alike)?;
+            detail.insert("missed_alike".to_owned(), alike);
             output::envelope("policy-diff", &[], summary, detail)?
         }
         Format::Text => table(names, &diff, global),
@@ -46,9 +48,18 @@ fn table(names: [&str; 2], diff: &Diff, global: &Global) -> String {
         "{} transitions, {} differ; missed: {} by {}, {} by {}",
         diff.transitions, diff.differing, diff.missed[0], names[0], diff.missed[1], names[1]
     );
+    rows(&mut out, names, &diff.rows, global);
+    if !diff.missed_alike.is_empty() {
+        let _ = writeln!(out, "\nMissed by both alike:");
+        rows(&mut out, names, &diff.missed_alike, global);
+    }
+    out
+}
+
+fn rows(out: &mut String, names: [&str; 2], rows: &[Row], global: &Global) {
     let width = names.map(|name| name.chars().count()).into_iter().max().unwrap_or(0).min(24);
     let mut pairs: BTreeMap<Pairs, (usize, &Row)> = BTreeMap::new();
-    for row in &diff.rows {
+    for row in rows {
         if row.change.bits() > 1 && !global.verbose {
             let key = (row.vendor, row.mmu, [0, 1].map(|n| words(&row.outcomes[n])));
             pairs.entry(key).or_insert((0, row)).0 += row.states.len();
@@ -60,7 +71,7 @@ fn table(names: [&str; 2], diff: &Diff, global: &Global) -> String {
         for (name, outcome) in names.iter().zip(&row.outcomes) {
             let name: String = name.chars().take(width).collect();
             let lead = format!("  {name:width$}  ");
-            wrap(&mut out, &lead, &acts(outcome, both_exit), &words(outcome));
+            wrap(out, &lead, &acts(outcome, both_exit), &words(outcome));
         }
     }
     if !pairs.is_empty() {
@@ -72,13 +83,12 @@ fn table(names: [&str; 2], diff: &Diff, global: &Global) -> String {
         let _ = writeln!(out, "  {count:3} on {machine}: {a} | {b}");
         let _ = writeln!(out, "      such as {} in {state}", row.change);
     }
-    out
 }
 
 /// What pairs of bits have in common that are counted together.
 type Pairs = (Vendor, MmuKind, [String; 2]);
 
-fn machine(vendor: Vendor, mmu: MmuKind) -> &'static str {
+pub(super) fn machine(vendor: Vendor, mmu: MmuKind) -> &'static str {
     match (vendor, mmu) {
         (Vendor::Intel, MmuKind::Tdp) => "intel ept",
         (Vendor::Amd, MmuKind::Tdp) => "amd npt",

@@ -7,15 +7,17 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use rayon::prelude::*;
 use serde_json::{Map, json};
-use tlbscope_analyze::scenario::{CaseReport, Scenario};
+use tlbscope_analyze::scenario::{CaseReport, Orders, OrdersReport, Scenario};
 
 use crate::Verdict;
-use crate::args::{Format, Global, Scenarios};
+use crate::args::{Format, Global, Interleave, Scenarios};
 use crate::input::Input;
 use crate::output;
 
 /// Bytes of a scenario file; the reader of scenarios refuses fewer.
 const FILE_BYTES_MAX: u64 = 16 << 20;
+/// Orders of `--interleave all`.
+const ORDERS_MAX: u64 = 10_000;
 /// Folders inside folders.
 const DEPTH_MAX: usize = 32;
 
@@ -37,6 +39,13 @@ pub fn run(command: &Scenarios, global: &Global) -> Result<Verdict> {
         inputs.push(Input::of_bytes(file, text.as_bytes()));
         scenarios.push(Scenario::parse(&name, &text)?);
     }
+    if let Some(interleave) = command.interleave {
+        let orders = match interleave {
+            Interleave::All => Orders::All(ORDERS_MAX),
+            Interleave::Sampled(orders) => Orders::Sampled { orders, seed: command.seed },
+        };
+        return run_orders(&scenarios, &inputs, orders, global);
+    }
     let reports: Vec<CaseReport> =
         scenarios.par_iter().map(Scenario::run).collect::<Vec<_>>().concat();
     let passed = reports.iter().filter(|report| report.passed()).count();
@@ -49,6 +58,37 @@ pub fn run(command: &Scenarios, global: &Global) -> Result<Verdict> {
             output::envelope("scenarios", &inputs, summary, detail)?
         }
         Format::Text => report(&reports, global, passed, failed),
+    };
+    output::print(&text)?;
+    Ok(if failed > 0 { Verdict::Found } else { Verdict::Clean })
+}
+
+/// Other orders of every expectation's events.
+fn run_orders(
+    scenarios: &[Scenario],
+    inputs: &[Input],
+    orders: Orders,
+    global: &Global,
+) -> Result<Verdict> {
+    let of = |scenario: &Scenario| -> Vec<OrdersReport> {
+        scenario.expects.iter().map(|expect| scenario.run_orders(expect, orders)).collect()
+    };
+    let reports: Vec<OrdersReport> = scenarios.par_iter().map(of).collect::<Vec<_>>().concat();
+    let passed = reports.iter().filter(|report| report.passed()).count();
+    let failed = reports.len() - passed;
+    let text = match global.format {
+        Format::Json => {
+            let mut detail = Map::new();
+            detail.insert("cases".to_owned(), json!(reports));
+            let summary = json!({ "passed": passed, "failed": failed, "skipped": 0 });
+            output::envelope("scenarios", inputs, summary, detail)?
+        }
+        Format::Text => {
+            let shown = reports.iter().filter(|report| !global.quiet || !report.passed());
+            let mut out: String = shown.map(|report| format!("{report}\n")).collect();
+            out += &format!("{passed} passed, {failed} failed\n");
+            out
+        }
     };
     output::print(&text)?;
     Ok(if failed > 0 { Verdict::Found } else { Verdict::Clean })

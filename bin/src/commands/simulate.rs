@@ -2,6 +2,8 @@
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, json};
+use tlbscope_analyze::explain::Chain;
+use tlbscope_analyze::finding::Finding;
 use tlbscope_analyze::replay::{self, Setup};
 use tlbscope_sim::policy;
 use tlbscope_trace::{Meta, Recording};
@@ -25,14 +27,35 @@ pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
     let setup = Setup::new(feed.meta(), feed.pcpus(), &read.path, processor)?;
     let bar = output::progress(feed.operations(), global);
     let max = command.machine.max_findings;
-    let runs = replay::stream(&mut feed, &setup, &[policy], max, |n| bar.inc(n));
+    let runs =
+        replay::stream(&mut feed, &setup, std::slice::from_ref(&policy), max, |n| bar.inc(n));
     bar.finish_and_clear();
     warn_of(feed.meta(), told);
     let run = runs?.pop().context("no run")?;
+    let kept = run.findings.sorted();
+    let silent = global.quiet && global.format == Format::Text && command.explain.is_none();
+    // A second run finds the stories; where the trace is gone, findings are told without.
+    let chains = if !silent && !kept.is_empty() && feed.rewind(&command.trace)? {
+        replay::explain_stream(&mut feed, &setup, &policy, &kept)?
+    } else {
+        vec![Chain::default(); kept.len()]
+    };
+    let cited = if silent { Default::default() } else { run.findings.cited() };
+    let cited = Cited { trace: &read.path, events: feed.events(&command.trace, &cited)? };
     let text = match global.format {
+        _ if command.explain.is_some() => {
+            let number = command.explain.unwrap_or(1);
+            let Some((one, chain)) =
+                number.checked_sub(1).and_then(|n| Some((kept.get(n)?, chains.get(n)?)))
+            else {
+                bail!("there is no finding {number}: {} are kept", kept.len());
+            };
+            let policy_rules = render::rules_of(&policy, one.op);
+            render::finding(&cited, number, one, chain) + "\n" + &policy_rules
+        }
         Format::Json => {
             let mut detail = Map::new();
-            detail.insert("findings".to_owned(), json!(run.findings.sorted()));
+            detail.insert("findings".to_owned(), explained(&kept, &chains));
             detail.insert("groups".to_owned(), json!(groups(&run.findings)));
             detail.insert("counts".to_owned(), json!(run.tally.total()));
             output::envelope("simulate", &[read], [&run.summary], detail)?
@@ -41,8 +64,7 @@ pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
             let found = if global.quiet {
                 String::new()
             } else {
-                let cited = feed.events(&command.trace, &run.findings.cited())?;
-                render::findings(&Cited { trace: &read.path, events: cited }, &run.findings)
+                render::findings(&cited, &run.findings, &chains)
             };
             let counts =
                 if global.verbose { render::counts(&run.tally.total()) } else { String::new() };
@@ -81,6 +103,16 @@ pub fn warn_of(meta: &Meta, told: usize) -> usize {
         output::warn(&format!("{}: {loss}", meta.source));
     }
     meta.losses.len()
+}
+
+/// Findings, each with its chain of cause.
+fn explained(kept: &[Finding], chains: &[Chain]) -> serde_json::Value {
+    let with_chain = |(finding, chain): (&Finding, &Chain)| {
+        let mut value = json!(finding);
+        value["chain"] = json!(chain);
+        value
+    };
+    kept.iter().zip(chains).map(with_chain).collect()
 }
 
 /// Exact numbers of every kind of finding.

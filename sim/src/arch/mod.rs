@@ -3,4 +3,5 @@
 pub mod access;
 pub mod fault;
 pub mod mode;
+pub mod processor;
 pub mod required;

@@ -66,7 +66,8 @@ pub enum Scope {
 }
 
 /// How binding a rule is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Strength {
     /// The architecture requires it.
     Must,
@@ -103,21 +104,25 @@ pub struct Owed {
 }
 
 macro_rules! rules {
-    ($($(#[$doc:meta])* $name:ident = $id:literal, $vendor:expr, $strength:ident, $verified:literal,
+    ($(#[$all_doc:meta])* $all:ident: $($(#[$doc:meta])* $name:ident = $id:literal, $vendor:expr, $strength:ident, $verified:literal,
         $sentence:literal, $citation:literal;)*) => {
         $($(#[$doc])* pub static $name: Rule = Rule {
             id: $id, sentence: $sentence, citation: $citation, vendor: $vendor,
             strength: Strength::$strength, verified: $verified,
         };)*
-        /// Every rule, in the order of the manuals' tables.
-        pub static RULES: &[&Rule] = &[$(&$name),*];
+        $(#[$all_doc])*
+        pub static $all: &[&Rule] = &[$(&$name),*];
     };
 }
+
+pub mod processor;
 
 const INTEL: Option<Vendor> = Some(Vendor::Intel);
 const AMD: Option<Vendor> = Some(Vendor::Amd);
 
 rules! {
+    /// What guests and their hosts owe, in the order of the manuals' tables.
+    RULES:
     /// INVLPG.
     INVLPG = "invlpg", None, Must, true,
         "INVLPG drops the page under the current PCID, global translations of it under \
@@ -241,6 +246,11 @@ rules! {
     SREGS = "sregs", None, Advised, false,
         "Userspace that rewrites the registers of translation leaves none made under the old ones.",
         "derived: a hypervisor's duty";
+    /// The guest asked the hypervisor for a remote flush.
+    REMOTE_FLUSH = "remote-flush", None, Must, true,
+        "A flush that one vCPU asks the hypervisor to do on another has happened before the other \
+         uses a translation again.",
+        "the paravirtual contract (steal time, Hyper-V TLFS); a hypervisor's promise to its guest";
     /// The host changes what backs guest memory.
     HOST_CHANGE = "host-change", None, Must, true,
         "No translation through an EPT, NPT or shadow entry may outlive the change of \
@@ -268,7 +278,12 @@ rules! {
 /// The rule of this name.
 #[must_use]
 pub fn rule(id: &str) -> Option<&'static Rule> {
-    RULES.iter().copied().find(|rule| rule.id == id)
+    rules().find(|rule| rule.id == id)
+}
+
+/// Every rule.
+pub fn rules() -> impl Iterator<Item = &'static Rule> {
+    RULES.iter().chain(processor::PROCESSOR_RULES).copied()
 }
 
 const fn owe(rule: &'static Rule, scope: Scope) -> Option<Owed> {
@@ -327,6 +342,10 @@ pub fn required(
         ArchOp::HostChange { gpa, size, .. } => {
             [owe(&HOST_CHANGE, Scope::Frames { gpa, size }), None]
         }
+        ArchOp::RemoteFlush { page: None } => [owe(&REMOTE_FLUSH, Scope::Everything), None],
+        ArchOp::RemoteFlush { page: Some(gva) } => {
+            [owe(&REMOTE_FLUSH, Scope::Address { pcid, gva, path: true }), None]
+        }
         ArchOp::Smi
         | ArchOp::Rsm
         | ArchOp::Pkru
@@ -338,9 +357,9 @@ pub fn required(
     .flatten()
 }
 
-/// What an operation of a guest owes. `native`: its CPU carried it out. An MTRR write, SMI or RSM that
-/// a hypervisor emulates touches no register of the processor, whose own wide flush is then the
-/// hypervisor's duty at most: advised (facts C.4).
+/// What an operation of a guest owes. `native`: its CPU carried it out. An MTRR write that a hypervisor
+/// emulates touches no register of the processor, whose own wide flush is then the hypervisor's duty
+/// at most: advised (facts C.4). SMI and RSM change the guest's paging: the hypervisor owes the flush.
 pub fn of_guest(
     vendor: Vendor,
     op: &ArchOp,
@@ -348,7 +367,7 @@ pub fn of_guest(
     after: &Regs,
     native: bool,
 ) -> impl Iterator<Item = Owed> + use<> {
-    let emulated = !native && matches!(op, ArchOp::Mtrr | ArchOp::Smi | ArchOp::Rsm);
+    let emulated = !native && matches!(op, ArchOp::Mtrr);
     required(vendor, op, before, after).map(move |owed| match emulated {
         true => Owed { strength: Strength::Advised, ..owed },
         false => owed,

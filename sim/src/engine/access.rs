@@ -7,7 +7,7 @@ use tlbscope_trace::act::{
 use tlbscope_trace::addr::{Gpa, Gva, Hpa, PAGE_BYTES, PageSize, Pcid};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{Access, AccessKind};
-use tlbscope_trace::regs::{Cr0, MmuKind, Regs, Vendor};
+use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs, Vendor};
 
 use super::Machine;
 use crate::arch::access::{self, Rights};
@@ -28,40 +28,69 @@ enum Walked {
     Again,
     /// MMIO: nothing is cached.
     Mmio(Gpa),
+    /// The hypervisor has to wait for the host.
+    Wait,
+}
+
+/// The host's side of a translation as the hardware sees it, from a cached copy or the table.
+#[derive(Clone, Copy)]
+struct HostLeaf {
+    hpa: Hpa,
+    write: bool,
+    dirty: bool,
+}
+
+/// Whether an access goes on.
+enum Used {
+    Done(Outcome),
+    Again,
+    Wait,
 }
 
 impl Machine {
-    /// Carries an access out, with every fault and refill on its way.
-    pub(super) fn access<O: Observer>(&mut self, v: usize, access: &Access, o: &mut O) -> Outcome {
+    /// Carries an access out, with every fault and refill on its way. `None`: it has to wait.
+    pub(super) fn access<O: Observer>(
+        &mut self,
+        v: usize,
+        access: &Access,
+        o: &mut O,
+    ) -> Option<Outcome> {
         let mut spurious = false;
         for _ in 0..TRIES {
-            self.enter(v, false, o);
+            if !self.enter(v, false, o) && self.schedule.is_some() {
+                return None;
+            }
             let tag = self.vcpus[v].context.tag;
             let pcpu = self.vcpus[v].pcpu.0 as usize;
             let hit = self.pcpus[pcpu].tlb.lookup(&tag, access.gva).copied();
             let Some(entry) = hit else {
                 match self.walk(v, access, o) {
                     Walked::Filled(entry) => {
-                        if let Some(outcome) =
-                            self.use_copy(v, access, &entry, true, &mut spurious, o)
-                        {
-                            return outcome;
+                        match self.use_copy(v, access, &entry, true, &mut spurious, o) {
+                            Used::Done(outcome) => return Some(outcome),
+                            Used::Wait => return None,
+                            Used::Again => {}
                         }
                     }
-                    Walked::Fault(code) => return self.guest_fault(v, access, code, o),
-                    Walked::Mmio(gpa) => return self.finish_walk(v, access, Outcome::Gpa(gpa), o),
+                    Walked::Fault(code) => return Some(self.guest_fault(v, access, code, o)),
+                    Walked::Mmio(gpa) => {
+                        return Some(self.finish_walk(v, access, Outcome::Gpa(gpa), o));
+                    }
                     Walked::Again => {}
+                    Walked::Wait => return None,
                 }
                 continue;
             };
-            if let Some(outcome) = self.use_copy(v, access, &entry, false, &mut spurious, o) {
-                return outcome;
+            match self.use_copy(v, access, &entry, false, &mut spurious, o) {
+                Used::Done(outcome) => return Some(outcome),
+                Used::Wait => return None,
+                Used::Again => {}
             }
         }
-        self.guest_fault(v, access, 0, o)
+        Some(self.guest_fault(v, access, 0, o))
     }
 
-    /// Uses a cached translation; `None`: it faulted or lacked the dirty bit, and the access goes on.
+    /// Uses a cached translation, unless it faults or lacks the dirty bit.
     fn use_copy<O: Observer>(
         &mut self,
         v: usize,
@@ -70,7 +99,7 @@ impl Machine {
         fresh: bool,
         spurious: &mut bool,
         o: &mut O,
-    ) -> Option<Outcome> {
+    ) -> Used {
         let regs = self.hardware_regs(v);
         let copy = entry.copy;
         let rights = Rights { write: copy.write, user: copy.user, xd: copy.xd, key: copy.key };
@@ -78,13 +107,13 @@ impl Machine {
         match access::check(rights, access, &regs) {
             Ok(()) if access.kind == AccessKind::Write && !copy.dirty => {
                 self.drop_copy(v, access.gva);
-                None
+                Used::Again
             }
             Ok(()) => {
                 let outcome = Outcome::Gpa(Gpa(copy.gpa.0 + offset));
                 let hpa = Hpa(copy.hpa.0 + offset);
                 self.report(v, access, self.via(v, entry, fresh), outcome, hpa, o);
-                Some(outcome)
+                Used::Done(outcome)
             }
             Err(code) => self.copy_fault(v, access, entry, code, fresh, spurious, o),
         }
@@ -106,13 +135,17 @@ impl Machine {
         fresh: bool,
         spurious: &mut bool,
         o: &mut O,
-    ) -> Option<Outcome> {
+    ) -> Used {
         self.drop_copy(v, access.gva);
         if self.config.mmu == MmuKind::Shadow {
             return self.shadow_exit(v, access, o);
         }
         let regs = self.vcpus[v].regs;
         let permitted = walk::walk(self, &regs, access).result.is_ok();
+        if entry.host_read_only && permitted {
+            // The host's part of the copy forbids it: an EPT violation, after which it is gone.
+            return Used::Again;
+        }
         // AMD confirms a fault by another walk before it raises it (facts C.1); Intel raises it,
         // the guest finds nothing wrong and tries again.
         if permitted && !fresh && (self.config.vendor == Vendor::Amd || !*spurious) {
@@ -122,12 +155,12 @@ impl Machine {
                 let at = self.at_vcpu(v);
                 o.act(&at, &Act::SpuriousFault, self);
             }
-            return None;
+            return Used::Again;
         }
         let outcome = Outcome::Fault(code);
         self.report(v, access, self.via(v, entry, fresh), outcome, Hpa(0), o);
         self.page_fault_effects(v, access.gva, o);
-        Some(outcome)
+        Used::Done(outcome)
     }
 
     fn drop_copy(&mut self, v: usize, gva: Gva) {
@@ -146,21 +179,19 @@ impl Machine {
     }
 
     /// A #PF in shadow mode is the hypervisor's; the hardware drops its copies all the same.
-    fn shadow_exit<O: Observer>(
-        &mut self,
-        v: usize,
-        access: &Access,
-        o: &mut O,
-    ) -> Option<Outcome> {
+    fn shadow_exit<O: Observer>(&mut self, v: usize, access: &Access, o: &mut O) -> Used {
         let pcid = self.vcpus[v].context.tag.pcid;
         self.invalidate(v, Inv::Guest(GuestInv::Fault { pcid, gva: access.gva }), o);
         self.exit(v, None, o);
         let fixed = self.shadow_fault(v, access, o);
+        if fixed == Fixed::Wait {
+            return Used::Wait;
+        }
         self.enter(v, false, o);
         match fixed {
-            Fixed::Retry => None,
-            Fixed::Guest(code) => Some(self.finish_walk(v, access, Outcome::Fault(code), o)),
-            Fixed::Mmio(gpa) => Some(self.finish_walk(v, access, Outcome::Gpa(gpa), o)),
+            Fixed::Retry | Fixed::Wait => Used::Again,
+            Fixed::Guest(code) => Used::Done(self.finish_walk(v, access, Outcome::Fault(code), o)),
+            Fixed::Mmio(gpa) => Used::Done(self.finish_walk(v, access, Outcome::Gpa(gpa), o)),
         }
     }
 
@@ -202,11 +233,17 @@ impl Machine {
         o.access(&at, &Accessed { access: *access, via, outcome, hpa }, self);
     }
 
-    /// The registers the hardware runs with: in shadow mode WP is forced on (facts/kvm.md 1.2).
+    /// The registers the hardware runs with: in shadow mode WP is forced on (facts/kvm.md 1.2), and
+    /// the shadow tables have 8-byte entries with XD whatever the guest's mode (facts/kvm.md 7.2).
     fn hardware_regs(&self, v: usize) -> Regs {
         let regs = self.vcpus[v].regs;
         match self.config.mmu {
-            MmuKind::Shadow => Regs { cr0: regs.cr0 | Cr0::WP.bits(), ..regs },
+            MmuKind::Shadow => Regs {
+                cr0: regs.cr0 | Cr0::WP.bits(),
+                cr4: regs.cr4 | Cr4::PAE.bits(),
+                efer: regs.efer | Efer::NXE.bits(),
+                ..regs
+            },
             MmuKind::Tdp => regs,
         }
     }
@@ -232,9 +269,12 @@ impl Machine {
         let Some((sp, index, leaf)) = allowed else {
             self.exit(v, None, o);
             let fixed = self.shadow_fault(v, access, o);
+            if fixed == Fixed::Wait {
+                return Walked::Wait;
+            }
             self.enter(v, false, o);
             return match fixed {
-                Fixed::Retry => Walked::Again,
+                Fixed::Retry | Fixed::Wait => Walked::Again,
                 Fixed::Guest(code) => Walked::Fault(code),
                 Fixed::Mmio(gpa) => Walked::Mmio(gpa),
             };
@@ -254,81 +294,90 @@ impl Machine {
     }
 
     fn walk_nested<O: Observer>(&mut self, v: usize, access: &Access, o: &mut O) -> Walked {
-        let regs = self.vcpus[v].regs;
+        let vcpu = &self.vcpus[v];
+        let regs = Regs { pdpte: vcpu.vmcs_pdpte, ..vcpu.regs };
         let walk = walk::walk(self, &regs, access);
         for step in &walk.steps[..walk.count as usize] {
-            if !self.nested(v, step.gpa, o) {
-                return Walked::Again;
+            if let Err(stopped) = self.nested(v, step.gpa, false, o) {
+                return stopped;
             }
         }
         let leaf = match walk.result {
             Ok(leaf) => leaf,
             Err(code) => return Walked::Fault(code),
         };
-        self.set_accessed(&walk, &regs, access.kind == AccessKind::Write);
+        let write = access.kind == AccessKind::Write;
+        self.set_accessed(&walk, &regs, write);
         let page = access.gva.0 & (leaf.size.bytes() - 1) & !(PAGE_BYTES - 1);
         let gpa = Gpa(leaf.gpa.0 + page);
-        if gpa.0 >= self.config.memory {
+        if gpa.0 >= self.config.memory || !self.host.has_slot(gpa.0 / PAGE_BYTES) {
             return Walked::Mmio(Gpa(gpa.0 | access.gva.0 & (PAGE_BYTES - 1)));
         }
-        if !self.nested(v, gpa, o) {
-            return Walked::Again;
-        }
-        let hpa = self.nested_frame(v, gpa);
+        let host = match self.nested(v, gpa, write, o) {
+            Ok(host) => host,
+            Err(stopped) => return stopped,
+        };
         let copy = Copied {
             gpa,
-            hpa,
-            write: leaf.rights.write,
+            hpa: host.hpa,
+            write: leaf.rights.write && host.write,
             user: leaf.rights.user,
             xd: leaf.rights.xd,
-            dirty: leaf.dirty || access.kind == AccessKind::Write,
+            dirty: (leaf.dirty && host.dirty) || write,
             key: leaf.rights.key,
         };
         let refs = (walk.count + 1) * 5 - 1;
-        Walked::Filled(self.fill(
-            v,
-            access.gva,
-            copy,
-            leaf.size,
-            leaf.global,
-            Source::Guest,
-            refs,
-            o,
-        ))
+        let (size, global) = (leaf.size, leaf.global);
+        let mut entry = self.fill(v, access.gva, copy, size, global, Source::Guest, refs, o);
+        if !host.write {
+            entry.host_read_only = true;
+            let (tag, pcpu) = (self.vcpus[v].context.tag, self.vcpus[v].pcpu.0 as usize);
+            self.pcpus[pcpu].tlb.insert(&tag, Gva(access.gva.0 & !(PAGE_BYTES - 1)), entry);
+        }
+        Walked::Filled(entry)
     }
 
-    fn nested_frame(&self, v: usize, gpa: Gpa) -> Hpa {
-        let tree = self.trees.get(self.root_hpa(v));
-        tree.and_then(|t| t.map.get(&(gpa.0 / PAGE_BYTES)).copied()).unwrap_or_default()
+    /// The tag of guest-physical mappings: the EP4TA alone (facts D.1).
+    fn physical_tag(&self, v: usize) -> Tag {
+        let context = self.vcpus[v].context.tag;
+        Tag { class: Class::GuestPhysical, id: 0, pcid: Pcid(0), ..context }
     }
 
-    /// Translates a guest-physical address of a walk; false if the hypervisor had to map it first.
-    fn nested<O: Observer>(&mut self, v: usize, gpa: Gpa, o: &mut O) -> bool {
+    /// Translates a guest-physical address of a walk; an error if the hypervisor has to act first.
+    fn nested<O: Observer>(
+        &mut self,
+        v: usize,
+        gpa: Gpa,
+        write: bool,
+        o: &mut O,
+    ) -> Result<HostLeaf, Walked> {
         let pcpu = self.vcpus[v].pcpu.0 as usize;
-        let tag = Tag { class: Class::GuestPhysical, ..self.vcpus[v].context.tag };
+        let tag = self.physical_tag(v);
         let at = self.at_vcpu(v);
         let intel = self.config.vendor == Vendor::Intel;
         if intel && let Some(entry) = self.pcpus[pcpu].tlb.lookup_gpa(&tag, gpa).copied() {
-            o.walk_uses(&at, entry.mark, true, &tag);
-            return true;
+            let Copied { hpa, write: writable, dirty, .. } = entry.copy;
+            if !write || writable && dirty {
+                o.walk_uses(&at, entry.mark, true, &tag);
+                return Ok(HostLeaf { hpa, write: writable, dirty });
+            }
         }
-        let frame = self.trees.get(self.root_hpa(v)).and_then(|t| t.map.get(&(gpa.0 / PAGE_BYTES)));
-        let Some(hpa) = frame.copied() else {
-            self.exit(v, None, o);
-            self.tdp_fault(v, gpa, o);
-            self.enter(v, false, o);
-            return false;
+        let gfn = gpa.0 / PAGE_BYTES;
+        let frame = self.trees.get(self.root_hpa(v)).and_then(|t| t.frame(gfn));
+        let writable = self.host_writable(gfn);
+        let untracked = self.has_accessed_bits() || !self.host.is_aged(gfn);
+        let (Some(hpa), true, true) = (frame, writable || !write, untracked) else {
+            return Err(self.nested_fault(v, gpa, write, o));
         };
+        self.host.accessed(gfn);
+        if write {
+            self.host.dirtied(gfn);
+        }
+        let dirty = !self.host.clean(gfn);
         if intel {
             let page = Gpa(gpa.0 & !(PAGE_BYTES - 1));
-            let copy = Copied {
-                gpa: page,
-                hpa,
-                write: true,
-                user: true,
-                dirty: true,
-                ..Copied::default()
-            };
+            let copy =
+                Copied { gpa: page, hpa, write: writable, user: true, dirty, ..Copied::default() };
             let fill = Fill {
                 tag,
                 kind: FillKind::Translation,
@@ -342,7 +391,17 @@ impl Machine {
             let entry = entry(copy, mark, PageSize::Size4K, false, tag.pcid);
             self.pcpus[pcpu].tlb.insert_gpa(&tag, page, entry);
         }
-        true
+        Ok(HostLeaf { hpa, write: writable, dirty })
+    }
+
+    /// An EPT violation or nested page fault.
+    fn nested_fault<O: Observer>(&mut self, v: usize, gpa: Gpa, write: bool, o: &mut O) -> Walked {
+        self.exit(v, None, o);
+        if self.tdp_fault(v, gpa, write, o) == Fixed::Wait {
+            return Walked::Wait;
+        }
+        self.enter(v, false, o);
+        Walked::Again
     }
 
     #[expect(clippy::too_many_arguments, reason = "one call for both kinds of walk")]
@@ -362,6 +421,7 @@ impl Machine {
         // Guest memory is backed in 4 KiB pages: larger guest pages are cached in fragments.
         let size = PageSize::Size4K;
         let page = gva.0 & !(size.bytes() - 1);
+        self.host.accessed(copy.gpa.0 / PAGE_BYTES);
         let kind = FillKind::Translation;
         let fill = Fill { tag, kind, address: page, size, global, source, copy };
         let mark = o.fill(&at, &fill, self);
@@ -391,5 +451,5 @@ impl Machine {
 
 /// An entry that is no fragment of a larger guest page.
 const fn entry(copy: Copied, mark: Mark, size: PageSize, global: bool, pcid: Pcid) -> Entry {
-    Entry { copy, mark, size, guest_size: size, global, pcid }
+    Entry { copy, mark, size, guest_size: size, global, pcid, host_read_only: false }
 }

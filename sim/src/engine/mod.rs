@@ -19,15 +19,25 @@ use crate::kvm::vcpu::{Vcpu, Vmcb};
 use crate::machine::MachineError;
 use crate::machine::config::MachineConfig;
 use crate::paging::memory::GuestMemory;
+use crate::policy::mechanics::RemoteRange;
 use crate::policy::{Control, Policy};
 use crate::tlb::Tlb;
 
 mod access;
+mod backlog;
 mod host;
+mod hostops;
+mod presence;
 mod run;
+mod schedule;
+mod scheduling;
 mod tables;
 
+pub use schedule::{Choice, Chooser, Interleaved, Point};
+
 use host::HostMemory;
+use presence::Presence;
+use schedule::Schedule;
 
 /// Event index of what happens before the first event: every vCPU's first root and entry.
 pub const BOOT: u64 = u64::MAX;
@@ -39,6 +49,9 @@ pub struct Step {
     pub outcome: Option<Outcome>,
     /// Why the operation faulted with #GP and had no effect.
     pub fault: Option<&'static str>,
+    /// The operation waits (for the end of a notifier, or for its vCPU to run): its result comes
+    /// later, from [`Machine::take_late`].
+    pub waits: bool,
 }
 
 /// An event that this machine cannot carry out; it names the operation, so that nothing is ever
@@ -92,10 +105,22 @@ pub struct Machine {
     pub(crate) pcpus: Vec<Pcpu>,
     pub(crate) shadow: ShadowPages,
     pub(crate) trees: Trees,
+    /// Frames whose mapping went, for `remote-flush.range`: first and how many.
+    pub(crate) lost: Vec<(u64, u64)>,
     pub(crate) at: At,
     booted: bool,
     /// The operation under way is carried out by the hypervisor's emulator (`emul`).
     pub(crate) emulated: bool,
+    /// Which vCPU runs where, and which wait to enter.
+    pub(crate) presence: Presence,
+    /// mmu_notifier invalidations under way, and the sequence that page faults compare.
+    pub(crate) notifier: crate::kvm::notifier::Notifier,
+    /// Shadow pages below this number are of the generation that the last zap-all made obsolete.
+    pub(crate) zap_below: tlbscope_trace::addr::Sp,
+    /// Operations that wait, and results that came late.
+    pub(crate) backlog: backlog::Backlog,
+    /// The events still to come and who chooses among them, where orders are explored.
+    pub(crate) schedule: Option<Box<Schedule>>,
 }
 
 impl World for Machine {
@@ -124,7 +149,8 @@ impl World for Machine {
     }
 
     fn backing(&self, gpa: Gpa) -> Option<Hpa> {
-        (gpa.0 < self.config.memory).then(|| self.host.backing(gpa.0 / PAGE_BYTES)).flatten()
+        let slot = gpa.0 < self.config.memory && self.host.has_slot(gpa.0 / PAGE_BYTES);
+        slot.then(|| self.host.backing(gpa.0 / PAGE_BYTES)).flatten()
     }
 
     fn memory_bytes(&self) -> u64 {
@@ -155,10 +181,19 @@ impl Machine {
             pcpus: vec![pcpu; config.pcpus as usize],
             shadow: ShadowPages::default(),
             trees: Trees::default(),
+            lost: Vec::new(),
             at: At { event: BOOT, time: Time(0), actor },
             booted: false,
             emulated: false,
+            presence: Presence::new(config.vcpus, config.pcpus),
+            notifier: Default::default(),
+            zap_below: Default::default(),
+            backlog: Default::default(),
+            schedule: None,
         };
+        if policy.mechanics.remote_flush.range != RemoteRange::None {
+            machine.shadow.track_lost();
+        }
         for v in 0..machine.vcpus.len() {
             machine.vcpus[v].mmu.role = machine.root_role(v);
         }
@@ -172,16 +207,20 @@ impl Machine {
         for (v, regs) in regs.iter().enumerate().take(self.vcpus.len()) {
             if let Some(regs) = regs {
                 self.vcpus[v].regs = *regs;
+                self.vcpus[v].kvm_pdpte = regs.pdpte;
+                self.vcpus[v].vmcs_pdpte = regs.pdpte;
                 self.vcpus[v].mmu.role = self.root_role(v);
             }
         }
         self
     }
 
-    fn vcpu(config: &MachineConfig, _policy: &Policy, n: u16, regs: Regs) -> Vcpu {
+    pub(crate) fn vcpu(config: &MachineConfig, _policy: &Policy, n: u16, regs: Regs) -> Vcpu {
         let has_vpid = config.vpid && config.vendor == Vendor::Intel && u32::from(n) < config.vpids;
         Vcpu {
             regs,
+            kvm_pdpte: regs.pdpte,
+            vmcs_pdpte: regs.pdpte,
             requests: Default::default(),
             mmu: Default::default(),
             pcpu: PcpuId(n % config.pcpus),
@@ -189,8 +228,16 @@ impl Machine {
             vmcs_pcpu: Some(PcpuId(n % config.pcpus)),
             vmcb: Vmcb::default(),
             in_guest: false,
+            mode: Default::default(),
             held: false,
+            descheduled: false,
+            destroyed: false,
+            steal: Default::default(),
+            hv: Default::default(),
+            waits_for: None,
+            ipi_flush: false,
             smm: false,
+            smram: Default::default(),
             context: Default::default(),
         }
     }
@@ -239,57 +286,46 @@ impl Machine {
         index: u64,
         o: &mut O,
     ) -> Result<Step, Refused> {
-        if !self.booted {
-            self.boot(o);
-        }
-        self.at = At { event: index, time: event.time, actor: event.actor };
-        let step = match event.actor {
-            Actor::Vcpu(id) => {
-                let v = usize::from(id.0);
-                if v >= self.vcpus.len() {
-                    let why = format!("{id} does not exist: `vcpus = {}`", self.vcpus.len());
-                    return Err(Refused { op: run::name(&event.op), why });
-                }
-                self.run_vcpu(v, &event.op, o)?
-            }
-            Actor::Host => self.run_host(&event.op, o)?,
-        };
+        self.boot(o);
+        let step = self.carry_out(event, index, o)?;
         self.settle(o);
+        self.drain(o);
         Ok(step)
     }
 
-    /// Whether another vCPU is in the guest on the pCPU of this one.
-    fn occupied(&self, v: usize) -> bool {
-        let pcpu = self.vcpus[v].pcpu;
-        self.vcpus
-            .iter()
-            .enumerate()
-            .any(|(u, other)| u != v && other.in_guest && other.pcpu == pcpu)
-    }
-
-    /// A vCPU that is in the guest on the pCPU of this one exits, as if preempted.
-    pub(crate) fn take_pcpu<O: Observer>(&mut self, v: usize, o: &mut O) {
-        for u in 0..self.vcpus.len() {
-            if u != v && self.vcpus[u].in_guest && self.vcpus[u].pcpu == self.vcpus[v].pcpu {
-                let at = std::mem::replace(&mut self.at.actor, Actor::Vcpu(VcpuId(u as u16)));
-                self.exit(u, None, o);
-                self.at.actor = at;
+    /// One event, without the entries that follow it.
+    fn carry_out<O: Observer>(
+        &mut self,
+        event: &Event,
+        index: u64,
+        o: &mut O,
+    ) -> Result<Step, Refused> {
+        self.at = At { event: index, time: event.time, actor: event.actor };
+        match event.actor {
+            Actor::Vcpu(id) => {
+                let v = usize::from(id.0);
+                if self.vcpus.get(v).is_none_or(|vcpu| vcpu.destroyed) {
+                    let why = format!("{id} does not exist: there are {} vCPUs", self.vcpus.len());
+                    return Err(Refused { op: run::name(&event.op), why });
+                }
+                if self.backlog.holds(v) {
+                    self.backlog.push(v, index, event.clone());
+                    return Ok(Step { waits: true, ..Step::default() });
+                }
+                let step = self.run_vcpu(v, &event.op, o)?;
+                if step.waits {
+                    self.backlog.push(v, index, event.clone());
+                }
+                Ok(step)
             }
-        }
-    }
-
-    /// Every vCPU that is neither held nor in the guest enters it, one on each pCPU.
-    fn settle<O: Observer>(&mut self, o: &mut O) {
-        for v in 0..self.vcpus.len() {
-            if !self.vcpus[v].held && !self.vcpus[v].in_guest && !self.occupied(v) {
-                self.at.actor = Actor::Vcpu(VcpuId(v as u16));
-                self.enter(v, false, o);
-            }
+            Actor::Host => self.run_host(&event.op, o),
         }
     }
 
     fn boot<O: Observer>(&mut self, o: &mut O) {
-        self.booted = true;
+        if std::mem::replace(&mut self.booted, true) {
+            return;
+        }
         for v in 0..self.vcpus.len() {
             self.at = At { event: BOOT, time: Time(0), actor: Actor::Vcpu(VcpuId(v as u16)) };
             self.take_pcpu(v, o);
@@ -312,7 +348,7 @@ impl Machine {
 
     /// The vendor's `#GP` as a step.
     fn step(result: Result<(), Gp>) -> Step {
-        Step { outcome: None, fault: result.err().map(|gp| gp.0) }
+        Step { fault: result.err().map(|gp| gp.0), ..Step::default() }
     }
 
     fn clts(&self, v: usize) -> u64 {

@@ -1,13 +1,13 @@
 //! Which operation does what: from the event to the machine's parts.
 
 use tlbscope_trace::act::{ArchOp, Request};
-use tlbscope_trace::addr::{Gpa, PAGE_BYTES, PcpuId};
 use tlbscope_trace::observe::Observer;
-use tlbscope_trace::op::{HostOp, Op, Sregs};
-use tlbscope_trace::regs::{Regs, Vendor};
+use tlbscope_trace::op::{Op, Sregs};
+use tlbscope_trace::regs::Regs;
 
 use super::{Machine, Refused, Step};
-use crate::policy::mechanics::{MigrateVmx, Sregs as SregsRule};
+use crate::arch::mode::Mode;
+use crate::policy::mechanics::Sregs as SregsRule;
 
 /// The name of an operation in the text form.
 pub(super) fn name(op: &Op) -> &'static str {
@@ -75,8 +75,10 @@ impl Machine {
                 | Op::InFail
                 | Op::Out
                 | Op::Sregs(_)
+                | Op::Cpuid
                 | Op::Init
                 | Op::Reset
+                | Op::Smi
                 | Op::Release { .. }
         );
         if guest && !self.vcpus[v].in_guest && self.vcpus[v].held && !self.emulated {
@@ -84,8 +86,13 @@ impl Machine {
             return Err(Refused { op: name(op), why });
         }
         if guest && !self.emulated {
+            // As if the host had scheduled it in for this.
+            self.schedule_in(v, o);
             self.take_pcpu(v, o);
             self.enter(v, false, o);
+            if !self.vcpus[v].in_guest && self.schedule.is_some() {
+                return Ok(Step { waits: true, ..Step::default() });
+            }
         }
         let regs = self.vcpus[v].regs;
         let step = match op {
@@ -97,7 +104,14 @@ impl Machine {
             Op::Cr4(w) => Self::step(self.write_cr4(v, w.apply(regs.cr4), o)),
             Op::Efer(w) => Self::step(self.write_efer(v, w.apply(regs.efer), o)),
             Op::Invpcid(operands) => Self::step(self.invpcid(v, operands, o)),
-            Op::Access(access) => Step { outcome: Some(self.access(v, access, o)), fault: None },
+            Op::Rsm => Self::step(self.rsm(v, o)),
+            Op::Invlpga { gva, .. } => Self::step(self.invlpga(v, *gva, o)),
+            Op::Invlpgb(operands) => Self::step(self.invlpgb(v, operands, o)),
+            Op::Tlbsync => Self::step(self.tlbsync(v, o)),
+            Op::Access(access) => {
+                let outcome = self.access(v, access, o);
+                Step { outcome, waits: outcome.is_none(), ..Step::default() }
+            }
             Op::Emul(inner) => self.emulate(v, inner, o)?,
             other => {
                 self.run_other(v, other, o)?;
@@ -121,6 +135,8 @@ impl Machine {
                 | Op::TaskSwitch(_)
                 | Op::Invlpg(_)
                 | Op::Invpcid(_)
+                | Op::Invlpga { .. }
+                | Op::Rsm
         );
         if !known {
             let why = format!("the emulator of this machine does not know `{}` yet", name(op));
@@ -149,6 +165,8 @@ impl Machine {
             Op::Invlpg(gva) => self.invlpg(v, *gva, o),
             Op::Init => self.init(v, true, o),
             Op::Reset => self.init(v, false, o),
+            Op::Smi => self.smi(v, o),
+            Op::Cpuid => self.set_cpuid(v, o),
             Op::MsrMtrr(_) => self.msr(v, &ArchOp::Mtrr, o),
             Op::MsrPat(_) => self.msr(v, &ArchOp::Pat, o),
             Op::Pkru(value) => {
@@ -158,10 +176,14 @@ impl Machine {
             Op::Sregs(sregs) => self.sregs(v, sregs, o),
             Op::Out => self.vcpus[v].held = true,
             Op::In | Op::InFail => {
+                self.schedule_in(v, o);
                 self.take_pcpu(v, o);
                 let entered = self.enter(v, matches!(op, Op::InFail), o);
                 self.vcpus[v].held = !entered;
+                self.released(v);
             }
+            Op::PvFlush(targets) => self.pv_flush(v, targets, o),
+            Op::HvFlush(flush) => self.hv_flush(v, flush, o),
             Op::Exit(reason) => self.exit(v, reason.map(|r| r as u16), o),
             Op::Release { gpa, size } => {
                 let op = ArchOp::Release { gpa: *gpa, size: *size };
@@ -191,6 +213,11 @@ impl Machine {
             ..old
         };
         self.vcpus[v].regs = regs;
+        if Mode::of(&regs) == Mode::Pae {
+            // Userspace gives none here, so KVM reads them from memory.
+            self.reload_pdptes(v, false);
+            self.vcpus[v].kvm_pdpte = self.vcpus[v].regs.pdpte;
+        }
         let at = self.at_vcpu(v);
         o.arch(&at, &ArchOp::Sregs, &old, false, self);
         if self.ideal() {
@@ -203,59 +230,5 @@ impl Machine {
                 self.post(v, Request::TlbFlushGuest, o);
             }
         }
-    }
-
-    pub(super) fn run_host<O: Observer>(&mut self, op: &Op, o: &mut O) -> Result<Step, Refused> {
-        match op {
-            Op::Host(host) => match **host {
-                HostOp::Unmap { gpa, size } => self.host_unmap(gpa, size, o),
-                HostOp::ZapAll | HostOp::Memslot { .. } => self.zap_all(o),
-                HostOp::Migrate { vcpu, pcpu } => self.migrate(usize::from(vcpu.0), pcpu, o)?,
-                _ => return Err(not_yet(op)),
-            },
-            Op::Release { gpa, size } => {
-                let op = ArchOp::Release { gpa: *gpa, size: *size };
-                self.arch(o, None, &op, false);
-            }
-            _ => return Err(not_yet(op)),
-        }
-        Ok(Step::default())
-    }
-
-    /// An mmu_notifier invalidation: zap, flush if something was mapped, declare the old backing dead.
-    fn host_unmap<O: Observer>(&mut self, gpa: Gpa, size: u64, o: &mut O) {
-        self.arch(o, None, &ArchOp::HostChange { gpa, size, rights: false }, false);
-        let (first, frames) = (gpa.0 / PAGE_BYTES, size.div_ceil(PAGE_BYTES).max(1));
-        let mut zapped = self.trees.zap(first, frames);
-        for gfn in first..first + frames.min(self.config.memory / PAGE_BYTES) {
-            self.host.unmap(gfn);
-            for (sp, at) in self.shadow.mapping(gfn) {
-                zapped |= self.clear_spte(sp, at, o);
-            }
-        }
-        if zapped && self.policy.mechanics.remote_flush.zap {
-            self.remote_flush(o);
-        }
-        self.arch(o, None, &ArchOp::HostDead { gpa, size }, false);
-    }
-
-    /// The vCPU is loaded on another pCPU (facts/kvm.md 5.10).
-    fn migrate<O: Observer>(&mut self, v: usize, pcpu: PcpuId, o: &mut O) -> Result<(), Refused> {
-        if v >= self.vcpus.len() || usize::from(pcpu.0) >= self.pcpus.len() {
-            let why = "the vCPU or the pCPU does not exist in this machine".into();
-            return Err(Refused { op: "host migrate", why });
-        }
-        self.exit(v, None, o);
-        self.vcpus[v].pcpu = pcpu;
-        self.vcpus[v].context.tag.pcpu = pcpu;
-        let at = self.at_vcpu(v);
-        o.act(&at, &tlbscope_trace::act::Act::VcpuLoad(pcpu), self);
-        let moved = self.vcpus[v].vmcs_pcpu != Some(pcpu);
-        self.vcpus[v].vmcs_pcpu = Some(pcpu);
-        let vmx = self.config.vendor == Vendor::Intel;
-        if vmx && moved && self.policy.mechanics.migrate_vmx == MigrateVmx::All {
-            self.post(v, Request::TlbFlush, o);
-        }
-        Ok(())
     }
 }

@@ -40,6 +40,10 @@ impl Machine {
         self.memory.write_entry(gpa, bytes, value);
         if !guest_stores {
             self.pte_write(gpa, o);
+            if bytes == 8 {
+                // The upper half is an entry of its own where the frame is a 4-byte table.
+                self.pte_write(Gpa(gpa.0 + 4), o);
+            }
         }
     }
 
@@ -103,14 +107,16 @@ impl Machine {
     /// A scenario's `map` may need a PDPTE that the registers do not have: as the operating system
     /// would, it is reloaded at once where nothing was present before.
     fn pdpte_made(&mut self, v: usize, root: Option<Gpa>) {
-        let regs = &mut self.vcpus[v].regs;
-        if root.is_none_or(|r| r == regs.root()) {
-            let table = regs.root().0;
-            for n in 0..4 {
-                let value = self.memory.read(Gpa(table + 8 * n));
-                let register = &mut self.vcpus[v].regs.pdpte[n as usize];
-                if *register & PRESENT == 0 {
-                    *register = value;
+        let table = self.vcpus[v].regs.root();
+        if root.is_some_and(|root| root != table) {
+            return;
+        }
+        for n in 0..4 {
+            let value = self.memory.read(Gpa(table.0 + 8 * n as u64));
+            let vcpu = &mut self.vcpus[v];
+            for copy in [&mut vcpu.regs.pdpte, &mut vcpu.kvm_pdpte, &mut vcpu.vmcs_pdpte] {
+                if copy[n] & PRESENT == 0 {
+                    copy[n] = value;
                 }
             }
         }

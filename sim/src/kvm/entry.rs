@@ -8,7 +8,8 @@ use tlbscope_trace::addr::{Ep4ta, Vpid};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::regs::{MmuKind, Vendor};
 
-use crate::engine::Machine;
+use super::requests::Mode;
+use crate::engine::{Machine, Point};
 use crate::policy::Control;
 
 /// Attempts before the machine calls an entry that never succeeds a defect of the policy.
@@ -21,6 +22,8 @@ impl Machine {
             return;
         }
         self.vcpus[v].in_guest = false;
+        self.vcpus[v].mode = Mode::Outside;
+        self.presence.left(v, usize::from(self.vcpus[v].pcpu.0));
         let at = self.at_vcpu(v);
         o.act(&at, &Act::Exit(reason), self);
         self.vpid_zero_transition(v, o);
@@ -49,13 +52,30 @@ impl Machine {
             return true;
         }
         for _ in 0..ATTEMPTS {
+            self.race(Point::Loaded, Some(v), o);
+            if self.vcpus[v].descheduled || self.notifier.lock_held() {
+                return false;
+            }
             self.serve_requests(v, o);
             if self.vcpus[v].mmu.root.is_none() {
                 self.mmu_load(v, o);
             }
-            if self.vcpus[v].requests.is_empty() {
-                return self.hardware_entry(v, fail, o);
+            self.vcpus[v].mode = Mode::InGuest;
+            self.race(Point::Committed, Some(v), o);
+            if self.vcpus[v].mode == Mode::InGuest && self.vcpus[v].requests.is_empty() {
+                if !self.hardware_entry(v, fail, o) {
+                    self.vcpus[v].mode = Mode::Outside;
+                    return false;
+                }
+                if std::mem::take(&mut self.vcpus[v].ipi_flush) {
+                    self.flush_itself(v, o);
+                }
+                if self.vcpus[v].in_guest {
+                    return true;
+                }
+                continue;
             }
+            self.vcpus[v].mode = Mode::Outside;
             let at = self.at_vcpu(v);
             o.act(&at, &Act::EntryAborted { failed: false }, self);
         }
@@ -90,7 +110,7 @@ impl Machine {
         if self.serve(v, Request::LoadMmuPgd, o) {
             let root = self.root_hpa(v);
             if self.vcpus[v].mmu.root.is_some() {
-                self.act(o, Act::LoadPgd { root });
+                self.load_pgd(v, root, o);
             }
         }
         if self.serve(v, Request::TlbFlush, o) {
@@ -104,9 +124,11 @@ impl Machine {
             self.guest_flush(v, o);
         }
         if self.serve(v, Request::HvTlbFlush, o) {
-            self.guest_flush(v, o);
+            self.hv_tlb_flush(v, o);
         }
-        self.serve(v, Request::StealUpdate, o);
+        if self.serve(v, Request::StealUpdate, o) {
+            self.record_steal_time(v, o);
+        }
     }
 
     /// The root follows the role. An ideal policy takes no cached root of another role in shadow
@@ -137,6 +159,7 @@ impl Machine {
         }
         self.vpid_zero_transition(v, o);
         self.vcpus[v].in_guest = true;
+        self.presence.entered(v, usize::from(self.vcpus[v].pcpu.0));
         let at = self.at_vcpu(v);
         o.act(&at, &Act::Entry(context), self);
         true

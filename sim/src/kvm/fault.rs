@@ -11,7 +11,7 @@ use super::role::Role;
 use super::shadow::{Leaf, Spte, index};
 use crate::arch::access::Rights;
 use crate::arch::mode::Mode;
-use crate::engine::Machine;
+use crate::engine::{Machine, Point};
 use crate::paging::walk::{self, Walk};
 
 /// What a fault came to.
@@ -23,14 +23,17 @@ pub(crate) enum Fixed {
     Guest(u32),
     /// No memory stands behind it: emulated, nothing is cached.
     Mmio(Gpa),
+    /// The host invalidates the frame, or somebody holds mmu_lock: the access waits.
+    Wait,
 }
 
 impl Machine {
     /// The guest's tables as KVM's software walker reads them, with accessed and dirty bits set.
-    fn guest_walk(&mut self, regs: &Regs, access: &Access) -> Walk {
+    fn guest_walk<O: Observer>(&mut self, regs: &Regs, access: &Access, o: &mut O) -> Walk {
         let walk = walk::walk(self, regs, access);
         if walk.result.is_ok() {
             self.set_accessed(&walk, regs, access.kind == AccessKind::Write);
+            self.other_entry_size(&walk, regs, o);
         }
         walk
     }
@@ -44,6 +47,21 @@ impl Machine {
         }
     }
 
+    /// The accessed and dirty bits of 4-byte entries may be any bits of an 8-byte entry, and the other way
+    /// round: where the frame is shadowed as a table of the other kind as well, those entries go, as for
+    /// a store.
+    fn other_entry_size<O: Observer>(&mut self, walk: &Walk, regs: &Regs, o: &mut O) {
+        let four = Mode::of(regs) == Mode::Bits32;
+        for step in &walk.steps[..walk.count as usize] {
+            let other = |sp| (self.shadow.page(sp).role.0 & Role::GPTE4 != 0) != four;
+            let pages: Vec<Sp> =
+                self.shadow.shadowing(step.gpa.0 / PAGE_BYTES).filter(|sp| other(*sp)).collect();
+            if !pages.is_empty() {
+                self.drop_entries(&pages, step.gpa, o);
+            }
+        }
+    }
+
     /// A shadow #PF: walk the guest, inject or install (kvm_mmu_page_fault).
     pub(crate) fn shadow_fault<O: Observer>(
         &mut self,
@@ -51,9 +69,9 @@ impl Machine {
         access: &Access,
         o: &mut O,
     ) -> Fixed {
-        let regs = self.vcpus[v].regs;
+        let regs = self.kvm_regs(v);
         self.act(o, Act::PageFault { address: access.gva.0, error: 0 });
-        let walk = self.guest_walk(&regs, access);
+        let walk = self.guest_walk(&regs, access, o);
         let leaf = match walk.result {
             Ok(leaf) => leaf,
             Err(code) => {
@@ -63,14 +81,27 @@ impl Machine {
         };
         let offset = access.gva.0 & (leaf.size.bytes() - 1) & !(PAGE_BYTES - 1);
         let gpa = Gpa(leaf.gpa.0 + offset);
+        if self.must_wait(v, gpa) {
+            return Fixed::Wait;
+        }
+        if access.kind == AccessKind::Write {
+            self.host_write_fault(gpa.0 / PAGE_BYTES, o);
+        }
         let Some(hpa) = self.back(gpa) else {
             return Fixed::Mmio(Gpa(gpa.0 | access.gva.0 & 0xfff));
         };
+        // What others did meanwhile may have made host page, root or guest entries stale.
+        if self.race(Point::FaultResolved, Some(v), o) {
+            return Fixed::Retry;
+        }
         let Some(root) = self.vcpus[v].mmu.root.and_then(|r| r.sp) else { return Fixed::Retry };
         let sp = self.shadow_path(v, root, &regs, &walk, access.gva, o);
         let dirty = leaf.dirty || access.kind == AccessKind::Write;
         let rights = shadow_rights(leaf.rights, &regs, access);
-        let write = rights.write && dirty && self.guest_may_write(gpa) && !self.is_protected(gpa);
+        let write = rights.write
+            && dirty
+            && self.host_writable(gpa.0 / PAGE_BYTES)
+            && !self.is_protected(gpa);
         let spte = Leaf { gpa, hpa, write, user: rights.user, xd: rights.xd };
         let at = index(access.gva.0, 1);
         let old = self.shadow.spte(sp, at);
@@ -82,7 +113,11 @@ impl Machine {
         self.shadow.set(sp, at, Spte::Leaf(spte));
         self.act(o, Act::SpteSet { sp, index: at });
         let mechanics = &self.policy.mechanics;
-        if moved && mechanics.remote_flush.pfn_change || lost && mechanics.set_spte_remote_flush {
+        let populated = old == Spte::None && mechanics.remote_flush.populate;
+        if populated
+            || moved && mechanics.remote_flush.pfn_change
+            || lost && mechanics.set_spte_remote_flush
+        {
             self.remote_flush(o);
         }
         if access.kind == AccessKind::Write && !write && self.is_protected(gpa) {
@@ -169,7 +204,7 @@ impl Machine {
         let Some(step) = step else {
             let quadrant = (gva.0 >> 30) as u16 & 3;
             if mode == Mode::Pae {
-                let pdpte = self.pdpte(regs, quadrant);
+                let pdpte = regs.pdpte[usize::from(quadrant)];
                 let gfn = (pdpte & 0x000f_ffff_ffff_f000) / PAGE_BYTES;
                 return (gfn, top.child(2, 0, access), access);
             }
@@ -214,8 +249,13 @@ impl Machine {
     /// has changed.
     pub(crate) fn pte_write<O: Observer>(&mut self, gpa: Gpa, o: &mut O) {
         let pages: Vec<Sp> = self.shadow.shadowing(gpa.0 / PAGE_BYTES).collect();
+        self.drop_entries(&pages, gpa, o);
+    }
+
+    /// Drops what these pages hold for the guest entry at `gpa`.
+    fn drop_entries<O: Observer>(&mut self, pages: &[Sp], gpa: Gpa, o: &mut O) {
         let mut dropped = false;
-        for sp in pages {
+        for &sp in pages {
             let role = self.shadow.page(sp).role;
             let offset = gpa.0 & (PAGE_BYTES - 1);
             let slots = if role.0 & Role::GPTE4 == 0 {
@@ -232,15 +272,45 @@ impl Machine {
         }
     }
 
-    /// An EPT violation or nested page fault: maps the frame. False for MMIO.
-    pub(crate) fn tdp_fault<O: Observer>(&mut self, v: usize, gpa: Gpa, o: &mut O) -> bool {
-        self.act(o, Act::PageFault { address: gpa.0, error: 0 });
-        let Some(hpa) = self.back(gpa) else { return false };
-        let root = self.root_hpa(v);
-        if let Some(tree) = self.trees.get_mut(root) {
-            tree.map.insert(gpa.0 / PAGE_BYTES, hpa);
+    /// An EPT violation or nested page fault: maps the frame.
+    pub(crate) fn tdp_fault<O: Observer>(
+        &mut self,
+        v: usize,
+        gpa: Gpa,
+        write: bool,
+        o: &mut O,
+    ) -> Fixed {
+        self.act(o, Act::PageFault { address: gpa.0, error: u64::from(write) << 1 });
+        if self.must_wait(v, gpa) {
+            return Fixed::Wait;
         }
-        true
+        let gfn = gpa.0 / PAGE_BYTES;
+        if write {
+            self.host_write_fault(gfn, o);
+        }
+        let Some(hpa) = self.back(gpa) else { return Fixed::Mmio(gpa) };
+        self.host.accessed(gfn);
+        if self.race(Point::FaultResolved, Some(v), o) {
+            return Fixed::Retry;
+        }
+        let (root, shift) = (self.root_hpa(v), self.host.shift(gfn));
+        let Some(tree) = self.trees.get_mut(root) else { return Fixed::Retry };
+        let populated = tree.frame(gfn).is_none();
+        tree.insert(gfn, hpa, shift);
+        if populated && self.policy.mechanics.remote_flush.populate {
+            self.remote_flush(o);
+        }
+        Fixed::Retry
+    }
+
+    /// Whether a fault on this address has to wait (facts 5.9). The vCPU is outside the guest then,
+    /// and its access is taken again when the invalidation has ended.
+    fn must_wait(&mut self, v: usize, gpa: Gpa) -> bool {
+        let wait = self.notifier.lock_held() || self.notifier.in_progress(gpa.0 / PAGE_BYTES);
+        if wait {
+            self.vcpus[v].waits_for = Some(gpa.0 / PAGE_BYTES);
+        }
+        wait
     }
 }
 

@@ -1,45 +1,36 @@
 //! The vendor's flush hooks, and requests posted to other vCPUs (facts/kvm.md 5.2, 5.8, 6.2, 6.3).
 
 use tlbscope_trace::act::{Act, Hook, HookBy, Inv, Request};
-use tlbscope_trace::addr::{Asid, Ep4ta, Hpa, PAGE_BYTES, Vpid};
+use tlbscope_trace::addr::{Asid, Ep4ta, Gpa, Hpa, PAGE_BYTES, Vpid};
 use tlbscope_trace::observe::Observer;
-use tlbscope_trace::regs::{MmuKind, Vendor};
+use tlbscope_trace::regs::{MmuKind, Regs, Vendor};
 
+use super::errata;
 use crate::engine::Machine;
-use crate::machine::config::{InveptTypes, InvvpidTypes};
+use crate::machine::config::{Errata, InveptTypes, InvvpidTypes};
+use crate::policy::mechanics::{MigrateSvm, RemoteRange, SvmFlush};
 
 impl Machine {
-    /// Sets a request bit of one vCPU.
-    pub(crate) fn post<O: Observer>(&mut self, v: usize, request: Request, o: &mut O) {
-        self.vcpus[v].requests.post(request);
-        let at = self.at_vcpu(v);
-        o.act(&at, &Act::Post(request), self);
-    }
-
-    /// kvm_make_all_cpus_request: every vCPU, the caller's own among them; those in guest mode are
-    /// interrupted. Returns whether an IPI was needed.
-    pub(crate) fn request_all<O: Observer>(&mut self, request: Request, o: &mut O) -> bool {
-        let mut ipi = false;
-        for v in 0..self.vcpus.len() {
-            self.post(v, request, o);
-            if self.vcpus[v].in_guest {
-                ipi = true;
-                self.act(o, Act::Ipi(self.vcpus[v].pcpu));
-                self.kick(v, o);
-            }
-        }
-        ipi
-    }
-
     /// kvm_flush_remote_tlbs.
     pub(crate) fn remote_flush<O: Observer>(&mut self, o: &mut O) {
         if self.never() {
             return;
         }
+        let range = self.policy.mechanics.remote_flush.range;
         for _ in 0..self.policy.mechanics.remote_flush.repeat {
+            if range != RemoteRange::None {
+                self.flush_frames(range, o);
+                continue;
+            }
             let ipi = self.request_all(Request::TlbFlush, o);
             self.act(o, Act::RemoteFlush { ipi: Some(ipi) });
         }
+    }
+
+    /// kvm_flush_remote_tlbs_range: whatever `remote-flush.range` makes of it.
+    pub(crate) fn remote_flush_range<O: Observer>(&mut self, gpa: Gpa, size: u64, o: &mut O) {
+        self.note_lost(gpa.0 / PAGE_BYTES, size.div_ceil(PAGE_BYTES).max(1));
+        self.remote_flush(o);
     }
 
     /// Calls a flush hook of the vendor.
@@ -66,6 +57,16 @@ impl Machine {
         if let Some(inv) = inv {
             self.invalidate(v, inv, o);
         }
+    }
+
+    /// vmx_vcpu_reset flushes vpid01 by itself (facts 3.2).
+    pub(super) fn vmx_reset_flush<O: Observer>(&mut self, v: usize, before: &Regs, o: &mut O) {
+        if self.never() {
+            return;
+        }
+        let inv = self.invvpid_context(self.vcpus[v].vpid);
+        let inv = inv.map(|inv| errata::of_init(self.config.errata, inv, before));
+        self.hook_act(v, Hook::Guest, HookBy::Direct, inv, o);
     }
 
     /// The hooks of facts 6.2.
@@ -115,10 +116,18 @@ impl Machine {
             return self.hook_act(v, hook, by, Some(Inv::Invlpga { asid, gva }), o);
         }
         let by_asid = self.config.flushbyasid;
+        // The wide TLB_CONTROL needs no FLUSHBYASID, and drops every ASID of the processor.
+        let wide = self.policy.mechanics.svm_flush == SvmFlush::All;
         let vmcb = &mut self.vcpus[v].vmcb;
-        let effective = if by_asid {
+        let effective = if wide {
+            let set = vmcb.tlb_control != 1;
+            vmcb.tlb_control = 1;
+            set
+        } else if by_asid {
             let set = vmcb.tlb_control == 0;
-            vmcb.tlb_control = vmcb.tlb_control.max(3);
+            if set {
+                vmcb.tlb_control = 3;
+            }
             set
         } else {
             let set = vmcb.generation != 0;
@@ -131,6 +140,8 @@ impl Machine {
 
     /// The hardware invalidates on the vCPU's processor.
     pub(crate) fn invalidate<O: Observer>(&mut self, v: usize, inv: Inv, o: &mut O) {
+        let regs = &self.vcpus[v].regs;
+        let Some(inv) = errata::carried_out(self.config.errata, inv, regs) else { return };
         let at = self.at_vcpu(v);
         o.act(&at, &Act::Inv(inv), self);
         let tag = self.vcpus[v].context.tag;
@@ -140,14 +151,28 @@ impl Machine {
         tlb.invalidate(inv, &tag, event, &mut |tag, global, n| o.dropped(&at, tag, global, n));
     }
 
+    /// svm_vcpu_load: V510 gives the ASID up whenever the vCPU is loaded on another pCPU than before,
+    /// later kernels look at the VMCB when it runs (facts 5.10).
+    pub(crate) fn svm_vcpu_load(&mut self, v: usize) {
+        if self.policy.mechanics.migrate_svm == MigrateSvm::PerVcpu {
+            self.vcpus[v].vmcb.generation = 0;
+        }
+    }
+
     /// pre_svm_run: the ASID of the next VMRUN, and a TLB_CONTROL that a wrap asks for.
     pub(crate) fn pre_svm_run<O: Observer>(&mut self, v: usize, o: &mut O) {
         let pcpu = self.vcpus[v].pcpu;
+        let per_vmcb = match self.policy.mechanics.migrate_svm {
+            MigrateSvm::PerVmcb | MigrateSvm::BothVmcbs => true,
+            MigrateSvm::PerVcpu | MigrateSvm::None => false,
+        };
         let pool = &mut self.pcpus[pcpu.0 as usize].asids;
         let vmcb = &mut self.vcpus[v].vmcb;
         if vmcb.pcpu != Some(pcpu) {
             vmcb.pcpu = Some(pcpu);
-            vmcb.generation = 0;
+            if per_vmcb {
+                vmcb.generation = 0;
+            }
         }
         if vmcb.generation == pool.generation {
             return;
@@ -169,6 +194,10 @@ impl Machine {
     pub(crate) fn vmrun_flush<O: Observer>(&mut self, v: usize, o: &mut O) {
         let asid = self.vcpus[v].vmcb.asid;
         let control = std::mem::take(&mut self.vcpus[v].vmcb.tlb_control);
+        let first = !std::mem::replace(&mut self.vcpus[v].vmcb.entered, true);
+        if first && self.config.errata.contains(Errata::AMD_SEV_VMCB_FLUSH) {
+            return;
+        }
         match control {
             1 => self.invalidate(v, Inv::TlbControlAll, o),
             3 => self.invalidate(v, Inv::TlbControlAsid(asid), o),
@@ -177,13 +206,25 @@ impl Machine {
         }
     }
 
-    /// Whether the host lets the guest write this frame.
-    pub(crate) fn guest_may_write(&self, gpa: tlbscope_trace::addr::Gpa) -> bool {
-        self.host.writable(gpa.0 / PAGE_BYTES)
+    /// Whether the host's mapping of this frame grants write access now.
+    pub(crate) fn host_writable(&self, gfn: u64) -> bool {
+        !self.host.read_only(gfn) && (!self.host.clean(gfn) || self.logs_by_dirty_bit())
     }
 
-    /// The host frame behind a guest page, made if the host has none yet.
-    pub(crate) fn back(&mut self, gpa: tlbscope_trace::addr::Gpa) -> Option<Hpa> {
-        (gpa.0 < self.config.memory).then(|| self.host.back(gpa.0 / PAGE_BYTES))
+    /// The guest writes a frame through a fault: a read-only backing is copied, and the dirty log
+    /// learns of it.
+    pub(crate) fn host_write_fault<O: Observer>(&mut self, gfn: u64, o: &mut O) {
+        if self.host.read_only(gfn) {
+            self.break_copy_on_write(gfn, o);
+        }
+        self.host.dirtied(gfn);
+    }
+
+    /// The host frame behind a guest page, made if the host has none yet; `None` outside every
+    /// memory slot.
+    pub(crate) fn back(&mut self, gpa: Gpa) -> Option<Hpa> {
+        let gfn = gpa.0 / PAGE_BYTES;
+        let memory = gpa.0 < self.config.memory && self.host.has_slot(gfn);
+        memory.then(|| self.host.back(gfn))
     }
 }

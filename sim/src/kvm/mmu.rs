@@ -1,6 +1,6 @@
 //! Resets, unloads, root switches and LOAD (facts/kvm.md 0.3, 2.1 to 2.5, 5.5).
 
-use tlbscope_trace::act::{Act, ArchOp, FreeWhy, Hook, HookBy, Request, RootLookup, RootSlot};
+use tlbscope_trace::act::{Act, FreeWhy, Hook, HookBy, Request, RootLookup, RootSlot};
 use tlbscope_trace::addr::{Gpa, Hpa, PAGE_BYTES, Pcid, Sp};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::regs::{CR3_PCID_MASK, Cr4, MmuKind, Regs};
@@ -12,7 +12,7 @@ use crate::arch::mode::Mode;
 use crate::engine::Machine;
 use crate::policy::mechanics::{
     GuestFlushShadow, InvalidatePcid, PrevRootRole, ResetKind, SyncWhen, TdpRootLifetime,
-    WithoutPcide, ZapAllRequest,
+    WithoutPcide,
 };
 
 impl Machine {
@@ -89,9 +89,16 @@ impl Machine {
             Some(_) => {}
             None => {
                 let vm = self.policy.mechanics.tdp_root_lifetime == TdpRootLifetime::Vm;
-                self.trees.put(root.hpa, vm);
+                // Without the TDP MMU the root stays in the hash with all its SPTEs (facts 7.3).
+                let stays = vm || !self.tdp_mmu();
+                self.trees.put(root.hpa, stays);
             }
         }
+    }
+
+    /// Whether the TDP MMU is in use: the machine has it on and the kernel too (facts 7.1).
+    fn tdp_mmu(&self) -> bool {
+        self.config.tdp_mmu && self.policy.mechanics.tdp_mmu
     }
 
     /// Takes a shadow page out of the tables: its entries, its links and itself.
@@ -153,7 +160,7 @@ impl Machine {
     pub(crate) fn mmu_load<O: Observer>(&mut self, v: usize, o: &mut O) {
         self.act(o, Act::Load);
         let role = self.vcpus[v].mmu.role;
-        let regs = self.vcpus[v].regs;
+        let regs = self.kvm_regs(v);
         let root = match self.config.mmu {
             MmuKind::Tdp => {
                 let hpa = self.trees.take(role);
@@ -163,7 +170,7 @@ impl Machine {
         };
         self.vcpus[v].mmu.root = Some(root);
         self.sync_roots(v, o);
-        self.act(o, Act::LoadPgd { root: root.hpa });
+        self.load_pgd(v, root.hpa, o);
         if self.policy.mechanics.load_flush {
             self.flush_hook(v, Hook::Current, HookBy::Load, o);
         }
@@ -191,7 +198,7 @@ impl Machine {
                 Mode::Off => Some(u64::from(quadrant) << 18),
                 Mode::Bits32 => Some(regs.root().0 / PAGE_BYTES),
                 _ => {
-                    let pdpte = self.pdpte(regs, quadrant);
+                    let pdpte = regs.pdpte[usize::from(quadrant)];
                     (pdpte & 1 != 0).then_some((pdpte & 0x000f_ffff_ffff_f000) / PAGE_BYTES)
                 }
             };
@@ -203,14 +210,16 @@ impl Machine {
         root
     }
 
-    /// The PDPTE that PAE paging uses: the register on Intel, memory on AMD (facts A.3).
-    pub(crate) fn pdpte(&self, regs: &Regs, n: u16) -> u64 {
-        match self.config.vendor {
-            tlbscope_trace::regs::Vendor::Intel => regs.pdpte[n as usize & 3],
-            tlbscope_trace::regs::Vendor::Amd => {
-                self.memory.read(Gpa(regs.root().0 + u64::from(n & 3) * 8))
-            }
-        }
+    /// The guest's registers as KVM's own walks see them.
+    pub(crate) fn kvm_regs(&self, v: usize) -> Regs {
+        let vcpu = &self.vcpus[v];
+        Regs { pdpte: vcpu.kvm_pdpte, ..vcpu.regs }
+    }
+
+    /// The vendor's load_mmu_pgd: on VMX the PDPTEs go to the VMCS with it (facts 6.4).
+    pub(crate) fn load_pgd<O: Observer>(&mut self, v: usize, root: Hpa, o: &mut O) {
+        self.act(o, Act::LoadPgd { root });
+        self.vcpus[v].vmcs_pdpte = self.vcpus[v].kvm_pdpte;
     }
 
     /// kvm_mmu_get_page: an existing page with this role, or a new one.
@@ -231,13 +240,16 @@ impl Machine {
             }
             let sync = self.policy.mechanics.link_unsync == LinkUnsync::Sync && !self.never();
             if self.shadow.page(sp).unsync && sync && self.sync_page(sp, o) {
-                self.remote_flush(o);
+                if self.policy.mechanics.remote_flush.sync {
+                    self.remote_flush(o);
+                }
             }
             return sp;
         }
         let sp = self.shadow.create(gfn, role, false);
         self.act(o, Act::SpNew { sp, gfn, level: role.level(), role: role.0 });
-        if !role.direct() && self.write_protect(gfn, o) && !self.never() {
+        let flush = self.policy.mechanics.remote_flush.write_protect;
+        if !role.direct() && self.write_protect(gfn, o) && flush {
             self.remote_flush(o);
         }
         sp
@@ -297,14 +309,14 @@ impl Machine {
     pub(crate) fn load_pdptrs<O: Observer>(&mut self, v: usize, o: &mut O) {
         let root = self.vcpus[v].regs.root();
         let new: [u64; 4] = std::array::from_fn(|n| self.memory.read(Gpa(root.0 + 8 * n as u64)));
-        let changed = new != self.vcpus[v].regs.pdpte;
+        let changed = new != self.vcpus[v].kvm_pdpte;
         self.act(o, Act::LoadPdptrs { changed: Some(changed) });
         let mechanics = &self.policy.mechanics.load_pdptrs;
         let (free, request) = (mechanics.free_root, mechanics.request_pgd);
         if free && changed && self.config.mmu == MmuKind::Shadow {
             self.free_root(v, RootSlot::Current, FreeWhy::Pdptrs, o);
         }
-        self.vcpus[v].regs.pdpte = new;
+        self.vcpus[v].kvm_pdpte = new;
         if request {
             self.post(v, Request::LoadMmuPgd, o);
         }
@@ -312,6 +324,9 @@ impl Machine {
 
     /// The guest flush handler in shadow mode and under TDP (facts 5.4, 5.6).
     pub(crate) fn guest_flush<O: Observer>(&mut self, v: usize, o: &mut O) {
+        // A full guest flush serves what Hyper-V's fifo holds, too (facts 4.5).
+        self.vcpus[v].requests.take(Request::HvTlbFlush);
+        self.vcpus[v].hv.purge();
         if self.config.mmu == MmuKind::Shadow {
             match self.policy.mechanics.guest_flush_shadow {
                 GuestFlushShadow::HwOnly => {}
@@ -323,33 +338,6 @@ impl Machine {
             }
         }
         self.flush_hook(v, Hook::Guest, HookBy::Request, o);
-    }
-
-    /// kvm_mmu_zap_all_fast: every root obsolete, every vCPU told.
-    pub(crate) fn zap_all<O: Observer>(&mut self, o: &mut O) {
-        self.act(o, Act::ZapAll);
-        let size = self.config.memory;
-        self.arch(o, None, &ArchOp::HostChange { gpa: Gpa(0), size, rights: false }, false);
-        self.trees.invalidate_all();
-        for v in 0..self.vcpus.len() {
-            let mmu = &mut self.vcpus[v].mmu;
-            for root in mmu.root.iter_mut().chain(mmu.prev.iter_mut().flatten()) {
-                root.obsolete = true;
-            }
-        }
-        let request = match self.policy.mechanics.zap_all_request {
-            ZapAllRequest::Reload => Request::MmuReload,
-            ZapAllRequest::Obsolete => Request::MmuFreeObsoleteRoots,
-        };
-        self.request_all(request, o);
-        let live: Vec<Sp> = self.shadow.live().collect();
-        for sp in live {
-            if !self.shadow.page(sp).special {
-                self.zap_page(sp, o);
-            }
-        }
-        self.remote_flush(o);
-        self.arch(o, None, &ArchOp::HostDead { gpa: Gpa(0), size }, false);
     }
 
     /// kvm_mmu_free_obsolete_roots.

@@ -3,14 +3,22 @@
 //! Each file is named for what a reader of KVM looks for. All are written from facts about the
 //! kernel's behaviour (recorded or documented), none from its source.
 
+pub mod amd_inv;
 pub mod entry;
+mod errata;
+mod exact;
 pub mod fault;
 pub mod flush;
+pub mod hyperv;
 pub mod ideal;
 pub mod mmu;
+pub mod notifier;
+pub mod pv;
+pub mod requests;
 pub mod role;
 pub mod root;
 pub mod shadow;
+pub mod smm;
 pub mod sync;
 pub mod tdp;
 pub mod vcpu;

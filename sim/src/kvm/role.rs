@@ -31,6 +31,9 @@ impl Role {
     /// CR4.PSE of a 32-bit guest: 4 MiB pages have another tree (facts 7.2).
     pub const PSE: u32 = 1 << 18;
 
+    /// No longer to be trusted: userspace has set CPUID.
+    pub const STALE: u32 = 1 << 31;
+
     /// The word without SMEP and SMAP under WP = 0.
     #[must_use]
     pub const fn without_and_not_wp(self) -> Self {

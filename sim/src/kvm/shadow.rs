@@ -64,6 +64,9 @@ pub struct ShadowPages {
     /// Leaf SPTEs by guest frame.
     rmap: FxHashMap<u64, Vec<(Sp, u16)>>,
     unsync_pages: u32,
+    /// Guest frames that leaf SPTEs no longer map as they did, if anyone asks: see
+    /// [`ShadowPages::take_lost`].
+    lost: Option<Vec<u64>>,
 }
 
 /// First byte of the simulated host memory that shadow pages and EPT roots live in.
@@ -121,6 +124,9 @@ impl ShadowPages {
     /// Writes an entry and keeps parents and reverse maps in step. Returns what stood there.
     pub fn set(&mut self, sp: Sp, index: u16, new: Spte) -> Spte {
         let old = std::mem::replace(&mut self.pages[sp.0 as usize].sptes[index as usize], new);
+        if self.lost.is_some() && old != new {
+            self.note_lost(old);
+        }
         match old {
             Spte::Link(child) => {
                 self.pages[child.0 as usize].parents.retain(|p| *p != (sp, index));
@@ -140,6 +146,34 @@ impl ShadowPages {
             Spte::None => {}
         }
         old
+    }
+
+    /// From here on [`ShadowPages::take_lost`] knows which frames lost a mapping.
+    pub fn track_lost(&mut self) {
+        self.lost = Some(Vec::new());
+    }
+
+    /// The guest frames whose leaf SPTEs changed or went since the last call, links to whole tables
+    /// counted with all that lies below.
+    pub fn take_lost(&mut self) -> Vec<u64> {
+        self.lost.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn note_lost(&mut self, old: Spte) {
+        let mut below = vec![old];
+        while let Some(spte) = below.pop() {
+            match spte {
+                Spte::None => {}
+                Spte::Leaf(leaf) => {
+                    self.lost.get_or_insert_default().push(leaf.gpa.0 / PAGE_BYTES);
+                }
+                // A table is no ancestor of itself: levels go down with every link.
+                Spte::Link(child) => {
+                    let present = self.page(child).sptes.iter().filter(|s| **s != Spte::None);
+                    below.extend(present);
+                }
+            }
+        }
     }
 
     /// Leaf SPTEs that map this guest frame.
@@ -213,6 +247,17 @@ impl ShadowPages {
                 Spte::Link(child) => sp = child,
             }
         }
+    }
+
+    /// No page that lives is found again: each is of an obsolete generation.
+    pub fn hide_all(&mut self) {
+        self.by_gfn.clear();
+    }
+
+    /// The number of the next page.
+    #[must_use]
+    pub fn next(&self) -> Sp {
+        Sp(self.pages.len() as u32)
     }
 
     /// Numbers of all pages that live.

@@ -30,7 +30,10 @@ impl Machine {
         let (write, user, exec) = self.shadow.page(sp).role.access();
         let dirty = entry & 1 << 6 != 0;
         Some(Leaf {
-            write: write && entry & 1 << 1 != 0 && dirty && self.guest_may_write(old.gpa),
+            write: write
+                && entry & 1 << 1 != 0
+                && dirty
+                && self.host_writable(old.gpa.0 / PAGE_BYTES),
             user: user && entry & 1 << 2 != 0,
             xd: !exec || (bytes == 8 && entry >> 63 != 0),
             ..old

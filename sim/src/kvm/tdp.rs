@@ -19,8 +19,70 @@ pub struct Tree {
     pub users: u32,
     /// Guest frame to host frame.
     pub map: FxHashMap<u64, Hpa>,
+    /// Huge SPTEs: (log2 of the size, page number at that size) to the first host frame.
+    huge: FxHashMap<(u32, u64), Hpa>,
     /// No vCPU may find it again.
     pub invalid: bool,
+}
+
+impl Tree {
+    /// The host frame behind a guest frame.
+    #[must_use]
+    pub fn frame(&self, gfn: u64) -> Option<Hpa> {
+        if let Some(hpa) = self.map.get(&gfn) {
+            return Some(*hpa);
+        }
+        if self.huge.is_empty() {
+            return None;
+        }
+        [21, 30].into_iter().find_map(|shift: u32| {
+            let base = self.huge.get(&(shift, gfn >> (shift - 12)))?;
+            Some(Hpa(base.0 + (gfn & ((1 << (shift - 12)) - 1)) * PAGE_BYTES))
+        })
+    }
+
+    /// Maps the block of 2^`shift` bytes around a frame; `hpa` backs the frame itself.
+    pub fn insert(&mut self, gfn: u64, hpa: Hpa, shift: u32) {
+        if shift == 12 {
+            self.map.insert(gfn, hpa);
+            return;
+        }
+        let offset = (gfn & ((1 << (shift - 12)) - 1)) * PAGE_BYTES;
+        self.huge.insert((shift, gfn >> (shift - 12)), Hpa(hpa.0 - offset));
+    }
+
+    fn split(&mut self, gfn: u64) -> bool {
+        let Some(shift) =
+            [30u32, 21].into_iter().find(|s| self.huge.contains_key(&(*s, gfn >> (s - 12))))
+        else {
+            return false;
+        };
+        let key = (shift, gfn >> (shift - 12));
+        if let Some(base) = self.huge.remove(&key) {
+            let first = key.1 << (shift - 12);
+            let small =
+                (0..1u64 << (shift - 12)).map(|n| (first + n, Hpa(base.0 + n * PAGE_BYTES)));
+            self.map.extend(small);
+        }
+        true
+    }
+
+    /// Clears every SPTE that reaches into `first..end`; true if there was one.
+    fn zap(&mut self, first: u64, end: u64) -> bool {
+        let before = self.map.len() + self.huge.len();
+        self.huge.retain(|(shift, page), _| {
+            let from = page << (shift - 12);
+            from >= end || from + (1 << (shift - 12)) <= first
+        });
+        if end - first > self.map.len() as u64 {
+            self.map.retain(|gfn, _| !(first..end).contains(gfn));
+        } else {
+            for gfn in first..end {
+                self.map.remove(&gfn);
+            }
+        }
+        self.map.len() + self.huge.len() != before
+    }
 }
 
 /// All trees of a VM.
@@ -47,7 +109,8 @@ impl Trees {
             return tree.hpa;
         }
         let hpa = Hpa(ROOTS_BASE + self.trees.len() as u64 * PAGE_BYTES);
-        self.trees.push(Tree { role, hpa, users: 1, map: FxHashMap::default(), invalid: false });
+        let (map, huge) = Default::default();
+        self.trees.push(Tree { role, hpa, users: 1, map, huge, invalid: false });
         hpa
     }
 
@@ -58,6 +121,7 @@ impl Trees {
             if tree.users == 0 && (!vm_holds || tree.invalid) {
                 tree.invalid = true;
                 tree.map = FxHashMap::default();
+                tree.huge = FxHashMap::default();
             }
         }
     }
@@ -67,6 +131,7 @@ impl Trees {
         for tree in &mut self.trees {
             tree.invalid = true;
             tree.map.clear();
+            tree.huge.clear();
         }
     }
 
@@ -74,16 +139,19 @@ impl Trees {
     pub fn zap(&mut self, first: u64, frames: u64) -> bool {
         let mut any = false;
         for tree in &mut self.trees {
-            if frames > tree.map.len() as u64 {
-                let before = tree.map.len();
-                tree.map.retain(|gfn, _| !(first..first + frames).contains(gfn));
-                any |= tree.map.len() != before;
-            } else {
-                for gfn in first..first + frames {
-                    any |= tree.map.remove(&gfn).is_some();
-                }
-            }
+            any |= tree.zap(first, first + frames);
         }
         any
+    }
+
+    /// Whether some tree maps a frame of the range.
+    #[must_use]
+    pub fn maps_any(&self, frames: &std::ops::Range<u64>) -> bool {
+        self.trees.iter().any(|t| frames.clone().any(|gfn| t.frame(gfn).is_some()))
+    }
+
+    /// Breaks the huge SPTEs over this frame up. True if there were any.
+    pub fn split(&mut self, gfn: u64) -> bool {
+        self.trees.iter_mut().fold(false, |any, tree| tree.split(gfn) | any)
     }
 }

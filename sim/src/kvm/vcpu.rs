@@ -4,7 +4,11 @@ use tlbscope_trace::act::{Context, Request};
 use tlbscope_trace::addr::{Asid, PcpuId, Vpid};
 use tlbscope_trace::regs::Regs;
 
+use super::hyperv::HvFifo;
+use super::pv::Steal;
+use super::requests::Mode;
 use super::root::Mmu;
+use super::smm::Smram;
 
 /// Pending requests: a bit for each [`Request`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -48,13 +52,21 @@ pub struct Vmcb {
     pub tlb_control: u8,
     /// Where it ran last.
     pub pcpu: Option<PcpuId>,
+    /// Some VMRUN of it has succeeded.
+    pub entered: bool,
 }
 
 /// One vCPU.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Vcpu {
-    /// The guest's registers.
+    /// The guest's registers, as the architecture has them: its writes have taken effect here
+    /// whatever the hypervisor made of them.
     pub regs: Regs,
+    /// The PDPTEs that KVM last loaded (load_pdptrs): its own walks and shadow roots use these.
+    pub kvm_pdpte: [u64; 4],
+    /// Intel with EPT: the PDPTE fields of the VMCS, which the guest's walks use. KVM writes them
+    /// when it loads a root or serves LOAD_MMU_PGD (facts/kvm.md 6.4).
+    pub vmcs_pdpte: [u64; 4],
     /// Pending requests.
     pub requests: Requests,
     /// Roots.
@@ -69,10 +81,26 @@ pub struct Vcpu {
     pub vmcb: Vmcb,
     /// Guest instructions run.
     pub in_guest: bool,
+    /// vcpu->mode.
+    pub mode: Mode,
+    /// The host has scheduled it out.
+    pub descheduled: bool,
+    /// It was destroyed, or never created.
+    pub destroyed: bool,
+    /// The steal-time record.
+    pub steal: Steal,
+    /// Hyper-V's fifo of addresses to flush.
+    pub hv: HvFifo,
+    /// The frame on whose invalidation an access of it waits.
+    pub waits_for: Option<u64>,
+    /// A flush IPI of the guest is pending: the guest flushes itself as soon as it runs.
+    pub ipi_flush: bool,
     /// `out`: stays in the host after its next exit.
     pub held: bool,
     /// In system management mode.
     pub smm: bool,
+    /// What SMM keeps for RSM.
+    pub smram: Smram,
     /// What the hardware runs with since the last entry.
     pub context: Context,
 }

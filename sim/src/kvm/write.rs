@@ -7,11 +7,13 @@ use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{Invpcid, InvpcidType};
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs, Vendor};
 
+use super::smm::Smram;
 use crate::arch::fault::{self, Gp};
 use crate::arch::mode::Mode;
 use crate::engine::Machine;
 use crate::policy::mechanics::{InvlpgKind, InvlpgRoots};
 use crate::policy::rule::{Action, Change, HookName, Register};
+use crate::tlb::instruction;
 
 /// A register write that has been found legal.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +26,7 @@ struct Write {
 }
 
 impl Machine {
-    fn tdp(&self) -> bool {
+    pub(super) fn tdp(&self) -> bool {
         self.config.mmu == MmuKind::Tdp
     }
 
@@ -143,7 +145,7 @@ impl Machine {
     ) -> Result<(), Gp> {
         let before = self.vcpus[v].regs;
         let after = updated(&before, write.register, write.new);
-        let reload = self.reloads_pdptrs(&before, &after, write.register);
+        let reload = loads_pdptes(&before, &after, write.register);
         if reload && self.bad_pdptes(&after) {
             self.refuse(v, exits, o);
             return Err(Gp("a present PDPTE has reserved bits set"));
@@ -151,13 +153,12 @@ impl Machine {
         if exits {
             self.exit(v, None, o);
         }
-        if reload && exits && write.register != Register::Cr3 {
+        if exits && self.kvm_reloads_pdptrs(&before, &after, write.register) {
             self.load_pdptrs(v, o);
         }
-        let pdpte = self.vcpus[v].regs.pdpte;
-        self.vcpus[v].regs = Regs { pdpte, ..after };
-        if reload && !exits {
-            self.reload_pdptes_native(v);
+        self.vcpus[v].regs = after;
+        if reload {
+            self.reload_pdptes(v, !exits);
         }
         self.vcpus[v].context.tag.pcid = self.vcpus[v].regs.pcid();
         let at = self.at_vcpu(v);
@@ -166,20 +167,24 @@ impl Machine {
             self.vendor_register_hook(v, &write, o);
             self.apply_rules(v, &write, o);
             self.serve_ideal(v, &write.op, &before, o);
-        } else if let Some(inv) = native(self.config.vendor, &write.op, &self.vcpus[v].regs) {
-            self.invalidate(v, Inv::Guest(inv), o);
+        } else {
+            let (vendor, after) = (self.config.vendor, self.vcpus[v].regs);
+            if let Some((_, inv)) = instruction::register_write(vendor, &write.op, &before, &after)
+            {
+                self.invalidate(v, Inv::Guest(inv), o);
+            }
         }
         Ok(())
     }
 
-    /// Facts A.3: MOV CR3 in PAE paging, or MOV CR0/CR4 that ends in it and changes certain bits.
-    fn reloads_pdptrs(&self, before: &Regs, after: &Regs, register: Register) -> bool {
+    /// Whether KVM loads the PDPTEs before a write of CR0 or CR4 that exited; for CR3 the rules
+    /// say so. Which bits it takes for a reason is the policy's.
+    fn kvm_reloads_pdptrs(&self, before: &Regs, after: &Regs, register: Register) -> bool {
         if Mode::of(after) != Mode::Pae {
             return false;
         }
         let mechanics = &self.policy.mechanics;
         match register {
-            Register::Cr3 => true,
             Register::Cr0 => (before.cr0 ^ after.cr0) & mechanics.pdptr_cr0 != 0,
             Register::Cr4 => (before.cr4 ^ after.cr4) & mechanics.pdptr_cr4 != 0,
             _ => false,
@@ -189,7 +194,7 @@ impl Machine {
     /// Whether a load of the PDPTE registers would meet reserved bits.
     fn bad_pdptes(&self, regs: &Regs) -> bool {
         Mode::of(regs) == Mode::Pae
-            && self.config.vendor == Vendor::Intel
+            && (self.config.vendor == Vendor::Intel || !self.tdp())
             && (0..4).any(|n| {
                 let gpa = tlbscope_trace::addr::Gpa(regs.root().0 + 8 * n);
                 let value = self.memory.read(gpa);
@@ -197,11 +202,18 @@ impl Machine {
             })
     }
 
-    fn reload_pdptes_native(&mut self, v: usize) {
+    /// The architecture's reload of the PDPTE registers (facts A.3). If the processor itself has
+    /// carried the write out, the VMCS holds them, and KVM finds them there.
+    pub(crate) fn reload_pdptes(&mut self, v: usize, native: bool) {
         let root = self.vcpus[v].regs.root().0;
-        for n in 0..4 {
-            let gpa = tlbscope_trace::addr::Gpa(root + 8 * n);
-            self.vcpus[v].regs.pdpte[n as usize] = self.memory.read(gpa);
+        let new = std::array::from_fn(|n| {
+            self.memory.read(tlbscope_trace::addr::Gpa(root + 8 * n as u64))
+        });
+        let vcpu = &mut self.vcpus[v];
+        vcpu.regs.pdpte = new;
+        if native {
+            vcpu.kvm_pdpte = new;
+            vcpu.vmcs_pdpte = new;
         }
     }
 
@@ -216,6 +228,43 @@ impl Machine {
         {
             self.flush_hook(v, Hook::Current, HookBy::Register, o);
         }
+    }
+
+    /// One setter with its full post-set logic, as a part of a larger operation (facts 3.3): what it
+    /// takes is known to be legal, and the judge hears of the whole operation only.
+    pub(super) fn set_register<O: Observer>(
+        &mut self,
+        v: usize,
+        register: Register,
+        new: u64,
+        op: ArchOp,
+        o: &mut O,
+    ) {
+        let before = self.vcpus[v].regs;
+        let after = updated(&before, register, new);
+        if self.kvm_reloads_pdptrs(&before, &after, register) {
+            self.load_pdptrs(v, o);
+        }
+        self.vcpus[v].regs = after;
+        if loads_pdptes(&before, &after, register) {
+            self.reload_pdptes(v, false);
+        }
+        let old = match register {
+            Register::Cr0 => before.cr0,
+            Register::Cr3 => before.cr3,
+            Register::Cr4 => before.cr4,
+            _ => before.efer,
+        };
+        let write = Write { register, old, new, noflush: false, op };
+        self.vendor_register_hook(v, &write, o);
+        self.apply_rules(v, &write, o);
+    }
+
+    /// The vendor's set_cr4 alone, without the common post-set logic (SMM entry, facts 3.3).
+    pub(super) fn vendor_set_cr4<O: Observer>(&mut self, v: usize, old: u64, new: u64, o: &mut O) {
+        let op = ArchOp::Cr4 { old, new };
+        let write = Write { register: Register::Cr4, old, new, noflush: false, op };
+        self.vendor_register_hook(v, &write, o);
     }
 
     fn apply_rules<O: Observer>(&mut self, v: usize, write: &Write, o: &mut O) {
@@ -297,9 +346,14 @@ impl Machine {
 
     /// INVLPG. Non-canonical addresses are a no-op (facts B.4).
     pub(crate) fn invlpg<O: Observer>(&mut self, v: usize, gva: Gva, o: &mut O) {
+        let exits = !self.tdp() || self.emulated;
+        self.invlpg_as(v, gva, exits, o);
+    }
+
+    /// INVLPG that exits or not; INVLPGA of a guest always does (facts 1.2).
+    pub(super) fn invlpg_as<O: Observer>(&mut self, v: usize, gva: Gva, exits: bool, o: &mut O) {
         let regs = self.vcpus[v].regs;
         let canonical = Mode::of(&regs).canonical(gva);
-        let exits = !self.tdp() || self.emulated;
         if exits {
             self.exit(v, None, o);
         }
@@ -368,13 +422,7 @@ impl Machine {
             self.serve_ideal(v, &ArchOp::Invpcid(*operands), &regs, o);
         } else if exits {
             self.kvm_handle_invpcid(v, operands, pcid, o);
-        } else {
-            let inv = match operands.kind {
-                InvpcidType::Addr => GuestInv::AddressNonglobal { pcid, gva: operands.gva },
-                InvpcidType::Single => GuestInv::PcidNonglobal(pcid),
-                InvpcidType::AllNonglobal => GuestInv::Nonglobal,
-                _ => GuestInv::All,
-            };
+        } else if let Some((_, inv)) = instruction::invpcid(operands) {
             self.invalidate(v, Inv::Guest(inv), o);
         }
         Ok(())
@@ -442,16 +490,19 @@ impl Machine {
         let before = self.vcpus[v].regs;
         let keep = before.cr0 & (Cr0::CD | Cr0::NW).bits();
         let cd_nw = if init { keep } else { (Cr0::CD | Cr0::NW).bits() };
-        self.vcpus[v].regs = Regs { cr0: Cr0::ET.bits() | cd_nw, ..Regs::default() };
+        let regs = Regs { cr0: Cr0::ET.bits() | cd_nw, ..Regs::default() };
+        self.vcpus[v].regs = regs;
+        self.vcpus[v].kvm_pdpte = regs.pdpte;
         if self.config.vendor == Vendor::Amd {
             self.vcpus[v].vmcb.generation = 0;
         }
         self.vcpus[v].smm = false;
+        self.vcpus[v].smram = Smram::default();
         let at = self.at_vcpu(v);
         let op = if init { ArchOp::Init } else { ArchOp::Reset };
         o.arch(&at, &op, &before, false, self);
         if self.config.vendor == Vendor::Intel && self.policy.mechanics.vendor_reset_flush {
-            self.flush_hook(v, Hook::Guest, HookBy::Direct, o);
+            self.vmx_reset_flush(v, &before, o);
         }
         let change = Change {
             old: before.cr0,
@@ -469,6 +520,12 @@ impl Machine {
     }
 }
 
+/// Whether the architecture loads the PDPTE registers with this write (facts A.3).
+fn loads_pdptes(before: &Regs, after: &Regs, register: Register) -> bool {
+    Mode::of(after) == Mode::Pae
+        && (register == Register::Cr3 || fault::pdptes_changed_by(before, after))
+}
+
 /// The registers after a write; LMA follows PG and LME.
 fn updated(before: &Regs, register: Register, new: u64) -> Regs {
     let mut regs = *before;
@@ -482,32 +539,4 @@ fn updated(before: &Regs, register: Register, new: u64) -> Regs {
     let long = regs.paging() && regs.efer().contains(Efer::LME);
     regs.efer = regs.efer & !Efer::LMA.bits() | if long { Efer::LMA.bits() } else { 0 };
     regs
-}
-
-/// What the CPU itself invalidates for a write that does not exit: its own behaviour, which here is
-/// the least that each vendor's manual lets it do (facts B.1, C.1).
-fn native(vendor: Vendor, op: &ArchOp, after: &Regs) -> Option<GuestInv> {
-    let amd = vendor == Vendor::Amd;
-    match *op {
-        ArchOp::Cr3 { noflush, .. } => (!noflush).then(|| GuestInv::PcidNonglobal(after.pcid())),
-        ArchOp::Cr0 { old, new } => {
-            let pg = (old ^ new) & Cr0::PG.bits() != 0;
-            let cleared = pg && new & Cr0::PG.bits() == 0;
-            (cleared || amd && pg).then_some(GuestInv::All)
-        }
-        ArchOp::Cr4 { old, new } => {
-            let changed = Cr4::from_bits_truncate(old ^ new);
-            let set = Cr4::from_bits_truncate(new & !old);
-            let cleared = Cr4::from_bits_truncate(old & !new);
-            let amd_all = changed.intersects(Cr4::PAE | Cr4::PSE) || set.contains(Cr4::PKE);
-            if changed.contains(Cr4::PGE) || cleared.contains(Cr4::PCIDE) || amd && amd_all {
-                Some(GuestInv::All)
-            } else if !amd && (changed.contains(Cr4::PAE) || set.contains(Cr4::SMEP)) {
-                Some(GuestInv::Pcid(after.pcid()))
-            } else {
-                None
-            }
-        }
-        _ => None,
-    }
 }

@@ -160,11 +160,23 @@ flag_set! {
 }
 
 flag_set! {
-    /// Errata of the processor.
+    /// Errata of the processor: defects of real parts, off unless named.
     Errata, "erratum" {
-        /// INIT leaves global TLB entries (Core 2, AZ28).
+        /// INIT leaves global TLB entries if paging and CR4.PGE were on (Core 2, AZ28): the flush
+        /// that belongs to the vCPU's reset is INVVPID without globals.
+        CORE2_AZ28 = 0, "core2-az28";
+        /// INVLPG leaves the global translation while CR4.PCIDE = 1 (Alder Lake, Raptor Lake; Linux
+        /// ce0b15d11ad8).
+        INVLPG_PCID_GLOBAL = 1, "hw-invlpg-pcid-global";
+        /// INVLPG drops nothing while CR4.PGE = 1, only a load of CR3 does (Quark X1000; Linux
+        /// ee1b5b165c0a).
+        QUARK_PGE = 2, "quark-pge";
+        /// The flush that the first VMRUN of a VMCB is asked for does not happen (AMD SEV,
+        /// CVE-2021-26342).
+        AMD_SEV_VMCB_FLUSH = 3, "amd-sev-vmcb-flush";
+        /// Another name of `core2-az28`.
         INIT_KEEPS_GLOBALS = 0, "init-keeps-globals";
-        /// INVLPG leaves global translations while CR4.PCIDE = 1 (some hybrid parts).
+        /// Another name of `hw-invlpg-pcid-global`.
         INVLPG_KEEPS_GLOBALS = 1, "invlpg-keeps-globals";
     }
 }

@@ -1,7 +1,7 @@
 //! What each invalidation drops, by its own code (facts B.1, C.1, C.4, D.2).
 
 use tlbscope_trace::act::{Class, GuestInv, Inv, Tag};
-use tlbscope_trace::addr::{Gva, Pcid};
+use tlbscope_trace::addr::{Gva, PAGE_BYTES, Pcid};
 
 use super::store::{DEAD, Key};
 use super::{Container, KILLS, Space, Tlb};
@@ -9,7 +9,7 @@ use crate::arch::mode::Mode;
 
 /// What happens to a container's paging-structure entries.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Upper {
+pub(super) enum Upper {
     Keep,
     All,
     Path,
@@ -121,7 +121,7 @@ impl Tlb {
     }
 
     /// Drops whole containers, their paging-structure entries included: one increment each.
-    fn wide(
+    pub(super) fn wide(
         &mut self,
         hit: impl Fn(&Container) -> bool,
         event: u64,
@@ -157,7 +157,7 @@ impl Tlb {
     }
 
     /// Drops the page of `gva`, all fragments of a larger guest page with it.
-    fn address(
+    pub(super) fn address(
         &mut self,
         hit: impl Fn(&Container) -> bool,
         upper: Upper,
@@ -180,7 +180,7 @@ impl Tlb {
         }
     }
 
-    fn drop_page(
+    pub(super) fn drop_page(
         &mut self,
         index: usize,
         gva: Gva,
@@ -206,7 +206,7 @@ impl Tlb {
         self.report(index, n, dropped);
     }
 
-    fn kill_where(
+    pub(super) fn kill_where(
         &mut self,
         index: usize,
         event: u64,
@@ -258,6 +258,38 @@ impl Tlb {
                 {
                     slot.epoch = DEAD;
                 }
+            }
+        }
+    }
+
+    /// Drops the paging-structure entries whose region meets `first..=last`, of either entry size.
+    pub(super) fn drop_paths(&mut self, index: usize, first: u64, last: u64) {
+        for slot in self.psc.slots.iter_mut().flatten() {
+            let (mode, level) = super::psc_region(slot.key.size);
+            let shift = mode.shift(level);
+            let meets = (first >> shift..=last >> shift).contains(&slot.key.page);
+            if slot.key.container as usize == index && meets {
+                slot.epoch = DEAD;
+            }
+        }
+    }
+
+    /// An ideal flush: drops every translation of these guest frames, under whatever tag, and every
+    /// paging-structure entry.
+    pub fn drop_frames(
+        &mut self,
+        hit: &impl Fn(u64) -> bool,
+        event: u64,
+        dropped: &mut impl FnMut(&Tag, bool, u32),
+    ) {
+        for index in 0..self.containers.len() {
+            let c = &mut self.containers[index];
+            c.psc_epoch = next_epoch(c.psc_epoch);
+            if c.live != 0 {
+                self.kill_where(index, event, dropped, |_, e| {
+                    let first = e.copy.gpa.0 / PAGE_BYTES;
+                    (first..first + e.size.bytes() / PAGE_BYTES).any(hit)
+                });
             }
         }
     }

@@ -1,7 +1,9 @@
 //! The hardware TLBs and paging-structure caches of one physical CPU (facts A.7, A.8, B to D).
 //! Containers (class, id, EP4TA, PCID or global) have epochs, so wide flushes touch no entry.
 
+pub mod instruction;
 mod invalidate;
+pub mod processors;
 mod store;
 
 use std::ops::RangeInclusive;
@@ -45,6 +47,8 @@ pub struct Entry {
     pub global: bool,
     /// The PCID it was made under.
     pub pcid: Pcid,
+    /// A write is forbidden by the host's mapping (EPT, NPT), whatever the guest's entries say.
+    pub host_read_only: bool,
 }
 
 /// A cached upper-level entry: where the walk goes on.
@@ -298,6 +302,27 @@ impl Tlb {
         self.psc.slots[at].as_ref().map(|s| s.value)
     }
 
+    /// Whether this very translation is usable, whatever else translates the address.
+    #[must_use]
+    pub fn holds(&self, tag: &Tag, gva: Gva, entry: &Entry) -> bool {
+        let space = if entry.global { Space::Global } else { Space::Pcid };
+        self.holds_in(tag, space, gva.0, entry)
+    }
+
+    /// As [`Tlb::holds`] for a guest-physical mapping.
+    #[must_use]
+    pub fn holds_gpa(&self, tag: &Tag, gpa: Gpa, entry: &Entry) -> bool {
+        self.holds_in(tag, Space::Physical, gpa.0, entry)
+    }
+
+    fn holds_in(&self, tag: &Tag, space: Space, address: u64, entry: &Entry) -> bool {
+        let Some(at) = self.container(tag, space) else { return false };
+        let found = self.entries.find(key(at, address, entry.size));
+        found.and_then(|at| self.entries.slots[at].as_ref()).is_some_and(|slot| {
+            slot.epoch == self.containers[at as usize].epoch && slot.value == *entry
+        })
+    }
+
     /// Usable translations in all.
     #[must_use]
     pub fn live(&self) -> u64 {
@@ -348,6 +373,11 @@ fn psc_key(container: u32, mode: Mode, gva: u64, level: u8) -> Key {
     // 32-bit tables cover other regions than 8-byte ones: told apart by bit 7.
     let size = if mode == Mode::Bits32 { level | 0x80 } else { level };
     Key { page: gva >> mode.shift(level), container, size }
+}
+
+/// The inverse of [`psc_key`]'s `size`.
+const fn psc_region(size: u8) -> (Mode, u8) {
+    (if size & 0x80 != 0 { Mode::Bits32 } else { Mode::Level5 }, size & 0x7f)
 }
 
 #[cfg(test)]

@@ -168,6 +168,13 @@ impl Importer {
         }
     }
 
+    /// The register's value before the write under way, as KVM read it.
+    pub(super) fn old_seen(&mut self, vcpu: VcpuId, register: u8, event: &Event<'_>) {
+        if let Some(old) = arg(event.args, b"old=") {
+            self.act(vcpu, Act::OldSeen { register, old });
+        }
+    }
+
     /// kvm_mmu_invpcid_gva and kvm_invalidate_pcid tell the operands of INVPCID.
     fn invpcid_operand(&mut self, vcpu: VcpuId, event: &Event<'_>, address: bool) {
         let (pcid, target) = (arg(event.args, b"pcid="), gva(event));

@@ -70,6 +70,10 @@ impl Importer {
                 self.state(vcpu).invpcid = Some(index);
             }
             Shows::TraceMsr => self.trace_msr(vcpu, event),
+            Shows::PostSetCr => {
+                let register = if event.name.ends_with(b"cr0") { 0 } else { 4 };
+                self.old_seen(vcpu, register, event);
+            }
             _ => return false,
         }
         true
@@ -128,6 +132,10 @@ impl Importer {
         }
         state.learn(reg, old);
         if state.setting.is_some() {
+            if matches!(reg, CR0 | CR4) {
+                let register = if reg == CR0 { 0 } else { 4 };
+                self.old_seen(vcpu, register, event);
+            }
             return;
         }
         if state.place == Place::Userspace {

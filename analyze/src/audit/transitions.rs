@@ -1,0 +1,262 @@
+//! What the host did for each kind of guest operation: one row for each kind, one column for each
+//! kind of act, counted from the operation to the next entry of its vCPU.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use tlbscope_trace::act::{Act, Hook, HookBy, Request, RootLookup};
+use tlbscope_trace::op::{InvpcidType, Op};
+use tlbscope_trace::regs::{CR3_NOFLUSH, CR3_PCID_MASK, Cr0, Cr4, Efer, Regs};
+
+/// The columns, in order.
+pub const COLUMNS: [&str; 20] = [
+    "reset",
+    "init",
+    "unload",
+    "free-roots",
+    "invalidate-pcid",
+    "invalidate-gva",
+    "new-pgd",
+    "new-pgd-miss",
+    "load-pdptrs",
+    "request-all",
+    "request-current",
+    "request-guest",
+    "sync-roots",
+    "sync-prev-roots",
+    "load",
+    "load-flush",
+    "flush-all",
+    "flush-current",
+    "flush-guest",
+    "flush-gva",
+];
+
+/// The columns of one act.
+fn columns(act: &Act) -> [Option<usize>; 2] {
+    let one = match *act {
+        Act::Reset { .. } => 0,
+        Act::Init => 1,
+        Act::Unload => 2,
+        Act::FreeRoots { mask: 0 } => return [None; 2],
+        Act::FreeRoots { .. } => 3,
+        Act::InvalidatePcid(_) => 4,
+        Act::InvalidateGva(_) => 5,
+        Act::NewPgd(Some(RootLookup::Miss)) => return [Some(6), Some(7)],
+        Act::NewPgd(_) => 6,
+        Act::LoadPdptrs { .. } => 8,
+        Act::Serve(Request::TlbFlush) => 9,
+        Act::Serve(Request::TlbFlushCurrent) => 10,
+        Act::Serve(Request::TlbFlushGuest) => 11,
+        Act::SyncRoots => 12,
+        Act::SyncPrevRoots => 13,
+        Act::Load => 14,
+        Act::Hook { by: HookBy::Load, .. } => 15,
+        Act::Hook { hook: Hook::All, .. } => 16,
+        Act::Hook { hook: Hook::Current, .. } => 17,
+        Act::Hook { hook: Hook::Guest, .. } => 18,
+        Act::Hook { hook: Hook::Gva(_), .. } => 19,
+        _ => return [None; 2],
+    };
+    [Some(one), None]
+}
+
+/// What the host did for the operations of one kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Row {
+    /// How many operations of the kind were followed by an entry.
+    pub operations: u64,
+    /// Acts, in the order of [`COLUMNS`].
+    pub acts: [u64; COLUMNS.len()],
+}
+
+/// The table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Transitions {
+    rows: BTreeMap<String, Row>,
+}
+
+/// The acts since the operation under way on one vCPU.
+#[derive(Clone, Debug, Default)]
+pub struct Under {
+    kind: Option<String>,
+    acts: [u64; COLUMNS.len()],
+}
+
+impl Under {
+    /// An operation begins. One that came before in the same window is complete.
+    pub fn begin(&mut self, kind: String, table: &mut Transitions) {
+        self.end(table);
+        self.kind = Some(kind);
+    }
+
+    /// Something is done for it.
+    pub fn act(&mut self, act: &Act) {
+        if self.kind.is_some() {
+            for column in columns(act).into_iter().flatten() {
+                self.acts[column] += 1;
+            }
+        }
+    }
+
+    /// The vCPU enters.
+    pub fn end(&mut self, table: &mut Transitions) {
+        let Some(kind) = self.kind.take() else { return };
+        let row = table.rows.entry(kind).or_default();
+        row.operations += 1;
+        row.acts.iter_mut().zip(self.acts).for_each(|(sum, n)| *sum += n);
+        self.acts = [0; COLUMNS.len()];
+    }
+
+    /// The rest is lost.
+    pub fn forget(&mut self) {
+        *self = Self::default();
+    }
+}
+
+impl Transitions {
+    /// The rows by name.
+    pub fn rows(&self) -> impl Iterator<Item = (&str, &Row)> {
+        self.rows.iter().map(|(name, row)| (name.as_str(), row))
+    }
+
+    /// A row by name.
+    #[must_use]
+    pub fn row(&self, name: &str) -> Option<&Row> {
+        self.rows.get(name)
+    }
+}
+
+impl Row {
+    /// A count by the name of its column.
+    #[must_use]
+    pub fn count(&self, column: &str) -> Option<u64> {
+        COLUMNS.iter().position(|name| *name == column).map(|place| self.acts[place])
+    }
+}
+
+/// The kind of an operation that found the registers `before` and left `after`.
+pub fn kind(op: &Op, before: &Regs, after: &Regs, refused: bool) -> String {
+    let mode = |regs: &Regs| if regs.paging() { "paging" } else { "no paging" };
+    let mut name = match op {
+        Op::Cr0(_) | Op::Clts | Op::Lmsw(_) => {
+            let names = changed(&bits_of(before.cr0, &CR0), &bits_of(after.cr0, &CR0));
+            format!("CR0 {names}, {}", mode(before))
+        }
+        Op::Cr4(_) => {
+            let names = changed(&bits_of(before.cr4, &CR4), &bits_of(after.cr4, &CR4));
+            format!("CR4 {names}, {}", mode(before))
+        }
+        Op::Efer(_) => {
+            let names = changed(&bits_of(before.efer, &EFER), &bits_of(after.efer, &EFER));
+            format!("EFER {names}, {}", mode(before))
+        }
+        Op::Cr3(value) => cr3(*value, before),
+        Op::TaskSwitch(_) => "task switch".to_owned(),
+        Op::Invlpg(_) => "INVLPG".to_owned(),
+        Op::Invpcid(op) => format!(
+            "INVPCID {}",
+            match op.kind {
+                InvpcidType::Addr => "0 (address)",
+                InvpcidType::Single => "1 (single)",
+                InvpcidType::All => "2 (all)",
+                InvpcidType::AllNonglobal => "3 (all but globals)",
+                InvpcidType::Reserved(_) => "of no known type",
+            }
+        ),
+        Op::Init => "INIT".to_owned(),
+        Op::Reset => "RESET".to_owned(),
+        Op::Sregs(_) => "userspace sets registers".to_owned(),
+        Op::MsrMtrr(_) => "MTRR".to_owned(),
+        Op::MsrPat(_) => "PAT".to_owned(),
+        _ => "other".to_owned(),
+    };
+    if refused {
+        name.push_str(", #GP");
+    }
+    name
+}
+
+fn cr3(value: u64, before: &Regs) -> String {
+    let pcide = before.cr4().contains(Cr4::PCIDE);
+    let value_now = value & !CR3_NOFLUSH;
+    let table = |cr3: u64| cr3 & !CR3_PCID_MASK;
+    let root = match (table(value_now) == table(before.cr3), value_now == before.cr3) {
+        (_, true) => "same value",
+        (true, false) if pcide => "same root",
+        (true, false) => "same root, other low bits",
+        _ => "other root",
+    };
+    let pcid = match (pcide, value & CR3_PCID_MASK == before.cr3 & CR3_PCID_MASK) {
+        (false, _) => "",
+        (true, true) => ", same PCID",
+        (true, false) => ", other PCID",
+    };
+    let noflush = if pcide && value & CR3_NOFLUSH != 0 { ", NOFLUSH" } else { "" };
+    format!("CR3 {root}{pcid}{noflush}")
+}
+
+type Named = (&'static str, u64);
+
+const CR0: [Named; 11] = [
+    ("PE", Cr0::PE.bits()),
+    ("MP", Cr0::MP.bits()),
+    ("EM", Cr0::EM.bits()),
+    ("TS", Cr0::TS.bits()),
+    ("ET", Cr0::ET.bits()),
+    ("NE", Cr0::NE.bits()),
+    ("WP", Cr0::WP.bits()),
+    ("AM", Cr0::AM.bits()),
+    ("NW", Cr0::NW.bits()),
+    ("CD", Cr0::CD.bits()),
+    ("PG", Cr0::PG.bits()),
+];
+
+const CR4: [Named; 23] = [
+    ("VME", Cr4::VME.bits()),
+    ("PVI", Cr4::PVI.bits()),
+    ("TSD", Cr4::TSD.bits()),
+    ("DE", Cr4::DE.bits()),
+    ("PSE", Cr4::PSE.bits()),
+    ("PAE", Cr4::PAE.bits()),
+    ("MCE", Cr4::MCE.bits()),
+    ("PGE", Cr4::PGE.bits()),
+    ("PCE", Cr4::PCE.bits()),
+    ("OSFXSR", Cr4::OSFXSR.bits()),
+    ("OSXMMEXCPT", Cr4::OSXMMEXCPT.bits()),
+    ("UMIP", Cr4::UMIP.bits()),
+    ("LA57", Cr4::LA57.bits()),
+    ("VMXE", Cr4::VMXE.bits()),
+    ("SMXE", Cr4::SMXE.bits()),
+    ("FSGSBASE", Cr4::FSGSBASE.bits()),
+    ("PCIDE", Cr4::PCIDE.bits()),
+    ("OSXSAVE", Cr4::OSXSAVE.bits()),
+    ("SMEP", Cr4::SMEP.bits()),
+    ("SMAP", Cr4::SMAP.bits()),
+    ("PKE", Cr4::PKE.bits()),
+    ("CET", Cr4::CET.bits()),
+    ("PKS", Cr4::PKS.bits()),
+];
+
+/// LMA follows from other registers and is left out.
+const EFER: [Named; 7] = [
+    ("SCE", Efer::SCE.bits()),
+    ("LME", Efer::LME.bits()),
+    ("NXE", Efer::NXE.bits()),
+    ("SVME", Efer::SVME.bits()),
+    ("LMSLE", Efer::LMSLE.bits()),
+    ("FFXSR", Efer::FFXSR.bits()),
+    ("TCE", Efer::TCE.bits()),
+];
+
+fn bits_of(value: u64, names: &[Named]) -> Vec<(&'static str, bool)> {
+    names.iter().map(|(name, bit)| (*name, value & bit != 0)).collect()
+}
+
+/// `+PGE -SMEP`: what was set and what was cleared.
+fn changed(before: &[(&'static str, bool)], after: &[(&'static str, bool)]) -> String {
+    let both = before.iter().zip(after).filter(|(was, is)| was.1 != is.1);
+    let names: Vec<String> =
+        both.map(|(_, (name, on))| format!("{}{name}", if *on { '+' } else { '-' })).collect();
+    if names.is_empty() { "no change".to_owned() } else { names.join(" ") }
+}

@@ -1,0 +1,111 @@
+//! `policy explain P OP`: what a policy does at one operation, from the write to the next entry.
+
+use std::fmt::Write;
+
+use anyhow::{Result, anyhow, bail};
+use serde_json::json;
+use tlbscope_analyze::diff::{self, Matched, Steps};
+use tlbscope_sim::arch::required::{self, Strength};
+use tlbscope_sim::policy;
+use tlbscope_trace::op::Op;
+use tlbscope_trace::text;
+
+use super::catalog::one;
+use super::policy_diff::machine;
+use crate::Verdict;
+use crate::args::Global;
+use crate::render::hanging;
+
+/// `policy explain`.
+pub fn run(name: &str, operation: &str, global: &Global) -> Result<Verdict> {
+    let policy = policy::load(name)?;
+    let op = parse(operation)?;
+    let all = diff::steps(&policy, &op);
+    if all.is_empty() {
+        bail!(
+            "`{operation}` is possible in none of the states that are tried (4-level, with and \
+               without PCIDs, PAE, 32-bit)"
+        );
+    }
+    let text = describe(&policy.name, operation, &all);
+    let detail = json!({ "operation": operation, "machines": all });
+    one("policy-explain", &[], ("policy", &policy.name), ("explanation", detail), &text, global)
+}
+
+/// An operation of the guest as scenarios write it, without the vCPU.
+fn parse(operation: &str) -> Result<Op> {
+    let line = format!("v0 {operation}");
+    let lines = text::parse(&line).map_err(|error| {
+        anyhow!(
+            "`{operation}` is no operation: {error}; examples: 'cr4 +SMEP', 'cr3 0x20000', \
+                 'invpcid all'"
+        )
+    })?;
+    let mut ops = lines.into_iter().map(|line| line.op);
+    let (Some(op), None) = (ops.next(), ops.next()) else { bail!("one operation is wanted") };
+    match op {
+        Op::Cr0(_)
+        | Op::Clts
+        | Op::Lmsw(_)
+        | Op::Cr3(_)
+        | Op::Cr4(_)
+        | Op::Efer(_)
+        | Op::Invlpg(_)
+        | Op::Invpcid(_)
+        | Op::Init
+        | Op::Reset => Ok(op),
+        _ => bail!(
+            "`{operation}`: what is explained is cr0, clts, lmsw, cr3, cr4, efer, invlpg, invpcid, \
+             init and reset"
+        ),
+    }
+}
+
+fn describe(name: &str, operation: &str, all: &[Steps]) -> String {
+    let mut out = format!("{operation} under {name}\n");
+    let mut told: Vec<&Matched> = Vec::new();
+    for steps in all {
+        let states: Vec<&str> = steps.states.iter().map(|state| state.name()).collect();
+        let _ = write!(out, "\n{}, {}\n", machine(steps.vendor, steps.mmu), states.join(", "));
+        if let Some(fault) = steps.fault {
+            let _ = writeln!(out, "  #GP: {fault}");
+            continue;
+        }
+        let _ = writeln!(out, "{}", hanging("  owed:", &owed(steps)));
+        if !steps.rules.is_empty() {
+            let ids: Vec<&str> = steps.rules.iter().map(|rule| rule.id.as_str()).collect();
+            let _ = writeln!(out, "{}", hanging("  rules that match:", &ids.join(", ")));
+        }
+        for (n, step) in steps.steps.iter().enumerate() {
+            let _ = writeln!(out, "{}", hanging(&format!("  {:2}.", n + 1), step));
+        }
+        let _ = writeln!(out, "  comes to: {}", steps.verdict.name());
+        for rule in &steps.rules {
+            if !told.contains(&rule) {
+                told.push(rule);
+            }
+        }
+    }
+    for (n, rule) in told.iter().enumerate() {
+        if n == 0 {
+            let _ = writeln!(out, "\nThe rules of {name}");
+        }
+        let _ = writeln!(out, "{}", hanging(&format!("  {}:", rule.id), &rule.about));
+        if !rule.source.is_empty() {
+            let _ = writeln!(out, "{}", hanging("    see", &rule.source));
+        }
+    }
+    out
+}
+
+fn owed(steps: &Steps) -> String {
+    if steps.owed.is_empty() {
+        return "nothing".to_owned();
+    }
+    let words = |(id, strength): &(&'static str, Strength)| {
+        let advised = if *strength == Strength::Advised { ", advised" } else { "" };
+        let sentence = required::rule(id).map_or("", |rule| rule.sentence);
+        format!("{sentence} ({id}{advised})")
+    };
+    steps.owed.iter().map(words).collect::<Vec<_>>().join(" ")
+}

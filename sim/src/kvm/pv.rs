@@ -1,0 +1,124 @@
+//! The guest's paravirtual remote flush through the steal-time byte (facts/kvm.md 4.4).
+//!
+//! A vCPU that the host has scheduled out needs no IPI: the guest leaves a bit for the host, which
+//! flushes on its behalf before it runs again. CVE-2019-3016 was two ways to lose that bit; both
+//! are mechanics here. A target that is neither marked nor in the guest has the IPI pending and
+//! flushes as its first instruction: the sender's wait for it is not modelled.
+
+use tlbscope_trace::act::ArchOp;
+use tlbscope_trace::addr::{Gva, VcpuId};
+use tlbscope_trace::observe::Observer;
+use tlbscope_trace::op::{Actor, Invpcid, InvpcidType};
+use tlbscope_trace::regs::Cr4;
+
+use crate::engine::{Machine, Point};
+use crate::machine::config::Features;
+use crate::policy::mechanics::{PvFlush, PvPreemptStore};
+
+/// KVM_VCPU_PREEMPTED.
+const PREEMPTED: u8 = 1;
+/// KVM_VCPU_FLUSH_TLB.
+const FLUSH: u8 = 2;
+
+/// The byte `preempted` of the steal-time record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Steal {
+    /// As the guest sees it.
+    pub byte: u8,
+    /// The host's own copy says that PREEMPTED is published.
+    pub published: bool,
+}
+
+impl Machine {
+    /// kvm_steal_time_set_preempted: the vCPU is scheduled out.
+    pub(crate) fn publish_preempted<O: Observer>(&mut self, v: usize, o: &mut O) {
+        if !self.config.steal_time {
+            return;
+        }
+        match self.policy.mechanics.pv_preempt_store {
+            PvPreemptStore::Merge if self.vcpus[v].steal.published => {}
+            PvPreemptStore::Merge => self.vcpus[v].steal.byte |= PREEMPTED,
+            PvPreemptStore::Overwrite => {
+                self.race(Point::PreemptStore, Some(v), o);
+                self.vcpus[v].steal.byte = PREEMPTED;
+            }
+        }
+        self.vcpus[v].steal.published = true;
+        // Whoever takes it up again loads it first, and every load asks for this.
+        self.post(v, tlbscope_trace::act::Request::StealUpdate, o);
+    }
+
+    /// record_steal_time: takes the byte, and flushes if the guest asked for it meanwhile.
+    pub(crate) fn record_steal_time<O: Observer>(&mut self, v: usize, o: &mut O) {
+        if !self.config.steal_time {
+            return;
+        }
+        self.vcpus[v].steal.published = false;
+        let byte = match self.policy.mechanics.pv_flush {
+            PvFlush::Atomic => std::mem::take(&mut self.vcpus[v].steal.byte),
+            PvFlush::ReadThenClear => {
+                let byte = self.vcpus[v].steal.byte;
+                self.race(Point::StealByte, Some(v), o);
+                self.vcpus[v].steal.byte = 0;
+                byte
+            }
+        };
+        if byte & FLUSH != 0 {
+            self.guest_flush(v, o);
+        }
+    }
+
+    /// `pvflush`: kvm_flush_tlb_multi in the guest of vCPU `v`.
+    pub(crate) fn pv_flush<O: Observer>(&mut self, v: usize, targets: &[VcpuId], o: &mut O) {
+        let mut interrupted = Vec::new();
+        for target in self.targets(targets) {
+            let marked = self.config.steal_time && self.vcpus[target].steal.byte & PREEMPTED != 0;
+            if target != v && marked {
+                self.vcpus[target].steal.byte |= FLUSH;
+                self.arch(o, Some(target), &ArchOp::RemoteFlush { page: None }, false);
+            } else {
+                interrupted.push(target);
+            }
+        }
+        let actor = self.at.actor;
+        for target in interrupted {
+            self.at.actor = Actor::Vcpu(VcpuId(target as u16));
+            if self.vcpus[target].in_guest {
+                self.flush_itself(target, o);
+            } else {
+                self.vcpus[target].ipi_flush = true;
+            }
+        }
+        self.at.actor = actor;
+    }
+
+    /// The vCPUs of a list that exist, each once and in the order of their numbers.
+    pub(crate) fn targets(&self, list: &[VcpuId]) -> Vec<usize> {
+        let mut targets: Vec<usize> = list.iter().map(|id| usize::from(id.0)).collect();
+        targets.sort_unstable();
+        targets.dedup();
+        targets.retain(|v| self.vcpus.get(*v).is_some_and(|vcpu| !vcpu.destroyed));
+        targets
+    }
+
+    /// What the guest's own flush of everything is: INVPCID 2, or a toggle of CR4.PGE.
+    pub(crate) fn flush_itself<O: Observer>(&mut self, v: usize, o: &mut O) {
+        let regs = self.vcpus[v].regs;
+        if !regs.paging() {
+            return;
+        }
+        let emulated = std::mem::replace(&mut self.emulated, false);
+        // Neither faults: the first is legal in every mode with paging, the second changes PGE alone.
+        let _ = if self.config.features.contains(Features::INVPCID) {
+            let all = Invpcid { kind: InvpcidType::All, pcid: 0, gva: Gva(0) };
+            self.invpcid(v, &all, o)
+        } else {
+            let toggled = self.write_cr4(v, regs.cr4 ^ Cr4::PGE.bits(), o);
+            toggled.and_then(|()| {
+                self.enter(v, false, o);
+                self.write_cr4(v, regs.cr4, o)
+            })
+        };
+        self.emulated = emulated;
+    }
+}
