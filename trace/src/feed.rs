@@ -108,6 +108,7 @@ impl Feed {
                 batch.clear();
                 let end = (*given + BATCH).min(events.len());
                 batch.first = *given as u64;
+                batch.after_loss = !self.meta.losses.is_empty();
                 batch.events.extend_from_slice(&events[*given..end]);
                 batch.lines.extend_from_slice(&lines[*given..end]);
                 let more = *given < end;

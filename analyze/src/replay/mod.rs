@@ -32,6 +32,8 @@ pub struct Replay {
     pub findings: Findings,
     /// The counts.
     pub tally: Tally,
+    /// Events behind a loss that did not fit the machine any more and were left out.
+    pub left_out: u64,
 }
 
 /// A run that could not be finished.

@@ -2,6 +2,7 @@
 
 use tlbscope_sim::engine::Machine;
 use tlbscope_sim::policy::Policy;
+use tlbscope_trace::native::Batch;
 use tlbscope_trace::op::Event;
 
 use super::work::Setup;
@@ -16,6 +17,7 @@ pub struct Run {
     machine: Machine,
     watching: (Oracle, Tally),
     events: u64,
+    left_out: u64,
 }
 
 impl Run {
@@ -30,7 +32,26 @@ impl Run {
             (Oracle::with_max_findings(vcpus, max_findings), Tally::new(usize::from(vcpus)));
         let machine = setup.machine(policy)?;
         let policy = policy.clone();
-        Ok(Self { setup: setup.clone(), policy, machine, watching, events: 0 })
+        Ok(Self { setup: setup.clone(), policy, machine, watching, events: 0, left_out: 0 })
+    }
+
+    /// Carries a batch out. Behind a loss, an event that does not fit the machine is left out and
+    /// counted: what made it fit may be lost.
+    ///
+    /// # Errors
+    ///
+    /// The first event that the machine cannot carry out, where nothing is lost.
+    pub fn batch(&mut self, batch: &Batch) -> Result<(), ReplayError> {
+        if !batch.after_loss {
+            return self.feed(batch.first, &batch.events, &batch.lines);
+        }
+        for (index, event) in (batch.first..).zip(&batch.events) {
+            match self.machine.run(event, index, &mut self.watching) {
+                Ok(_) => self.events += 1,
+                Err(_) => self.left_out += 1,
+            }
+        }
+        Ok(())
     }
 
     /// Carries events out. `first` is the number of the first in the trace, `lines` are their lines
@@ -60,6 +81,6 @@ impl Run {
         let digest = self.machine.digest();
         let summary =
             Summary::new(&self.setup, &self.policy.name, self.events, &findings, &tally, digest);
-        Replay { summary, findings, tally }
+        Replay { summary, findings, tally, left_out: self.left_out }
     }
 }

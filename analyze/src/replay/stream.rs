@@ -48,7 +48,7 @@ pub fn stream(
             || feed.next_batch(&mut next),
             || {
                 let work = |run: &mut Run| {
-                    let done = run.feed(now.first, &now.events, &now.lines);
+                    let done = run.batch(&now);
                     progress(now.events.len() as u64);
                     done
                 };
@@ -88,9 +88,12 @@ pub fn explain_stream(
             if index > last {
                 return Ok(witness.chains());
             }
-            machine
-                .run(event, index, &mut witness)
-                .map_err(|refused| setup.refused(policy, index, *line, refused))?;
+            match machine.run(event, index, &mut witness) {
+                Err(refused) if !batch.after_loss => {
+                    return Err(setup.refused(policy, index, *line, refused).into());
+                }
+                _ => {}
+            }
         }
     }
     Ok(witness.chains())

@@ -7,7 +7,7 @@ use tlbscope_analyze::compare;
 use tlbscope_analyze::replay::{self, Replay, Setup, Summary};
 use tlbscope_sim::policy;
 
-use super::simulate::{verdict_of, warn_of};
+use super::simulate::{verdict_of, warn_of, warn_of_left_out};
 use crate::Verdict;
 use crate::args::{Compare, Format, Global};
 use crate::{input, output, render};
@@ -40,6 +40,9 @@ pub fn run(command: &Compare, global: &Global) -> Result<Verdict> {
         warn_of(feed.meta(), *told);
     }
     let runs = runs.into_iter().collect::<Result<Vec<_>, _>>()?.concat();
+    for run in &runs {
+        warn_of_left_out(&run.summary.trace, run);
+    }
     let summaries: Vec<&Summary> = runs.iter().map(|run| &run.summary).collect();
     let tables = inputs.iter().map(|input| &input.path).zip(summaries.chunks(policies.len()));
     let text = match global.format {

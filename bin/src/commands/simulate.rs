@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Map, json};
 use tlbscope_analyze::explain::Chain;
 use tlbscope_analyze::finding::Finding;
-use tlbscope_analyze::replay::{self, Setup};
+use tlbscope_analyze::replay::{self, Replay, Setup};
 use tlbscope_sim::policy;
 use tlbscope_trace::{Meta, Recording};
 
@@ -32,6 +32,7 @@ pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
     bar.finish_and_clear();
     warn_of(feed.meta(), told);
     let run = runs?.pop().context("no run")?;
+    warn_of_left_out(&read.path, &run);
     let kept = run.findings.sorted();
     let silent = global.quiet && global.format == Format::Text && command.explain.is_none();
     // A second run finds the stories; where the trace is gone, findings are told without.
@@ -103,6 +104,17 @@ pub fn warn_of(meta: &Meta, told: usize) -> usize {
         output::warn(&format!("{}: {loss}", meta.source));
     }
     meta.losses.len()
+}
+
+/// Says how many events behind a loss could not be carried out.
+pub fn warn_of_left_out(trace: &str, run: &Replay) {
+    let Replay { left_out, summary, .. } = run;
+    if *left_out > 0 {
+        let policy = &summary.policy;
+        output::warn(&format!(
+            "{trace}: under {policy}, {left_out} events behind what is lost are left out: they need it"
+        ));
+    }
 }
 
 /// Findings, each with its chain of cause.

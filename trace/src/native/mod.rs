@@ -46,6 +46,9 @@
 //!   `dictionary` has `entries` bodies, each a length (varint) and a bincode 2 value; the most
 //!   used come first.
 //!
+//! bincode numbers the variants of an enum in the order of their declaration: a variant that is added to the
+//! vocabulary anywhere but at the end needs another version.
+//!
 //! A damaged or cut file is read around the damage: a section whose checksums do not fit is skipped
 //! by looking for the next mark with a whole section behind it. What is missing is said in
 //! [`crate::Meta::losses`], and a [`Body::Gap`] stands in its place.

@@ -25,12 +25,15 @@ pub struct Batch {
     pub events: Vec<Event>,
     /// Their lines in the source, 0 where there are none.
     pub lines: Vec<u32>,
+    /// Something is lost before them, so that they may not fit what is known.
+    pub after_loss: bool,
 }
 
 impl Batch {
     /// Empties it, keeping its buffers.
     pub fn clear(&mut self) {
         self.first = 0;
+        self.after_loss = false;
         self.events.clear();
         self.lines.clear();
     }
@@ -159,6 +162,7 @@ impl<R: Read> Reader<R> {
                     batch.clear();
                 }
                 batch.first = frame.first_operation;
+                batch.after_loss = self.lost > 0 || !self.losses.is_empty();
                 self.in_order(batch)?;
                 return Ok(true);
             }
