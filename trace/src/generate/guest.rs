@@ -21,7 +21,11 @@ const KERNEL: u64 = 0xffff_8880_0000_0000;
 /// Roots and top tables, above what the machine allocates for others and below data.
 const ROOTS: u64 = 0x0800_0000;
 /// Data frames lie from here to 1 GiB.
-const FRAMES: std::ops::Range<u64> = 0x1000_0000 >> 12..0x4000_0000 >> 12;
+const FRAMES: u64 = 0x1000_0000 >> 12;
+/// Data frames of a vCPU, that come round again and again: more than its pages.
+pub(super) const OWN_FRAMES: u64 = 4096;
+/// From one vCPU's first data frame to the next one's: 512 of them end below 1 GiB.
+pub(super) const FRAME_STRIDE: u64 = 375;
 /// The PCID bit of the user half under page-table isolation, as Linux has it.
 pub(super) const USER_PCID: u64 = 0x800;
 /// CR4 at the end of the recorded boot: PSE PAE MCE PGE OSFXSR OSXMMEXCPT UMIP FSGSBASE PCIDE OSXSAVE SMEP
@@ -54,8 +58,9 @@ pub(super) struct Guest {
     kernel_tables: u64,
     /// Frames of the kernel's pages.
     pub kernel: Vec<u64>,
-    /// The next data frame.
-    next_frame: u64,
+    /// The first data frame, and how many were handed out.
+    first_frame: u64,
+    frames: u64,
 }
 
 /// The tables of a vCPU: three for each space and one for the kernel.
@@ -82,17 +87,15 @@ impl Guest {
             current: 0,
             kernel_tables: base,
             kernel: vec![0; KERNEL_PAGES as usize],
-            next_frame: FRAMES.start + u64::from(v) * 389,
+            first_frame: FRAMES + u64::from(v) * FRAME_STRIDE,
+            frames: 0,
         }
     }
 
     /// A data frame. They come round again: nothing here tells them apart by content.
     pub fn frame(&mut self) -> u64 {
-        self.next_frame += 1;
-        if self.next_frame >= FRAMES.end {
-            self.next_frame = FRAMES.start;
-        }
-        self.next_frame * PAGE_BYTES
+        self.frames += 1;
+        (self.first_frame + self.frames % OWN_FRAMES) * PAGE_BYTES
     }
 }
 

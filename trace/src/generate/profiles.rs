@@ -1,7 +1,10 @@
 //! What each profile does in a turn of a vCPU. The mixes and their reasons are told in
 //! [`Profile::about`].
 
-use super::guest::{CR4, KERNEL_PAGES, PAGES, SPACES, USER_PCID, kernel_page, perms, user_page};
+use super::guest::{
+    CR4, FRAME_STRIDE, KERNEL_PAGES, OWN_FRAMES, PAGES, SPACES, USER_PCID, kernel_page, perms,
+    user_page,
+};
 use super::{Generator, Profile};
 use crate::addr::{Gpa, PAGE_BYTES, PcpuId, VcpuId};
 use crate::op::{AccessKind, HostOp, Invpcid, InvpcidType, Op, RegWrite};
@@ -279,8 +282,7 @@ impl Generator {
             self.access(v, user_page(page), kind, true);
         }
         if v + 1 == self.guests.len() {
-            // The frames in use: 256 pages a vCPU, each vCPU's a little further on.
-            let frames = self.guests.len() as u64 * 389 + PAGES;
+            let frames = self.guests.len() as u64 * FRAME_STRIDE + OWN_FRAMES;
             self.host(HostOp::DirtyLog { gpa: Gpa(0x1000_0000), size: frames * PAGE_BYTES });
         }
     }
