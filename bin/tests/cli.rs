@@ -321,3 +321,48 @@ fn time_does_not_run_backwards_in_a_scenario() {
     let case = Case::new("back.toml", scenario);
     case.run(&["scenarios", "back.toml"]).fails(2, &["back.toml:3", "backwards"]);
 }
+
+#[test]
+fn operations_that_are_hardly_meant_so_are_told() {
+    // LA57 cannot change in long mode; 2 GiB lie outside the guest's 1 GiB.
+    let case = Case::new("w.txt", "v0 cr4 +LA57\nv0 cr3 0x80000000\nv0 read 0x7000\n");
+    let answer = case.run(&["simulate", "w.txt", "--policy", "kvm-5.17"]);
+    answer.fails(0, &["w.txt:1: faults with #GP", "LA57", "w.txt:2: CR3", "0x80000000"]);
+    let quiet = case.run(&["simulate", "w.txt", "--policy", "kvm-5.17", "-q"]);
+    quiet.succeeds();
+}
+
+#[test]
+fn one_operation_step_by_step() {
+    let case = Case::new("x", "");
+    let answer = case.run(&["policy", "explain", "kvm-5.19", "cr4 +SMEP"]);
+    answer.succeeds();
+    for words in ["intel ept, 4-level", "MMU reset", "TLB_FLUSH_CURRENT", "cr4-smep-set", "INVEPT"]
+    {
+        assert!(answer.out.contains(words), "{words}: {}", answer.out);
+    }
+    case.run(&["policy", "explain", "kvm-5.19", "cr4 +SMP"]).fails(2, &["unknown bit", "SMEP"]);
+    case.run(&["policy", "explain", "kvm-5.19", "read 0x7000"]).fails(2, &["invpcid"]);
+}
+
+#[test]
+fn a_policy_to_start_from_is_a_policy() {
+    let case = Case::new("x", "");
+    case.run(&["policy", "new", "--from", "kvm-6.12-lts", "-o", "mine.toml"]).succeeds();
+    case.run(&["policy", "check", "mine.toml"]).succeeds();
+    let text = fs::read_to_string(case.folder.path().join("mine.toml")).unwrap();
+    assert!(text.contains("extends = \"kvm-6.12-lts\"") && text.contains("name = \"mine\""));
+    let taken = case.run(&["policy", "new", "--from", "kvm-5.17", "--name", "kvm-5.19"]);
+    taken.fails(2, &["built-in"]);
+}
+
+#[test]
+fn completions_and_manual_pages() {
+    let case = Case::new("x", "");
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        assert!(case.run(&["completions", shell]).out.contains("simulate"), "{shell}");
+    }
+    case.run(&["completions", "man", "-o", "man"]).succeeds();
+    let page = fs::read_to_string(case.folder.path().join("man/tlbscope-policy-diff.1")).unwrap();
+    assert!(page.contains(".TH"));
+}
