@@ -156,6 +156,13 @@ impl Host {
         due.map(|(n, _)| n).collect()
     }
 
+    /// The earliest change newer than `stamp` that reaches a copy of this frame, due or not: what owed
+    /// it before a release did.
+    pub fn owed_before(&self, gpa: u64, stamp: u64, write: bool) -> Option<&Obligation> {
+        let newer = |c: &&Change| c.obligation.time > stamp && c.reaches(gpa, write);
+        self.changes.iter().find(newer).map(|c| &c.obligation)
+    }
+
     /// The release that forbids a copy of this frame made at `stamp`: its event.
     #[must_use]
     pub fn released(&self, gpa: u64, stamp: u64) -> Option<u64> {

@@ -99,7 +99,12 @@ impl Oracle {
         if !self.host.releases.is_empty()
             && let Some(event) = self.host.released(copy.gpa.0, s.g.min(s.h))
         {
-            return Some(Cause::Other { rule: &RELEASE, op: "release", event });
+            return Some(match self.host.owed_before(copy.gpa.0, s.h, copy.write) {
+                Some(owed) if owed.event <= event => {
+                    Cause::Other { rule: owed.rule, op: owed.op, event: owed.event }
+                }
+                _ => Cause::Other { rule: &RELEASE, op: "release", event },
+            });
         }
         if s.impossible {
             let (event, op) = self.vcpus[id].register;

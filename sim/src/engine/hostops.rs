@@ -236,8 +236,8 @@ impl Machine {
         changed && self.policy.mechanics.remote_flush.write_protect
     }
 
-    /// clear_flush_young: a flush if some accessed bit was set. Without A bits in the EPT the SPTE
-    /// is made not present, and the next use of it exits.
+    /// clear_young flushes nothing, clear_flush_young if some accessed bit was set (`age-flush`; facts
+    /// 5.9). Without A bits in the EPT the SPTE is made not present, and the next use of it exits.
     fn age<O: Observer>(&mut self, gpa: Gpa, size: u64, o: &mut O) {
         let mut young = false;
         for gfn in self.frames(gpa, size) {
@@ -246,7 +246,7 @@ impl Machine {
             young |= mapped && self.host.age(gfn);
         }
         // A stale accessed bit misleads nobody but the host's reclaim: no ideal flushes for it.
-        if young && !self.ideal() {
+        if young && self.policy.mechanics.age_flush && !self.ideal() {
             self.remote_flush_range(gpa, size, o);
         }
     }
