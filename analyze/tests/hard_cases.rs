@@ -250,8 +250,8 @@ fn host_change(inv: Inv, survives: bool) -> (Stage, u64, Option<bool>) {
     s.o.walk_begin(&at);
     s.n.walk_begin(&at);
     if survives {
-        s.o.walk_uses(&at, mark, true, &tag);
-        s.n.walk_uses(&at, mark, true, &tag);
+        s.o.walk_uses(&at, mark, Instead::GuestPhysical, &tag);
+        s.n.walk_uses(&at, mark, Instead::GuestPhysical, &tag);
     } else {
         s.o.fill(&at, &physical, &s.w);
         s.n.fill(&at, &physical, &s.w);

@@ -5,6 +5,10 @@ use tlbscope_trace::act::Act;
 use tlbscope_trace::addr::{Gpa, Sp};
 use tlbscope_trace::observe::World;
 
+/// The bit of the raw role word that says that no guest table stands behind a page
+/// (facts/kvm.md 7.2).
+const DIRECT: u32 = 1 << 7;
+
 /// One shadow page.
 #[derive(Clone, Debug, Default)]
 struct Page {
@@ -22,6 +26,10 @@ struct Page {
     /// Entries of the guest's table that were overwritten since the freeze, and when first.
     overwritten: Vec<(u16, u64)>,
     parents: Vec<(u32, u16)>,
+    /// No guest table stands behind it.
+    direct: bool,
+    /// When a link to it was taken away last.
+    unlinked: u64,
 }
 
 impl Page {
@@ -66,17 +74,18 @@ impl Shadow {
     /// Takes in what the hypervisor did to its shadow pages.
     pub fn act<W: World>(&mut self, act: &Act, now: u64, world: &W) {
         match *act {
-            Act::SpNew { sp, gfn, level, .. } => {
-                self.forget(sp.0);
-                self.pages.insert(sp.0, Page { gfn, level, ..Page::default() });
+            Act::SpNew { sp, gfn, level, role } => {
+                self.forget(sp.0, now);
+                let direct = role & DIRECT != 0;
+                self.pages.insert(sp.0, Page { gfn, level, direct, ..Page::default() });
             }
-            Act::SpLink { parent, index, child } => self.link(parent.0, index, child.0),
-            Act::SpUnlink { parent, index, .. } => self.unlink(parent.0, index),
+            Act::SpLink { parent, index, child } => self.link(parent.0, index, child.0, now),
+            Act::SpUnlink { parent, index, .. } => self.unlink(parent.0, index, now),
             Act::SpteSet { sp, index } => self.set_entry(sp.0, index, now, world),
             Act::SpteClear { sp, index } => self.clear_entry(sp.0, index),
             Act::SpUnsync { sp } => self.freeze(sp.0, now, world),
             Act::SpSync { sp, .. } => self.thaw(sp.0),
-            Act::SpZap { sp } => self.forget(sp.0),
+            Act::SpZap { sp } => self.forget(sp.0, now),
             _ => return,
         }
         self.changed = now;
@@ -85,17 +94,18 @@ impl Shadow {
         }
     }
 
-    fn link(&mut self, parent: u32, index: u16, child: u32) {
-        self.unlink(parent, index);
+    fn link(&mut self, parent: u32, index: u16, child: u32, now: u64) {
+        self.unlink(parent, index, now);
         self.links.insert((parent, index), child);
         self.pages.entry(child).or_default().parents.push((parent, index));
     }
 
-    fn unlink(&mut self, parent: u32, index: u16) {
+    fn unlink(&mut self, parent: u32, index: u16, now: u64) {
         if let Some(child) = self.links.remove(&(parent, index))
             && let Some(page) = self.pages.get_mut(&child)
         {
             page.parents.retain(|p| *p != (parent, index));
+            page.unlinked = now;
         }
     }
 
@@ -151,7 +161,7 @@ impl Shadow {
         }
     }
 
-    fn forget(&mut self, sp: u32) {
+    fn forget(&mut self, sp: u32, now: u64) {
         self.thaw(sp);
         let Some(page) = self.pages.remove(&sp) else { return };
         for link in page.parents {
@@ -159,8 +169,20 @@ impl Shadow {
         }
         for index in 0..512 {
             self.set.remove(&(sp, index));
-            self.unlink(sp, index);
+            self.unlink(sp, index, now);
         }
+    }
+
+    /// Whether the page lives and no link to it was taken away since.
+    #[must_use]
+    pub fn linked_since(&self, sp: Sp, since: u64) -> bool {
+        self.pages.get(&sp.0).is_some_and(|page| page.unlinked < since)
+    }
+
+    /// The guest table behind a page.
+    #[must_use]
+    pub fn guest_table(&self, sp: Sp) -> Option<u64> {
+        self.pages.get(&sp.0).filter(|page| !page.direct).map(|page| page.gfn << 12)
     }
 
     /// The stamps of a leaf entry: of the guest's entry (`None`: live) and of the frame in it
