@@ -1,7 +1,7 @@
 //! Paging-structure copies for the slow oracle: which one a walk used, and, in shadow mode, whether
 //! the links it copies stand.
 
-use tlbscope_trace::act::{Accessed, Act, At, Path, Tag, Via, path_entry};
+use tlbscope_trace::act::{Accessed, Act, At, Path, Tag, Via, path_table};
 use tlbscope_trace::addr::Sp;
 use tlbscope_trace::observe::World;
 use tlbscope_trace::op::Actor;
@@ -24,37 +24,40 @@ impl Used {
     }
 }
 
-/// The links between shadow pages, and those that were.
+/// One link between shadow pages.
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    parent: Sp,
+    index: u16,
+    child: Sp,
+    made: u64,
+}
+
+/// The links between shadow pages that stand.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Links {
-    now: Vec<(Sp, u16, Sp)>,
-    /// Pages that lost a link or died, and when.
-    lost: Vec<(Sp, u64)>,
+    links: Vec<Link>,
+    /// The level of each page.
+    levels: Vec<(Sp, u8)>,
     /// The current root of each vCPU.
     roots: Vec<(Actor, Option<Sp>)>,
 }
 
 impl Links {
-    fn remove(&mut self, place: (Sp, u16), now: u64) {
-        for (_, _, child) in self.now.extract_if(.., |l| (l.0, l.1) == place) {
-            self.lost.push((child, now));
-        }
-    }
-
     pub(super) fn act(&mut self, at: &At, act: &Act, now: u64) {
         match *act {
+            Act::SpNew { sp, level, .. } => {
+                self.levels.retain(|l| l.0 != sp);
+                self.levels.push((sp, level));
+            }
             Act::SpLink { parent, index, child } => {
-                self.remove((parent, index), now);
-                self.now.push((parent, index, child));
+                self.links.retain(|l| (l.parent, l.index) != (parent, index));
+                self.links.push(Link { parent, index, child, made: now });
             }
-            Act::SpUnlink { parent, index, .. } => self.remove((parent, index), now),
-            Act::SpZap { sp } => {
-                for (_, _, child) in self.now.extract_if(.., |l| l.0 == sp) {
-                    self.lost.push((child, now));
-                }
-                self.now.retain(|l| l.2 != sp);
-                self.lost.push((sp, now));
+            Act::SpUnlink { parent, index, .. } => {
+                self.links.retain(|l| (l.parent, l.index) != (parent, index));
             }
+            Act::SpZap { sp } => self.links.retain(|l| l.parent != sp && l.child != sp),
             Act::Entry(context) => {
                 self.roots.retain(|(actor, _)| *actor != at.actor);
                 self.roots.push((at.actor, context.shadow_root));
@@ -63,16 +66,24 @@ impl Links {
         }
     }
 
+    fn stands(&self, parent: Sp, child: Sp, gva: u64, since: u64) -> bool {
+        let Some((_, level)) = self.levels.iter().find(|l| l.0 == parent) else { return false };
+        let index = gva >> (u32::from(*level) * 9 + 3) & 0x1ff;
+        self.links.iter().any(|l| {
+            (l.parent, l.child, u64::from(l.index)) == (parent, child, index) && l.made < since
+        })
+    }
+
     /// Whether a path read at `since` is still that of the tables below the root of `actor`.
-    fn stand(&self, actor: Actor, path: &Path, since: u64) -> bool {
-        let Some((_, Some(root))) = self.roots.iter().find(|(of, _)| *of == actor) else {
+    fn all_stand(&self, actor: Actor, path: &Path, gva: u64, since: u64) -> bool {
+        let Some((_, root)) = self.roots.iter().find(|(of, _)| *of == actor) else {
             return false;
         };
-        let top = path.iter().rev().find(|entry| **entry != 0);
-        top == Some(&path_entry(u64::from(root.0)))
-            && self.lost.iter().all(|(page, when)| {
-                *when <= since || !path.contains(&path_entry(u64::from(page.0)))
-            })
+        let pages: Vec<Sp> =
+            path.iter().rev().filter_map(|e| path_table(*e)).map(|sp| Sp(sp as u32)).collect();
+        pages.first().copied() == *root
+            && !pages.is_empty()
+            && pages.windows(2).all(|pair| self.stands(pair[0], pair[1], gva, since))
     }
 }
 
@@ -95,7 +106,7 @@ impl Naive {
         match world.mmu() {
             MmuKind::Shadow => {
                 let actor = Actor::Vcpu(tlbscope_trace::addr::VcpuId(vcpu));
-                struck && !self.links.stand(actor, &used.path, copy.read)
+                struck && !self.links.all_stand(actor, &used.path, gva, copy.read)
             }
             MmuKind::Tdp => struck || self.host_struck(&copy.content, copy.host_read),
         }

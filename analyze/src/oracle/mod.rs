@@ -355,7 +355,7 @@ impl Oracle {
                 stamp.g = g.unwrap_or(now);
                 stamp.h = h.unwrap_or(now);
                 stamp.mode = mode(world.regs(VcpuId(id as u16)));
-                if fill.kind == FillKind::Translation && self.strayed(id) {
+                if fill.kind == FillKind::Translation && self.strayed(id, fill.address) {
                     stamp.mode = STRAYED;
                 } else if fill.kind == FillKind::Translation {
                     let (impossible, generous) = self.impossible(id, sp, fill, world);

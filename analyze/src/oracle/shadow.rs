@@ -28,8 +28,6 @@ struct Page {
     parents: Vec<(u32, u16)>,
     /// No guest table stands behind it.
     direct: bool,
-    /// When a link to it was taken away last.
-    unlinked: u64,
 }
 
 impl Page {
@@ -58,7 +56,8 @@ pub struct Shadow {
     pages: FxHashMap<u32, Page>,
     /// When each present leaf SPTE was made.
     set: FxHashMap<(u32, u16), u64>,
-    links: FxHashMap<(u32, u16), u32>,
+    /// Where the links point, and when each was made.
+    links: FxHashMap<(u32, u16), (u32, u64)>,
     /// Unsync pages, sorted.
     unsync: Vec<u32>,
     /// Entries of the guest's upper tables, by address.
@@ -75,17 +74,17 @@ impl Shadow {
     pub fn act<W: World>(&mut self, act: &Act, now: u64, world: &W) {
         match *act {
             Act::SpNew { sp, gfn, level, role } => {
-                self.forget(sp.0, now);
+                self.forget(sp.0);
                 let direct = role & DIRECT != 0;
                 self.pages.insert(sp.0, Page { gfn, level, direct, ..Page::default() });
             }
             Act::SpLink { parent, index, child } => self.link(parent.0, index, child.0, now),
-            Act::SpUnlink { parent, index, .. } => self.unlink(parent.0, index, now),
+            Act::SpUnlink { parent, index, .. } => self.unlink(parent.0, index),
             Act::SpteSet { sp, index } => self.set_entry(sp.0, index, now, world),
             Act::SpteClear { sp, index } => self.clear_entry(sp.0, index),
             Act::SpUnsync { sp } => self.freeze(sp.0, now, world),
             Act::SpSync { sp, .. } => self.thaw(sp.0),
-            Act::SpZap { sp } => self.forget(sp.0, now),
+            Act::SpZap { sp } => self.forget(sp.0),
             _ => return,
         }
         self.changed = now;
@@ -95,17 +94,16 @@ impl Shadow {
     }
 
     fn link(&mut self, parent: u32, index: u16, child: u32, now: u64) {
-        self.unlink(parent, index, now);
-        self.links.insert((parent, index), child);
+        self.unlink(parent, index);
+        self.links.insert((parent, index), (child, now));
         self.pages.entry(child).or_default().parents.push((parent, index));
     }
 
-    fn unlink(&mut self, parent: u32, index: u16, now: u64) {
-        if let Some(child) = self.links.remove(&(parent, index))
+    fn unlink(&mut self, parent: u32, index: u16) {
+        if let Some((child, _)) = self.links.remove(&(parent, index))
             && let Some(page) = self.pages.get_mut(&child)
         {
             page.parents.retain(|p| *p != (parent, index));
-            page.unlinked = now;
         }
     }
 
@@ -161,7 +159,7 @@ impl Shadow {
         }
     }
 
-    fn forget(&mut self, sp: u32, now: u64) {
+    fn forget(&mut self, sp: u32) {
         self.thaw(sp);
         let Some(page) = self.pages.remove(&sp) else { return };
         for link in page.parents {
@@ -169,14 +167,17 @@ impl Shadow {
         }
         for index in 0..512 {
             self.set.remove(&(sp, index));
-            self.unlink(sp, index, now);
+            self.unlink(sp, index);
         }
     }
 
-    /// Whether the page lives and no link to it was taken away since.
+    /// Whether the link from `parent` to `child` on the way to `gva` has stood since.
     #[must_use]
-    pub fn linked_since(&self, sp: Sp, since: u64) -> bool {
-        self.pages.get(&sp.0).is_some_and(|page| page.unlinked < since)
+    pub fn linked_since(&self, parent: Sp, child: Sp, gva: u64, since: u64) -> bool {
+        let Some(page) = self.pages.get(&parent.0) else { return false };
+        let index = gva >> (12 + 9 * u32::from(page.level.clamp(1, 5) - 1)) & 511;
+        let link = self.links.get(&(parent.0, index as u16));
+        link.is_some_and(|(to, made)| *to == child.0 && *made < since)
     }
 
     /// The guest table behind a page.
@@ -270,7 +271,7 @@ impl Shadow {
             }
             let index = (gva >> (12 + 9 * (u32::from(level) - 1)) & 511) as u16;
             match self.links.get(&(sp, index)) {
-                Some(child) if level > 1 => sp = *child,
+                Some((child, _)) if level > 1 => sp = *child,
                 _ => {
                     self.set.get(&(sp, index))?;
                     return self.entry(Sp(sp), index).0;

@@ -41,19 +41,20 @@ impl Structure {
 impl Oracle {
     /// Whether every link of a copy of shadow tables has stood since it was read, below the root
     /// that is current.
-    pub(super) fn live(&self, id: usize, used: &Structure) -> bool {
+    pub(super) fn live(&self, id: usize, used: &Structure, gva: u64) -> bool {
         let root = self.vcpus[id].context.shadow_root;
-        let top = used.path.iter().rev().find_map(|entry| path_table(*entry));
-        let pages = used.path.iter().filter_map(|entry| path_table(*entry));
-        top.is_some()
-            && top == root.map(|root| u64::from(root.0))
-            && pages.map(|sp| Sp(sp as u32)).all(|sp| self.shadow.linked_since(sp, used.g))
+        let pages = || used.path.iter().rev().filter_map(|entry| path_table(*entry));
+        let sp = |page: u64| Sp(page as u32);
+        pages().next().is_some_and(|top| Some(sp(top)) == root)
+            && pages()
+                .zip(pages().skip(1))
+                .all(|(parent, child)| self.shadow.linked_since(sp(parent), sp(child), gva, used.g))
     }
 
-    /// Whether the walk under way came through links of shadow tables that are gone: what it finds
-    /// may be what no walk of the guest's tables gives now, without anybody's fault.
-    pub(super) fn strayed(&self, id: usize) -> bool {
-        self.used.is_some_and(|used| !self.live(id, &used))
+    /// Whether the walk under way, to `gva`, came through links of shadow tables that are gone: what
+    /// it finds may be what no walk of the guest's tables gives now, without anybody's fault.
+    pub(super) fn strayed(&self, id: usize, gva: u64) -> bool {
+        self.used.is_some_and(|used| !self.live(id, &used, gva))
     }
 
     /// The paging-structure copy that the access's walk used instead of memory.
@@ -69,7 +70,7 @@ impl Oracle {
             return;
         }
         let shadow = world.mmu() == MmuKind::Shadow;
-        let g = if shadow && self.live(id, &used) { self.now } else { used.g };
+        let g = if shadow && self.live(id, &used, a.access.gva.0) { self.now } else { used.g };
         let (gva, pcid, shift) = (a.access.gva.0, used.tag.pcid.0, used.shift);
         let target = Target { global: false, structure: true, pcid, gva, shift };
         let table = if shadow { None } else { used.table() };
