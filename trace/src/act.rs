@@ -738,6 +738,8 @@ pub enum Instead {
     GuestPhysical,
     /// A paging-structure-cache entry.
     Structure {
+        /// The address that is translated.
+        gva: Gva,
         /// log2 of the bytes that the entry covers.
         shift: u32,
         /// The tables above and at where it leads.

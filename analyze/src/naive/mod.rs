@@ -19,7 +19,7 @@ use tlbscope_trace::op::{AccessKind, Actor};
 use tlbscope_trace::regs::{Cr4, Regs};
 
 use nested::Made;
-use structures::{Links, Used};
+use structures::Links;
 
 /// One copy in some cache of the hardware.
 #[derive(Clone, Debug)]
@@ -81,7 +81,8 @@ pub struct Naive {
     changes: Vec<Changed>,
     /// Tags of L1's processor that each vCPU has used.
     tags: Vec<(u16, u16)>,
-    used: Option<Used>,
+    /// The event in which a walk used a struck-out paging-structure copy last.
+    used_struck: Option<u64>,
     links: Links,
     used_physical: bool,
     verdict: Option<bool>,
@@ -284,14 +285,13 @@ impl Observer for Naive {
     }
 
     fn walk_begin(&mut self, _: &At) {
-        self.used = None;
         self.used_physical = false;
     }
 
-    fn walk_uses(&mut self, _: &At, _: Mark, instead: Instead, tag: &Tag) {
-        match instead {
-            Instead::GuestPhysical => self.used_physical = true,
-            Instead::Structure { shift, path } => self.used = Some(Used::new(*tag, shift, path)),
+    fn walk_uses(&mut self, at: &At, _: Mark, instead: Instead, tag: &Tag) {
+        self.used_physical |= instead == Instead::GuestPhysical;
+        if self.structure_struck(at, tag, instead) {
+            self.used_struck = Some(at.event);
         }
     }
 
@@ -348,7 +348,7 @@ impl Observer for Naive {
         self.verdict = None;
         let Actor::Vcpu(VcpuId(vcpu)) = at.actor else { return };
         let gva = a.access.gva.0;
-        let mut struck = self.used_struck(vcpu, a, world);
+        let mut struck = self.used_struck == Some(at.event);
         let mut used = None;
         if let Via::Copy { tag, global, copy, .. } = &a.via
             && let Some(place) = self.find(vcpu, tag, *global, gva, copy)
@@ -363,7 +363,7 @@ impl Observer for Naive {
             self.verdict = Some(harmful);
             self.missed.push((at.event, vcpu, harmful));
         }
-        self.used = None;
+        self.used_struck = None;
         self.used_physical = false;
     }
 }

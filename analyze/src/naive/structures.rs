@@ -1,28 +1,11 @@
 //! Paging-structure copies for the slow oracle: which one a walk used, and, in shadow mode, whether
 //! the links it copies stand.
 
-use tlbscope_trace::act::{Accessed, Act, At, Path, Tag, Via, path_table};
-use tlbscope_trace::addr::Sp;
-use tlbscope_trace::observe::World;
+use tlbscope_trace::act::{Act, At, Instead, Path, Tag, path_table};
+use tlbscope_trace::addr::{Sp, VcpuId};
 use tlbscope_trace::op::Actor;
-use tlbscope_trace::regs::MmuKind;
 
 use super::Naive;
-use super::nested::Made;
-
-/// The copy that the walk under way used instead of memory.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Used {
-    tag: Tag,
-    bytes: u64,
-    path: Path,
-}
-
-impl Used {
-    pub(super) fn new(tag: Tag, shift: u32, path: Path) -> Self {
-        Self { tag, bytes: 1 << shift, path }
-    }
-}
 
 /// One link between shadow pages.
 #[derive(Clone, Copy, Debug)]
@@ -74,41 +57,35 @@ impl Links {
         })
     }
 
-    /// Whether a path read at `since` is still that of the tables below the root of `actor`.
-    fn all_stand(&self, actor: Actor, path: &Path, gva: u64, since: u64) -> bool {
-        let Some((_, root)) = self.roots.iter().find(|(of, _)| *of == actor) else {
-            return false;
-        };
+    /// The current root, where it is a shadow page.
+    fn root(&self, actor: Actor) -> Option<Sp> {
+        self.roots.iter().find(|(of, _)| *of == actor)?.1
+    }
+
+    /// Whether a path read at `since` is still that of the tables below `root`.
+    fn all_stand(&self, root: Sp, path: &Path, gva: u64, since: u64) -> bool {
         let pages: Vec<Sp> =
             path.iter().rev().filter_map(|e| path_table(*e)).map(|sp| Sp(sp as u32)).collect();
-        pages.first().copied() == *root
-            && !pages.is_empty()
+        pages.first() == Some(&root)
             && pages.windows(2).all(|pair| self.stands(pair[0], pair[1], gva, since))
     }
 }
 
 impl Naive {
-    /// Whether the access's walk used a struck-out paging-structure copy.
-    pub(super) fn used_struck<W: World>(&self, vcpu: u16, a: &Accessed, world: &W) -> bool {
-        let Some(used) = self.used else { return false };
-        if matches!(a.via, Via::Copy { fresh: false, .. }) {
-            return false;
-        }
-        let gva = a.access.gva.0;
+    /// A walk uses a paging-structure copy instead of memory: whether it is struck out.
+    pub(super) fn structure_struck(&self, at: &At, tag: &Tag, instead: Instead) -> bool {
+        let Instead::Structure { gva, shift, path } = instead else { return false };
+        let Actor::Vcpu(VcpuId(vcpu)) = at.actor else { return false };
         let found = self.copies.iter().rev().find(|c| {
             c.structure
-                && (c.vcpu, c.tag, c.bytes) == (vcpu, used.tag, used.bytes)
-                && gva >= c.address
-                && gva - c.address < c.bytes
+                && (c.vcpu, c.tag, c.bytes) == (vcpu, *tag, 1 << shift)
+                && gva.0 >= c.address
+                && gva.0 - c.address < c.bytes
         });
         let Some(copy) = found else { return false };
-        let struck = self.struck_for(copy, Made::now(world, vcpu));
-        match world.mmu() {
-            MmuKind::Shadow => {
-                let actor = Actor::Vcpu(tlbscope_trace::addr::VcpuId(vcpu));
-                struck && !self.links.all_stand(actor, &used.path, gva, copy.read)
-            }
-            MmuKind::Tdp => struck || self.host_struck(&copy.content, copy.host_read),
+        match self.links.root(at.actor) {
+            Some(root) => copy.struck && !self.links.all_stand(root, &path, gva.0, copy.read),
+            None => copy.struck || self.host_struck(&copy.content, copy.host_read),
         }
     }
 }

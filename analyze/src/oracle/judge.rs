@@ -37,8 +37,8 @@ pub(super) enum Cause {
 
 impl Oracle {
     pub(super) fn judge<W: World>(&mut self, at: &At, id: usize, a: &Accessed, world: &W) {
-        if self.used.is_some() {
-            self.judge_structure(at, id, a, world);
+        if !self.uses.is_empty() {
+            self.judge_structures(at, id, a, world);
         }
         let Via::Copy { mark, tag, global, copy, .. } = a.via else { return };
         if mark.g == 0 {

@@ -44,7 +44,7 @@ use floors::Obligation;
 use hardware::{GroupKey, Hardware};
 use host::Host;
 use shadow::Shadow;
-use structures::Structure;
+use structures::{Structure, Uses};
 
 /// One vCPU, as the judge knows it.
 #[derive(Clone, Debug, Default)]
@@ -85,8 +85,8 @@ pub struct Oracle {
     hardware: Hardware,
     shadow: Shadow,
     host: Host,
-    /// The paging-structure copy that the walk under way started from.
-    used: Option<Structure>,
+    /// The paging-structure copies that the access under way used.
+    uses: Uses,
     /// `h` and `n` of the guest-physical copies that it used.
     used_h: [(u64, u64); 32],
     used_h_count: usize,
@@ -355,7 +355,7 @@ impl Oracle {
                 stamp.g = g.unwrap_or(now);
                 stamp.h = h.unwrap_or(now);
                 stamp.mode = mode(world.regs(VcpuId(id as u16)));
-                if fill.kind == FillKind::Translation && self.strayed(id, fill.address) {
+                if fill.kind == FillKind::Translation && self.uses.strayed {
                     stamp.mode = STRAYED;
                 } else if fill.kind == FillKind::Translation {
                     let (impossible, generous) = self.impossible(id, sp, fill, world);
@@ -391,7 +391,7 @@ impl Oracle {
             && regs.cr4().contains(Cr4::PAE)
             && !regs.efer().contains(Efer::LMA)
             && world.vendor() == Vendor::Intel;
-        if !registers || self.used.is_some() || fill.kind != FillKind::Translation {
+        if !registers || self.uses.any || fill.kind != FillKind::Translation {
             return false;
         }
         let walked = fresh::walk(world, regs, Gva(fill.address), |at| world.read(at));
@@ -509,11 +509,11 @@ impl Observer for Oracle {
     }
 
     fn walk_begin(&mut self, _: &At) {
-        self.used = None;
+        self.uses.walk_begins();
         self.used_h_count = 0;
     }
 
-    fn walk_uses(&mut self, _: &At, mark: Mark, instead: Instead, tag: &Tag) {
+    fn walk_uses(&mut self, at: &At, mark: Mark, instead: Instead, tag: &Tag) {
         if mark.g == 0 && mark.h == 0 {
             return;
         }
@@ -524,9 +524,11 @@ impl Observer for Oracle {
                 self.used_h_count += 1;
             }
             Instead::GuestPhysical => {}
-            Instead::Structure { shift, path } => {
+            Instead::Structure { gva, shift, path } => {
                 let (g, h, tag) = (stamp.g, stamp.h, *tag);
-                self.used = Some(Structure { g, h, tag, shift, path });
+                if let Some(id) = self.vcpu(at) {
+                    self.structure_used(at, id, Structure { g, h, tag, gva, shift, path });
+                }
             }
         }
     }
@@ -566,7 +568,7 @@ impl Observer for Oracle {
         if let Some(id) = self.vcpu(at) {
             self.judge(at, id, access, world);
         }
-        self.used = None;
+        self.uses.clear();
         self.used_h_count = 0;
     }
 }

@@ -6,17 +6,16 @@
 //! root the current one: up to then it is live, whatever is owed.
 
 use tlbscope_sim::arch::required::{BIRTH, RELEASE};
-use tlbscope_trace::act::{Accessed, At, Copied, Outcome, Path, Tag, Via, path_table};
-use tlbscope_trace::addr::{Gpa, Sp, VcpuId};
+use tlbscope_trace::act::{Accessed, At, Copied, Outcome, Path, Tag, path_table};
+use tlbscope_trace::addr::{Gpa, Gva, Sp, VcpuId};
 use tlbscope_trace::observe::World;
-use tlbscope_trace::regs::MmuKind;
 
 use super::floors::Target;
 use super::judge::Cause;
 use super::nested::fresh_now;
 use super::{Oracle, Stamp, frames_differ};
 
-/// The paging-structure copy that the walk under way used instead of memory.
+/// A paging-structure copy that a walk used instead of memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Structure {
     /// When it was read.
@@ -25,6 +24,8 @@ pub struct Structure {
     pub h: u64,
     /// Where it sits.
     pub tag: Tag,
+    /// The address that was translated.
+    pub gva: Gva,
     /// log2 of the bytes that it covers.
     pub shift: u32,
     /// The tables on the way.
@@ -32,78 +33,128 @@ pub struct Structure {
 }
 
 impl Structure {
+    fn target(&self) -> Target {
+        let (pcid, gva, shift) = (self.tag.pcid.0, self.gva.0, self.shift);
+        Target { global: false, structure: true, pcid, gva, shift }
+    }
+
     /// The table that it leads to.
     fn table(&self) -> Option<u64> {
         self.path.iter().find_map(|entry| path_table(*entry))
     }
 }
 
+/// A use that is a missed or an advised flush.
+#[derive(Clone, Copy, Debug)]
+pub struct Outlawed {
+    event: u64,
+    used: Structure,
+    cause: Cause,
+}
+
+/// The paging-structure copies that walks used instead of memory.
+#[derive(Clone, Debug, Default)]
+pub struct Uses {
+    /// The walk under way came through links of shadow tables that are gone: what it finds may be
+    /// what no walk of the guest's tables gives now, without anybody's fault.
+    pub strayed: bool,
+    /// The walk under way started from such a copy.
+    pub any: bool,
+    /// Uses of the access under way, in all its walks: one that ended in a fault which the guest
+    /// does not see went through an outlawed copy all the same.
+    outlawed: Vec<Outlawed>,
+}
+
+impl Uses {
+    /// Another walk begins.
+    pub const fn walk_begins(&mut self) {
+        self.strayed = false;
+        self.any = false;
+    }
+
+    /// The access is over.
+    pub fn clear(&mut self) {
+        self.walk_begins();
+        self.outlawed.clear();
+    }
+
+    /// Whether there is anything to judge.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.outlawed.is_empty()
+    }
+}
+
 impl Oracle {
     /// Whether every link of a copy of shadow tables has stood since it was read, below the root
     /// that is current.
-    pub(super) fn live(&self, id: usize, used: &Structure, gva: u64) -> bool {
-        let root = self.vcpus[id].context.shadow_root;
+    fn live(&self, root: Sp, used: &Structure) -> bool {
         let pages = || used.path.iter().rev().filter_map(|entry| path_table(*entry));
         let sp = |page: u64| Sp(page as u32);
-        pages().next().is_some_and(|top| Some(sp(top)) == root)
-            && pages()
-                .zip(pages().skip(1))
-                .all(|(parent, child)| self.shadow.linked_since(sp(parent), sp(child), gva, used.g))
+        pages().next().is_some_and(|top| sp(top) == root)
+            && pages().zip(pages().skip(1)).all(|(parent, child)| {
+                self.shadow.linked_since(sp(parent), sp(child), used.gva.0, used.g)
+            })
     }
 
-    /// Whether the walk under way, to `gva`, came through links of shadow tables that are gone: what
-    /// it finds may be what no walk of the guest's tables gives now, without anybody's fault.
-    pub(super) fn strayed(&self, id: usize, gva: u64) -> bool {
-        self.used.is_some_and(|used| !self.live(id, &used, gva))
+    /// The walk under way uses a copy. It is judged now: what the walk comes to may owe something
+    /// itself.
+    pub(super) fn structure_used(&mut self, at: &At, id: usize, mut used: Structure) {
+        let root = self.vcpus[id].context.shadow_root;
+        let live = root.is_some_and(|root| self.live(root, &used));
+        self.uses.any = true;
+        self.uses.strayed = root.is_some() && !live;
+        if live {
+            used.g = self.now;
+        }
+        if let Some(cause) = self.structure_cause(id, &used, root.is_some())
+            && !self.lacks(&cause)
+        {
+            self.uses.outlawed.push(Outlawed { event: at.event, used, cause });
+        }
     }
 
-    /// The paging-structure copy that the access's walk used instead of memory.
-    pub(super) fn judge_structure<W: World>(
+    fn structure_cause(&self, id: usize, used: &Structure, shadow: bool) -> Option<Cause> {
+        let (must, advised) = self.vcpus[id].floors.outlawed(&used.target(), used.g);
+        let table = if shadow { None } else { used.table() };
+        let host = |gpa| used.h <= self.host.latest_due && self.host.outlaws(gpa, used.h, false);
+        if must {
+            Some(Cause::Guest { must })
+        } else if self.hardware.birth(&used.tag, used.g).is_some() {
+            Some(Cause::Other { rule: &BIRTH, op: "entry", event: self.vcpus[id].op.0 })
+        } else if table.is_some_and(host) {
+            Some(Cause::Host)
+        } else if let Some(event) = self.released_table(used, shadow) {
+            Some(Cause::Other { rule: &RELEASE, op: "release", event })
+        } else {
+            advised.then_some(Cause::Guest { must })
+        }
+    }
+
+    /// Reports the outlawed copies that the access's walks used instead of memory.
+    pub(super) fn judge_structures<W: World>(
         &mut self,
         at: &At,
         id: usize,
         a: &Accessed,
         world: &W,
     ) {
-        let Some(used) = self.used else { return };
-        if matches!(a.via, Via::Copy { fresh: false, .. }) {
-            return;
+        let uses = std::mem::take(&mut self.uses.outlawed);
+        for Outlawed { used, cause, .. } in uses.iter().filter(|used| used.event == at.event) {
+            let now = fresh_now(world, id, world.regs(VcpuId(id as u16)), &a.access);
+            let harmful = a.outcome != now.outcome
+                || matches!(a.outcome, Outcome::Gpa(_)) && frames_differ(a.hpa, now.copied.hpa)
+                || now.sets_ad;
+            let (g, h, shift, target) = (used.g, used.h, used.shift, used.target());
+            let stamp = Stamp { g, h, n: 0, shift, impossible: false, mode: 0 };
+            let copy = Copied { gpa: Gpa(used.table().unwrap_or(0)), ..Copied::default() };
+            let mechanism = "paging-structure";
+            self.report_use(at, id, a, *cause, &target, &stamp, &copy, harmful, mechanism);
         }
-        let shadow = world.mmu() == MmuKind::Shadow;
-        let g = if shadow && self.live(id, &used, a.access.gva.0) { self.now } else { used.g };
-        let (gva, pcid, shift) = (a.access.gva.0, used.tag.pcid.0, used.shift);
-        let target = Target { global: false, structure: true, pcid, gva, shift };
-        let table = if shadow { None } else { used.table() };
-        let copy = Copied { gpa: Gpa(table.unwrap_or(u64::MAX)), ..Copied::default() };
-        let (must, advised) = self.vcpus[id].floors.outlawed(&target, g);
-        let host =
-            || used.h <= self.host.latest_due && self.host.outlaws(copy.gpa.0, used.h, false);
-        let cause = if must {
-            Cause::Guest { must }
-        } else if self.hardware.birth(&used.tag, g).is_some() {
-            Cause::Other { rule: &BIRTH, op: "entry", event: self.vcpus[id].op.0 }
-        } else if table.is_some() && host() {
-            Cause::Host
-        } else if let Some(event) = self.released_table(&used, g, shadow) {
-            Cause::Other { rule: &RELEASE, op: "release", event }
-        } else if advised {
-            Cause::Guest { must }
-        } else {
-            return;
-        };
-        if self.lacks(&cause) {
-            return;
-        }
-        let now = fresh_now(world, id, world.regs(VcpuId(id as u16)), &a.access);
-        let harmful = a.outcome != now.outcome
-            || matches!(a.outcome, Outcome::Gpa(_)) && frames_differ(a.hpa, now.copied.hpa)
-            || now.sets_ad;
-        let stamp = Stamp { g, h: used.h, n: 0, shift, impossible: false, mode: 0 };
-        self.report_use(at, id, a, cause, &target, &stamp, &copy, harmful, "paging-structure");
     }
 
     /// The release of one of the tables that a walk came through by this copy.
-    fn released_table(&self, used: &Structure, stamp: u64, shadow: bool) -> Option<u64> {
+    fn released_table(&self, used: &Structure, shadow: bool) -> Option<u64> {
         if self.host.releases.is_empty() {
             return None;
         }
@@ -112,6 +163,6 @@ impl Oracle {
             true => self.shadow.guest_table(Sp(table as u32)),
             false => Some(table),
         });
-        frames.filter_map(|frame| self.host.released(frame, stamp)).min()
+        frames.filter_map(|frame| self.host.released(frame, used.g)).min()
     }
 }

@@ -79,7 +79,7 @@ fn registers(amd: bool) -> impl Strategy<Value = Op> {
     if amd {
         cr4[4] = Cr4::PGE.bits();
     }
-    let efer = [Efer::NXE, Efer::SCE, Efer::LME].map(|b| b.bits());
+    let efer = [Efer::NXE, Efer::SCE, Efer::LME, Efer::TCE].map(|b| b.bits());
     let cr3 =
         (prop::sample::select(ROOTS.to_vec()), prop::sample::select(PCIDS.to_vec()), any::<bool>());
     prop_oneof![

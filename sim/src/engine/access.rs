@@ -341,7 +341,7 @@ impl Machine {
                 (Some(entry), 0) => entry.hpa,
                 _ => match self.nested(v, step.gpa, false, o) {
                     Ok(table) => table.hpa,
-                    Err(stopped) => return stopped,
+                    Err(stopped) => return self.violation(v, access.gva, stopped),
                 },
             };
         }
@@ -360,7 +360,7 @@ impl Machine {
         }
         let host = match self.nested(v, gpa, write, o) {
             Ok(host) => host,
-            Err(stopped) => return stopped,
+            Err(stopped) => return self.violation(v, access.gva, stopped),
         };
         let copy = Copied {
             gpa,

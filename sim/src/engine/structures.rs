@@ -84,7 +84,8 @@ impl Machine {
         }
         let (tag, pcpu) = (self.vcpus[v].context.tag, self.vcpus[v].pcpu.0 as usize);
         let found = self.pcpus[pcpu].tlb.psc_lookup(&tag, mode, gva, cacheable(mode))?;
-        let instead = Instead::Structure { shift: mode.shift(found.level), path: found.path };
+        let (shift, path) = (mode.shift(found.level), found.path);
+        let instead = Instead::Structure { gva, shift, path };
         o.walk_uses(&self.at_vcpu(v), found.mark, instead, &tag);
         Some(found)
     }
@@ -168,6 +169,16 @@ impl Machine {
         self.page_fault_effects(v, access.gva, o);
         o.act(&self.at_vcpu(v), &Act::SpuriousFault, self);
         Walked::Again
+    }
+
+    /// An EPT violation drops the combined entries on the path to the address that was translated
+    /// (facts D.2); SVM says nothing of the kind.
+    pub(super) fn violation(&mut self, v: usize, gva: Gva, stopped: Walked) -> Walked {
+        if self.config.vendor == Vendor::Intel {
+            let (tag, pcpu) = (self.vcpus[v].context.tag, self.vcpus[v].pcpu.0 as usize);
+            self.pcpus[pcpu].tlb.drop_structures(&tag, gva);
+        }
+        stopped
     }
 
     /// A #PF in shadow mode drops the path, though it is the hypervisor's to handle.
