@@ -21,6 +21,9 @@ const FILES: [(&str, &str); 7] = [
     ("svm-kut-pcid-npt1.trace.txt.zst", "kvm-6.1-lts"),
 ];
 
+/// Picks acts.
+type Wanted = fn(&Act) -> bool;
+
 fn read(file: &str) -> Recording {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/recordings").join(file);
     tlbscope_trace::open(&path).expect("a checked-in recording")
@@ -43,11 +46,19 @@ fn without(recording: &Recording, at: usize) -> Recording {
     changed
 }
 
+fn told_twice(recording: &Recording, at: usize) -> bool {
+    let same = |other: usize| {
+        recording.records.get(other).is_some_and(|o| o.body == recording.records[at].body)
+    };
+    same(at + 1) || at > 0 && same(at - 1)
+}
+
 /// Places of the acts that `wanted` picks: the first and some behind it, if removing
 /// one leaves others (a kind that does not occur is not compared).
 fn places(recording: &Recording, wanted: impl Fn(&Act) -> bool) -> Vec<usize> {
     let acts = recording.records.iter().enumerate().filter_map(|(at, record)| match &record.body {
-        Body::Act(act) if wanted(act) => Some(at),
+        // Two events may tell of one call: both would have to go.
+        Body::Act(act) if wanted(act) && !told_twice(recording, at) => Some(at),
         _ => None,
     });
     let all: Vec<usize> = acts.collect();
@@ -70,7 +81,7 @@ fn the_model_does_what_the_recorded_kernels_did() {
 
 #[test]
 fn an_action_that_is_missing_is_missed() {
-    let kinds: [(&str, fn(&Act) -> bool); 13] = [
+    let kinds: [(&str, Wanted); 13] = [
         ("reset", |act| matches!(act, Act::Reset { .. })),
         ("init", |act| matches!(act, Act::Init)),
         ("new-pgd", |act| matches!(act, Act::NewPgd(_))),

@@ -6,6 +6,7 @@
 //! which pages are unsync, what the host zapped, whether a shadow page is new or existing. All of
 //! these rest on memory that a recording does not show. Everything else is predicted.
 
+mod align;
 mod feed;
 mod report;
 mod roots;

@@ -139,9 +139,12 @@ impl Shadow {
         page.frozen = Some(now);
         page.old = page.present;
         page.newer = 0;
-        let base = page.gfn << 12;
-        let entry = |index: usize| world.read(Gpa(base + index as u64 * 8));
-        page.snapshot = Some(Box::new(std::array::from_fn(entry)));
+        // A recording has no guest memory to keep.
+        if world.memory_bytes() > 0 {
+            let base = page.gfn << 12;
+            let entry = |index: usize| world.read(Gpa(base + index as u64 * 8));
+            page.snapshot = Some(Box::new(std::array::from_fn(entry)));
+        }
         if let Err(place) = self.unsync.binary_search(&sp) {
             self.unsync.insert(place, sp);
         }
@@ -241,6 +244,10 @@ impl Shadow {
     /// The oldest frozen stamp below a root; `None`: all live.
     #[must_use]
     pub fn root_stamp(&self, root: Sp) -> Option<u64> {
+        // A recording shows no links: each page stands for itself.
+        if self.links.is_empty() {
+            return self.pages.get(&root.0)?.stamp();
+        }
         let below = self.unsync.iter().filter_map(|sp| {
             let stamp = self.pages.get(sp)?.stamp()?;
             self.reaches(*sp, root.0, 5).then_some(stamp)

@@ -48,6 +48,7 @@ impl Importer<'_> {
         let act = match shows {
             Shows::ResetContext => {
                 self.smm(vcpu, event.symbol(b"caller").unwrap_or(b""));
+                self.state(vcpu).in_reset = true;
                 Act::Reset { role_changed: None }
             }
             Shows::InitMmu => {
@@ -56,17 +57,17 @@ impl Importer<'_> {
                     self.set_cpuid(vcpu);
                     self.act(vcpu, Act::FreeRoots { mask: 0xf });
                 }
-                self.state(vcpu).cpuid = false;
+                self.inlined_reset(vcpu);
                 Act::Init
             }
-            Shows::Unload => Act::Unload,
+            Shows::Unload => {
+                self.state(vcpu).in_reset = true;
+                Act::Unload
+            }
             Shows::FreeRoots => {
                 let mask = (event.num(b"mask").unwrap_or(0xf) & 0xf) as u8;
-                let caller = event.symbol(b"caller").unwrap_or(b"");
-                if caller.starts_with(b"kvm_mmu_after_set_cpuid") {
-                    self.set_cpuid(vcpu);
-                }
                 self.invpcid_of_freed(vcpu, event, mask);
+                self.bare_free(vcpu, mask);
                 Act::FreeRoots { mask: mask & !empty_slots(event, mask) }
             }
             Shows::FreeObsolete => Act::FreeObsoleteRoots,

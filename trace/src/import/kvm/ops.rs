@@ -181,11 +181,43 @@ impl Importer<'_> {
         }
     }
 
-    /// KVM_SET_CPUID. Two functions tell of it, one calling the other, and the frees of its MMUs,
-    /// which name it as their caller.
+    /// KVM_SET_CPUID. Two functions tell of it, one calling the other.
     pub(super) fn set_cpuid(&mut self, vcpu: VcpuId) {
         if !std::mem::replace(&mut self.state(vcpu).cpuid, true) {
             self.op(vcpu, Op::Cpuid);
+        }
+    }
+
+    /// A free of all roots that is about to be told.
+    pub(super) fn bare_free(&mut self, vcpu: VcpuId, mask: u8) {
+        let next = self.window.next();
+        let state = self.state(vcpu);
+        if mask == 0xf && !state.in_reset {
+            state.bare_free.get_or_insert(next);
+        }
+    }
+
+    /// kvm_init_mmu. Behind bare frees of all roots it ends a reset that was inlined, which is the
+    /// one of KVM_SET_CPUID; where no probe told of that it is put before them.
+    pub(super) fn inlined_reset(&mut self, vcpu: VcpuId) {
+        let now = Record {
+            time: self.now,
+            actor: Actor::Vcpu(vcpu),
+            line: self.line,
+            body: Body::Op(Op::Cpuid),
+        };
+        let state = self.state(vcpu);
+        let (bare, told) = (state.bare_free.take(), std::mem::take(&mut state.cpuid));
+        state.in_reset = false;
+        let Some(first) = bare.filter(|_| !told) else { return };
+        let cpuid = match self.window.get_mut(first) {
+            Some(record) => Record { body: Body::Op(Op::Cpuid), ..record.clone() },
+            None => now,
+        };
+        if self.window.insert(first, cpuid) {
+            for vcpu in &mut self.vcpus {
+                vcpu.inserted(first);
+            }
         }
     }
 

@@ -68,6 +68,10 @@ pub(super) struct Vcpu {
     pub smm: bool,
     /// KVM_SET_CPUID was told, its kvm_init_mmu is still to come.
     pub cpuid: bool,
+    /// Inside kvm_mmu_reset_context or kvm_mmu_unload: frees of all roots are theirs.
+    pub in_reset: bool,
+    /// The first free of all roots that belongs to neither: number of the record.
+    pub bare_free: Option<u64>,
     /// The VPID of the last entry that printed one.
     pub vpid: Option<u64>,
     /// The physical CPU it ran on last.
@@ -119,12 +123,20 @@ impl Vcpu {
         self.tail_follows = false;
         self.obsolete_half = false;
         self.reset_hooks = [false; 4];
+        self.in_reset = false;
+        self.bare_free = None;
     }
 
     /// A record was inserted: the numbers behind it move.
     pub fn inserted(&mut self, at: u64) {
         let pairs = [&mut self.setting, &mut self.told].into_iter().flatten().map(|(_, n)| n);
-        let plain = [&mut self.invlpg, &mut self.invpcid, &mut self.efer, &mut self.sregs];
+        let plain = [
+            &mut self.invlpg,
+            &mut self.invpcid,
+            &mut self.efer,
+            &mut self.sregs,
+            &mut self.bare_free,
+        ];
         for number in pairs.chain(plain.into_iter().flatten()).filter(|number| **number >= at) {
             *number += 1;
         }

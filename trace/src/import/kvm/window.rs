@@ -31,6 +31,11 @@ impl Window {
         (self.first + self.records.len() as u64).saturating_sub(1)
     }
 
+    /// Number of the next record.
+    pub fn next(&self) -> u64 {
+        self.first + self.records.len() as u64
+    }
+
     pub fn get_mut(&mut self, number: u64) -> Option<&mut Record> {
         let at = usize::try_from(number.checked_sub(self.first)?).ok()?;
         self.records.get_mut(at)
