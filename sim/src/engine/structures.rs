@@ -30,12 +30,13 @@ const XD: u64 = 1 << 63;
 /// Levels whose entries may be cached. PDPTEs of PAE paging are not: they are registers, or are read
 /// at every walk (facts A.3, A.8). Without paging there is nothing to cache.
 const fn cacheable(mode: Mode) -> RangeInclusive<u8> {
-    match mode {
-        Mode::Off => 2..=1,
-        Mode::Bits32 | Mode::Pae => 2..=2,
-        Mode::Level4 => 2..=4,
-        Mode::Level5 => 2..=5,
-    }
+    let top = match mode {
+        Mode::Off => 1,
+        Mode::Bits32 | Mode::Pae => 2,
+        Mode::Level4 => 4,
+        Mode::Level5 => 5,
+    };
+    2..=top
 }
 
 /// The mode of shadow tables with a root of this level: 8-byte entries whatever the guest has.
