@@ -8,6 +8,7 @@ mod conformance;
 mod explain;
 mod export;
 mod fidelity;
+mod generate;
 mod import;
 mod info;
 mod policy_diff;
@@ -37,6 +38,7 @@ pub fn run(args: &Args) -> Result<Verdict> {
         Command::Scenarios(command) => scenarios::run(command, global),
         Command::Conformance(command) => conformance::run(command, global),
         Command::Import(command) => import::run(command, global),
+        Command::Generate(command) => generate::run(command, global),
         Command::Export(command) => export::run(command),
         Command::Info(command) => info::run(command, global),
         Command::Policy(command) => catalog::policy(command, global),
