@@ -19,7 +19,7 @@ use crate::explain::{Chain, Witness};
 use crate::finding::{Finding, Findings};
 use crate::tally::Tally;
 
-pub use run::Run;
+pub use run::{Oddities, Oddity, Run};
 pub use stream::{StreamError, explain_stream, open, stream};
 pub use summary::Summary;
 pub use work::{Setup, Work, WorkError};
@@ -35,6 +35,8 @@ pub struct Replay {
     pub tally: Tally,
     /// Events behind a loss that did not fit the machine any more and were left out.
     pub left_out: u64,
+    /// Operations that were hardly meant so.
+    pub oddities: Oddities,
 }
 
 /// A run that could not be finished.

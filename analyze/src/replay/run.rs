@@ -1,9 +1,10 @@
 //! One trace under one policy, fed piece by piece.
 
-use tlbscope_sim::engine::Machine;
+use tlbscope_sim::engine::{Machine, Step};
 use tlbscope_sim::policy::Policy;
 use tlbscope_trace::native::Batch;
-use tlbscope_trace::op::Event;
+use tlbscope_trace::observe::World;
+use tlbscope_trace::op::{Actor, Event, Op};
 
 use super::work::Setup;
 use super::{Replay, ReplayError, Summary};
@@ -18,6 +19,40 @@ pub struct Run {
     watching: (Oracle, Tally),
     events: u64,
     left_out: u64,
+    oddities: Oddities,
+}
+
+/// Operations that were carried out and hardly meant so: a write that faults with #GP, a CR3
+/// outside guest memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Oddities {
+    /// How many there are.
+    pub count: u64,
+    /// The first of them.
+    pub first: Vec<Oddity>,
+}
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Oddity {
+    /// Number of the event.
+    pub event: u64,
+    /// Its line in the source, 0 where there is none.
+    pub line: u32,
+    /// What is odd.
+    pub what: String,
+}
+
+impl Oddities {
+    /// The first so many are kept.
+    const KEPT: usize = 10;
+
+    fn add(&mut self, event: u64, line: u32, what: impl FnOnce() -> String) {
+        self.count += 1;
+        if self.first.len() < Self::KEPT {
+            self.first.push(Oddity { event, line, what: what() });
+        }
+    }
 }
 
 impl Run {
@@ -32,7 +67,8 @@ impl Run {
             (Oracle::with_max_findings(vcpus, max_findings), Tally::new(usize::from(vcpus)));
         let machine = setup.machine(policy)?;
         let policy = policy.clone();
-        Ok(Self { setup: setup.clone(), policy, machine, watching, events: 0, left_out: 0 })
+        let (setup, oddities) = (setup.clone(), Oddities::default());
+        Ok(Self { setup, policy, machine, watching, events: 0, left_out: 0, oddities })
     }
 
     /// Carries a batch out. Behind a loss, an event that does not fit the machine is left out and
@@ -63,13 +99,34 @@ impl Run {
     pub fn feed(&mut self, first: u64, events: &[Event], lines: &[u32]) -> Result<(), ReplayError> {
         for (at, event) in events.iter().enumerate() {
             let index = first + at as u64;
-            if let Err(refused) = self.machine.run(event, index, &mut self.watching) {
-                let line = lines.get(at).copied().unwrap_or(0);
-                return Err(self.setup.refused(&self.policy, index, line, refused));
+            let line = || lines.get(at).copied().unwrap_or(0);
+            match self.machine.run(event, index, &mut self.watching) {
+                Ok(Step { fault: Some(fault), .. }) => self
+                    .oddities
+                    .add(index, line(), || format!("faults with #GP and has no effect: {fault}")),
+                Ok(_) => self.root(event, index, line()),
+                Err(refused) => {
+                    return Err(self.setup.refused(&self.policy, index, line(), refused));
+                }
             }
         }
         self.events += events.len() as u64;
         Ok(())
+    }
+
+    /// A CR3 whose tables would lie outside guest memory.
+    fn root(&mut self, event: &Event, index: u64, line: u32) {
+        let (Op::Cr3(_), Actor::Vcpu(vcpu)) = (&event.op, event.actor) else { return };
+        let root = self.machine.regs(vcpu).root().0;
+        let bytes = self.setup.machine.memory;
+        if root >= bytes {
+            self.oddities.add(index, line, || {
+                format!(
+                    "CR3 points to {root:#x}, outside the guest's {bytes:#x} bytes of memory: every \
+                     walk finds an empty table"
+                )
+            });
+        }
     }
 
     /// Ends the run.
@@ -81,6 +138,7 @@ impl Run {
         let digest = self.machine.digest();
         let summary =
             Summary::new(&self.setup, &self.policy.name, self.events, &findings, &tally, digest);
-        Replay { summary, findings, tally, left_out: self.left_out }
+        let (left_out, oddities) = (self.left_out, self.oddities);
+        Replay { summary, findings, tally, left_out, oddities }
     }
 }

@@ -7,7 +7,7 @@ use tlbscope_analyze::compare;
 use tlbscope_analyze::replay::{self, Replay, Setup, Summary};
 use tlbscope_sim::policy;
 
-use super::simulate::{verdict_of, warn_of, warn_of_left_out};
+use super::simulate::{verdict_of, warn_of, warn_of_left_out, warn_of_oddities};
 use crate::Verdict;
 use crate::args::{Compare, Format, Global};
 use crate::{input, output, render};
@@ -40,6 +40,9 @@ pub fn run(command: &Compare, global: &Global) -> Result<Verdict> {
         warn_of(feed.meta(), *told);
     }
     let runs = runs.into_iter().collect::<Result<Vec<_>, _>>()?.concat();
+    for ((feed, ..), run) in jobs.iter().zip(runs.iter().step_by(policies.len().max(1))) {
+        warn_of_oddities(feed.meta(), run, global);
+    }
     for run in &runs {
         warn_of_left_out(&run.summary.trace, run);
     }

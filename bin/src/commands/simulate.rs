@@ -33,6 +33,7 @@ pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
     warn_of(feed.meta(), told);
     let run = runs?.pop().context("no run")?;
     warn_of_left_out(&read.path, &run);
+    warn_of_oddities(feed.meta(), &run, global);
     let kept = run.findings.sorted();
     let silent = global.quiet && global.format == Format::Text && command.explain.is_none();
     // A second run finds the stories; where the trace is gone, findings are told without.
@@ -114,6 +115,26 @@ pub fn warn_of_left_out(trace: &str, run: &Replay) {
         output::warn(&format!(
             "{trace}: under {policy}, {left_out} events behind what is lost are left out: they need it"
         ));
+    }
+}
+
+/// Says which operations of an event list were hardly meant so. In a recording they are what the
+/// guest did: told on demand.
+pub fn warn_of_oddities(meta: &Meta, run: &Replay, global: &Global) {
+    if global.quiet || meta.form != "text" && !global.verbose {
+        return;
+    }
+    let trace = &run.summary.trace;
+    for odd in &run.oddities.first {
+        let place = match odd.line {
+            0 => format!("{trace}: event {}", odd.event),
+            line => format!("{trace}:{line}"),
+        };
+        output::warn(&format!("{place}: {}", odd.what));
+    }
+    let more = run.oddities.count - run.oddities.first.len() as u64;
+    if more > 0 {
+        output::warn(&format!("{trace}: and {more} more of them"));
     }
 }
 
