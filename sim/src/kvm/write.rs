@@ -378,7 +378,12 @@ impl Machine {
             };
             self.run_rules(v, Register::Invlpg, &change, regs.pcid(), o);
         } else if canonical {
-            let inv = GuestInv::Address { pcid: regs.pcid(), gva };
+            let pcid = regs.pcid();
+            let tce = self.config.vendor == Vendor::Amd && regs.efer().contains(Efer::TCE);
+            let inv = match tce {
+                true => GuestInv::AddressPath { pcid, gva },
+                false => GuestInv::Address { pcid, gva },
+            };
             self.invalidate(v, Inv::Guest(inv), o);
         }
     }
