@@ -117,7 +117,7 @@ impl Machine {
     }
 
     /// From here on the host counts on seeing every store to these tables.
-    fn protected_tables<O: Observer>(&mut self, pages: &[Sp], o: &mut O) {
+    pub(crate) fn protected_tables<O: Observer>(&mut self, pages: &[Sp], o: &mut O) {
         for sp in pages {
             let gpa = Gpa(self.shadow.page(*sp).gfn * PAGE_BYTES);
             let op = ArchOp::HostDead { gpa, size: PAGE_BYTES };
