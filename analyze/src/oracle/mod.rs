@@ -546,7 +546,7 @@ impl Observer for Oracle {
         if fill.kind == FillKind::Translation {
             let guest_physical = fill.tag.class == Class::GuestPhysical;
             let frame = fill.copy.gpa.0;
-            self.host.filled(frame, fill.size.shift(), self.now);
+            self.host.filled(frame, fill.size.shift(), fill.copy.write, self.now);
             if guest_physical {
                 let shift = fill.size.shift();
                 let (pcpu, ep4ta) = (fill.tag.pcpu.0, fill.tag.ep4ta.0);

@@ -3,7 +3,7 @@
 //! `hw-min` uses the instructions that exist, so a flush may be wider than what is owed; `arch-min`
 //! invalidates the owed scope exactly (`scope = "exact"`). Neither is a test of the judge, which reads the same table.
 
-use tlbscope_trace::act::{ArchOp, FreeWhy, GuestInv, Hook, HookBy, Inv, RootSlot};
+use tlbscope_trace::act::{ArchOp, FreeWhy, GuestInv, Hook, HookBy, Inv, Request, RootSlot};
 use tlbscope_trace::addr::{Gva, Pcid, Sp};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::regs::{CR3_PCID_MASK, Cr4, MmuKind, Regs, Vendor};
@@ -42,7 +42,14 @@ impl Machine {
 
     pub(super) fn serve_scope<O: Observer>(&mut self, v: usize, scope: Scope, o: &mut O) {
         match scope {
-            Scope::Everything | Scope::EveryAsid => self.serve_wide(v, None, GuestInv::All, o),
+            Scope::Everything | Scope::EveryAsid => {
+                // It serves what Hyper-V's list asks for with the rest.
+                if self.tdp() {
+                    self.vcpus[v].requests.take(Request::HvTlbFlush);
+                    self.vcpus[v].hv.purge();
+                }
+                self.serve_wide(v, None, GuestInv::All, o);
+            }
             Scope::NonGlobal => self.serve_wide(v, None, GuestInv::Nonglobal, o),
             Scope::Pcid(pcid) => self.serve_wide(v, Some(pcid), GuestInv::Pcid(pcid), o),
             Scope::PcidNonGlobal(pcid) => {
