@@ -15,6 +15,7 @@ pub mod jsonl;
 pub mod native;
 pub mod observe;
 pub mod op;
+pub mod record;
 pub mod recording;
 pub mod regs;
 pub mod source;

@@ -12,6 +12,7 @@ mod info;
 mod policy_diff;
 mod policy_explain;
 mod policy_new;
+mod record;
 mod scenarios;
 mod simulate;
 
@@ -36,6 +37,7 @@ pub fn run(args: &Args) -> Result<Verdict> {
         Command::Conformance(command) => conformance::run(command, global),
         Command::Import(command) => import::run(command, global),
         Command::Export(command) => export::run(command),
+        Command::Record(command) => record::run(command),
         Command::Info(command) => info::run(command, global),
         Command::Policy(command) => catalog::policy(command, global),
         Command::Machine(command) => catalog::machine(command, global),
