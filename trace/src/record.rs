@@ -28,7 +28,7 @@ pub enum Error {
     NoTracefs,
     /// The tracefs is there but closed.
     #[error(
-        "{path} cannot be read ({source}): run as root; in a container or under kernel lockdown, \
+        "{path} cannot be read: run as root; in a container or under kernel lockdown, \
          run on the host itself or start it without lockdown",
         path = path.display()
     )]
@@ -80,7 +80,7 @@ pub fn recipe(root: &Path, vendor: Option<Vendor>, seconds: u64) -> Result<Recip
     let mut lines = Vec::new();
     for probe in PROBES.iter().filter(|probe| probe.vendor.is_none_or(|its| its == vendor)) {
         match probe.functions.iter().find(|name| functions.contains(**name)) {
-            Some(function) => lines.push(line(probe, function, btf)),
+            Some(function) => lines.push(Line::new(probe, function, btf)),
             None => lost.push(format!("not on this kernel: {}", probe.functions.join(" or "))),
         }
     }
@@ -132,31 +132,59 @@ fn loaded(root: &Path) -> Option<Vendor> {
     if module("kvm_intel") { Some(Vendor::Intel) } else { module("kvm_amd").then_some(Vendor::Amd) }
 }
 
-fn line(probe: &Probe, function: &str, btf: bool) -> String {
-    let mut line = format!("p:kvmtlb/{function} {function}");
-    for argument in probe.arguments.iter().chain(probe.fields.iter().filter(|_| btf)) {
-        line.push(' ');
-        line.push_str(argument);
-    }
-    line
+/// A probe as the kernel is asked for it.
+struct Line {
+    function: String,
+    /// With fields through BTF, if the kernel may read them.
+    wanted: String,
+    /// Registers only: a field that this version does not have must not cost the probe.
+    plain: String,
 }
+
+impl Line {
+    fn new(probe: &Probe, function: &str, btf: bool) -> Self {
+        let with = |arguments: &[&str]| {
+            let mut line = format!("p:kvmtlb/{function} {function}");
+            for argument in arguments {
+                let _ = write!(line, " {argument}");
+            }
+            line
+        };
+        let plain = with(probe.arguments);
+        let wanted =
+            if btf { with(&[probe.arguments, probe.fields].concat()) } else { plain.clone() };
+        Self { function: function.to_owned(), wanted, plain }
+    }
+}
+
+/// Asks for a probe in the script, and says what was refused.
+const PROBE: &str = r#"probe() {
+  { echo "$2" >> $T/kprobe_events; } 2>/dev/null && return
+  if { echo "$3" >> $T/kprobe_events; } 2>/dev/null; then
+    echo "only registers are recorded of $1" >&2
+  else
+    echo "the kernel refuses a probe on $1" >&2
+  fi
+}
+"#;
 
 /// An instance of its own leaves other users of the tracefs alone. Ctrl-C ends the wait, not the
 /// script, and what was set up is taken down however it ends.
-fn script(tracing: &Path, lines: &[String], events: &[&str], seconds: u64) -> String {
+fn script(tracing: &Path, lines: &[Line], events: &[&str], seconds: u64) -> String {
     let mut text = format!(
         "#!/bin/sh\nset -eu\nout=${{1:-trace.txt}}\nT={}\nI=$T/instances/tlbscope\n",
         tracing.display()
     );
     text += "cleanup() {\n  set +e\n  echo 0 > $I/tracing_on\n  echo 0 > $I/events/enable\n  rmdir $I\n";
     for line in lines {
-        let name = line.split_whitespace().next().unwrap_or_default().trim_start_matches("p:");
-        let _ = writeln!(text, "  echo '-:{name}' >> $T/kprobe_events");
+        let _ = writeln!(text, "  echo '-:kvmtlb/{}' >> $T/kprobe_events", line.function);
     }
-    text += "  rm -f \"$out.part\"\n} 2>/dev/null\nmkdir $I\ntrap cleanup EXIT\ntrap 'exit 1' TERM HUP\n";
+    text += "  rm -f \"$out.part\"\n} 2>/dev/null\nmkdir $I\ntrap cleanup EXIT\ntrap 'exit 1' INT TERM HUP\n";
+    text += PROBE;
     text += "echo 0 > $I/tracing_on\necho 65536 > $I/buffer_size_kb\n";
     for line in lines {
-        let _ = writeln!(text, "echo '{line}' >> $T/kprobe_events");
+        let Line { function, wanted, plain } = line;
+        let _ = writeln!(text, "probe {function} '{wanted}' '{plain}'");
     }
     for event in events.iter().chain(&["kvmtlb"]) {
         let _ = writeln!(text, "echo 1 > $I/events/{event}/enable");
