@@ -56,6 +56,18 @@ fn the_oracles_agree_on_every_access() {
 }
 
 #[test]
+fn the_oracles_agree_on_l2() {
+    check(&chance::nested::cases(Pick::any()), |case| run(case).differ.map_or(Ok(()), Err));
+}
+
+#[test]
+fn linux_is_never_wrong_of_l2() {
+    check(&chance::nested::cases(Pick::one_of(&["kvm-7.3", "flush-all"])), |case| {
+        none_of(case, |found| matches!(found.kind, Kind::Missed { .. }))
+    });
+}
+
+#[test]
 fn hw_min_is_never_wrong() {
     check(&cases(Pick::one_of(&["hw-min"])), |case| {
         none_of(case, |found| {

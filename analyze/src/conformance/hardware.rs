@@ -67,7 +67,7 @@ fn clash(a: &Cached, b: &Cached) -> bool {
 
 /// Copies carry the number of their entry, so that none is taken for another.
 fn mark(at: usize) -> Mark {
-    Mark { g: at as u64 + 1, h: 0 }
+    Mark { g: at as u64 + 1, ..Mark::default() }
 }
 
 fn translation(cached: &Cached, at: usize) -> Option<Entry> {

@@ -173,6 +173,7 @@ fn in_scope(scope: Scope, seen: &Seen<'_>) -> bool {
         Scope::AddressNonGlobal { pcid, gva } => {
             seen.made_under(pcid.0) && !seen.global() && seen.at(gva.0)
         }
+        Scope::EveryPcidAddress(gva) => seen.at(gva.0),
         Scope::Fault { pcid, gva } => seen.made_under(pcid.0) && seen.at(gva.0),
         Scope::AddressOtherGlobals { pcid, gva } => {
             seen.global() && !seen.made_under(pcid.0) && seen.at(gva.0)

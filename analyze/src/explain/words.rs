@@ -103,6 +103,8 @@ const fn reason(why: FreeWhy) -> &'static str {
         FreeWhy::Pdptrs => "other PDPTEs",
         FreeWhy::Obsolete => "obsolete",
         FreeWhy::NotCacheable => "cannot be cached",
+        FreeWhy::NestedInvvpid => "INVVPID of L1",
+        FreeWhy::NestedInvept => "INVEPT of L1",
         FreeWhy::Destroy => "the vCPU goes",
     }
 }

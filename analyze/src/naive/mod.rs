@@ -3,21 +3,30 @@
 //! missed flush. It shares no floors, marks or walker with the fast oracle, only the table of
 //! requirements, and answers one question: was this access missed, and was it harmful?
 
+mod nested;
+mod structures;
 mod walk;
 
+use tlbscope_sim::arch::nested::Whose;
 use tlbscope_sim::arch::required::{Scope, Strength, of_guest};
 use tlbscope_trace::act::{
-    Accessed, Act, ArchOp, At, Copied, Fill, FillKind, Mark, Outcome, Source, Tag, Via,
+    Accessed, Act, ArchOp, At, Class, Copied, Fill, FillKind, Instead, Mark, Outcome, Source, Tag,
+    Via,
 };
 use tlbscope_trace::addr::{Gpa, VcpuId};
 use tlbscope_trace::observe::{Observer, World};
 use tlbscope_trace::op::{AccessKind, Actor};
 use tlbscope_trace::regs::{Cr4, Regs};
 
+use nested::Made;
+use structures::Links;
+
 /// One copy in some cache of the hardware.
 #[derive(Clone, Debug)]
 struct Cached {
     vcpu: u16,
+    /// Under which tags of L1's processor it was made.
+    made: Made,
     tag: Tag,
     global: bool,
     structure: bool,
@@ -25,6 +34,8 @@ struct Cached {
     address: u64,
     bytes: u64,
     content: Copied,
+    /// When it was last known equal to the guest's entries.
+    read: u64,
     /// When the host's mapping was read.
     host_read: u64,
     /// A binding operation outlaws it.
@@ -43,6 +54,7 @@ struct Spte {
 #[derive(Clone, Copy, Debug)]
 struct Owed {
     vcpu: u16,
+    whose: Whose,
     time: u64,
     scope: Scope,
 }
@@ -67,7 +79,11 @@ pub struct Naive {
     unsync: Vec<(u32, u64)>,
     owed: Vec<Owed>,
     changes: Vec<Changed>,
-    used: Vec<Tag>,
+    /// Tags of L1's processor that each vCPU has used.
+    tags: Vec<(u16, u16)>,
+    /// The event in which a walk used a struck-out paging-structure copy last.
+    used_struck: Option<u64>,
+    links: Links,
     used_physical: bool,
     verdict: Option<bool>,
     /// Missed accesses: (event, vCPU, harmful).
@@ -94,6 +110,7 @@ fn reaches(scope: &Scope, c: &Cached) -> bool {
             }
         }
         Scope::AddressNonGlobal { pcid, gva } => page(gva.0) && mine(pcid.0) && !c.global,
+        Scope::EveryPcidAddress(gva) => page(gva.0),
         Scope::Fault { pcid, gva } => page(gva.0) && mine(pcid.0),
         Scope::OtherGlobals(_) | Scope::AddressOtherGlobals { .. } | Scope::Frames { .. } => false,
     }
@@ -119,11 +136,12 @@ impl Naive {
         &self.missed
     }
 
-    fn strike(&mut self, vcpu: u16, scope: Scope) {
-        self.owed.push(Owed { vcpu, time: self.now, scope });
-        for copy in self.copies.iter_mut().filter(|c| c.vcpu == vcpu) {
-            copy.struck |= reaches(&scope, copy);
+    fn strike(&mut self, vcpu: u16, whose: Whose, scope: Scope) {
+        let owed = Owed { vcpu, whose, time: self.now, scope };
+        for copy in &mut self.copies {
+            copy.struck |= owed.strikes(copy);
         }
+        self.owed.push(owed);
     }
 
     fn host(&mut self, op: &ArchOp) -> bool {
@@ -159,23 +177,24 @@ impl Naive {
         copy.host_read = made.unwrap_or(self.now);
         let Some((_, frozen)) = self.unsync.iter().find(|u| u.0 == sp) else { return };
         let known_equal = (*frozen).max(made.unwrap_or(0));
+        copy.read = known_equal;
         for owed in &self.owed {
-            if owed.vcpu == copy.vcpu && owed.time > known_equal && reaches(&owed.scope, copy) {
+            if owed.time > known_equal && owed.strikes(copy) {
                 copy.struck = true;
             }
         }
     }
 
-    /// The guest-physical copy through which a frame was reached.
-    fn physical_read(&self, tag: &Tag, gpa: u64) -> Option<u64> {
+    /// The guest-physical copies through which a frame was reached: when the host's mapping was
+    /// read, and whether L1 outlawed one.
+    fn physical_read(&self, tag: &Tag, frame: &Copied) -> Option<(u64, bool)> {
         let of = self.copies.iter().filter(|c| {
             c.physical
                 && c.tag.pcpu == tag.pcpu
                 && c.tag.ep4ta == tag.ep4ta
-                && gpa >= c.address
-                && gpa - c.address < c.bytes
+                && (c.content.gpa, c.content.hpa) == (frame.gpa, frame.hpa)
         });
-        of.map(|c| c.host_read).min()
+        of.map(|c| (c.host_read, c.struck)).reduce(|a, b| (a.0.min(b.0), a.1 | b.1))
     }
 
     fn find(
@@ -198,23 +217,15 @@ impl Naive {
         })
     }
 
-    fn used_struck(&self, vcpu: u16, gva: u64) -> bool {
-        self.used.iter().any(|tag| {
-            let of = self.copies.iter().filter(|c| {
-                c.structure
-                    && c.vcpu == vcpu
-                    && c.tag == *tag
-                    && gva >= c.address
-                    && gva - c.address < c.bytes
-            });
-            of.min_by_key(|c| c.bytes).is_some_and(|c| c.struck)
-        })
-    }
-
     /// Whether an access came out otherwise than by the guest's tables as they are now.
-    fn harmful<W: World>(&self, regs: &Regs, a: &Accessed, used: Option<&Copied>, w: &W) -> bool {
-        let now = walk::translate(w, regs, a.access.gva.0);
-        let outcome = walk::outcome(regs, &a.access, &now);
+    fn harmful<W: World>(
+        &self,
+        (vcpu, regs): (u16, &Regs),
+        a: &Accessed,
+        used: Option<&Copied>,
+        w: &W,
+    ) -> bool {
+        let (now, outcome) = nested::translate(w, vcpu, regs, a);
         if outcome != a.outcome {
             return true;
         }
@@ -235,9 +246,13 @@ impl Observer for Naive {
         }
         let Actor::Vcpu(VcpuId(vcpu)) = at.actor else { return };
         let after = world.regs(VcpuId(vcpu));
+        if let ArchOp::Nested(op) = op {
+            return self.nested_op(vcpu, op, world);
+        }
+        let whose = Whose::Tag(Made::now(world, vcpu).tag);
         for owed in of_guest(world.vendor(), op, before, after, native) {
             if owed.strength == Strength::Must {
-                self.strike(vcpu, owed.scope);
+                self.strike(vcpu, whose, owed.scope);
             }
         }
     }
@@ -246,8 +261,9 @@ impl Observer for Naive {
         self.now += 1;
     }
 
-    fn act<W: World>(&mut self, _: &At, act: &Act, _: &W) {
+    fn act<W: World>(&mut self, at: &At, act: &Act, _: &W) {
         self.now += 1;
+        self.links.act(at, act, self.now);
         match *act {
             Act::SpteSet { sp, index } => {
                 self.sptes.retain(|s| (s.sp, s.index) != (sp.0, index));
@@ -269,19 +285,17 @@ impl Observer for Naive {
     }
 
     fn walk_begin(&mut self, _: &At) {
-        self.used.clear();
         self.used_physical = false;
     }
 
-    fn walk_uses(&mut self, _: &At, _: Mark, guest_physical: bool, tag: &Tag) {
-        if guest_physical {
-            self.used_physical = true;
-        } else {
-            self.used.push(*tag);
+    fn walk_uses(&mut self, at: &At, _: Mark, instead: Instead, tag: &Tag) {
+        self.used_physical |= instead == Instead::GuestPhysical;
+        if self.structure_struck(at, tag, instead) {
+            self.used_struck = Some(at.event);
         }
     }
 
-    fn fill<W: World>(&mut self, at: &At, fill: &Fill, _: &W) -> Mark {
+    fn fill<W: World>(&mut self, at: &At, fill: &Fill, world: &W) -> Mark {
         self.now += 1;
         let Actor::Vcpu(VcpuId(vcpu)) = at.actor else { return Mark::default() };
         let bytes = match fill.kind {
@@ -292,21 +306,25 @@ impl Observer for Naive {
         };
         let mut copy = Cached {
             vcpu,
+            made: Made::now(world, vcpu),
             tag: fill.tag,
             global: fill.global,
             structure: fill.kind != FillKind::Translation,
-            physical: fill.source == Source::Host,
+            physical: fill.tag.class == Class::GuestPhysical,
             address: fill.address & !(bytes - 1),
             bytes,
             content: fill.copy,
+            read: self.now,
             host_read: self.now,
             struck: false,
         };
         match fill.source {
             Source::Shadow { sp, index } => self.strike_frozen(&mut copy, sp.0, index),
             Source::Guest if self.used_physical => {
-                let read = self.physical_read(&fill.tag, fill.copy.gpa.0);
-                copy.host_read = read.unwrap_or(self.now);
+                let read = self.physical_read(&fill.tag, &fill.copy);
+                let (read, struck) = read.unwrap_or((self.now, false));
+                copy.host_read = read;
+                copy.struck |= struck;
             }
             Source::Guest | Source::Host => {}
         }
@@ -330,21 +348,22 @@ impl Observer for Naive {
         self.verdict = None;
         let Actor::Vcpu(VcpuId(vcpu)) = at.actor else { return };
         let gva = a.access.gva.0;
-        let mut struck = self.used_struck(vcpu, gva);
+        let mut struck = self.used_struck == Some(at.event);
         let mut used = None;
         if let Via::Copy { tag, global, copy, .. } = &a.via
             && let Some(place) = self.find(vcpu, tag, *global, gva, copy)
         {
             let found = &self.copies[place];
-            struck |= found.struck || self.host_struck(copy, found.host_read);
+            struck |= self.struck_for(found, Made::now(world, vcpu))
+                || self.host_struck(copy, found.host_read);
             used = Some(copy);
         }
         if struck {
-            let harmful = self.harmful(world.regs(VcpuId(vcpu)), a, used, world);
+            let harmful = self.harmful((vcpu, world.regs(VcpuId(vcpu))), a, used, world);
             self.verdict = Some(harmful);
             self.missed.push((at.event, vcpu, harmful));
         }
-        self.used.clear();
+        self.used_struck = None;
         self.used_physical = false;
     }
 }

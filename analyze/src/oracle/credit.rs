@@ -52,7 +52,8 @@ pub struct Window {
     pub open: Vec<Open>,
     /// The next explicit flush serves a flush that the guest asked for by hypercall.
     pub bookkeeping: bool,
-    /// The vCPU is on another pCPU: the next flush of everything is for what it left there.
+    /// The vCPU is on another pCPU, or its VMCS was active elsewhere: the next flush of everything is
+    /// for what was left there, and takes no credit from what is asked for besides.
     pub moved: bool,
     /// TLB_FLUSH_GUEST was served last.
     pub guest_flush: bool,

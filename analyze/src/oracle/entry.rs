@@ -8,7 +8,7 @@ use tlbscope_trace::observe::World;
 use tlbscope_trace::regs::{Cr4, MmuKind};
 
 use super::credit::By;
-use super::floors::{Obligation, Target, address, covers};
+use super::floors::{Floors, Obligation, Target, address, covers};
 use super::hardware::{Group, GroupKey, Held, one_page};
 use super::{Oracle, Vcpu};
 use crate::finding::{Finding, Findings, Kind};
@@ -31,18 +31,18 @@ fn holds(o: &Obligation, key: &GroupKey, (pcid, global): (u16, bool), held: &Hel
 
 impl Vcpu {
     /// A root becomes the active one. More than the latest few no hypervisor keeps.
-    fn uses(&mut self, root: Sp, pcid: u16) {
+    fn uses(&mut self, root: Sp, pcid: u16, tag: u16) {
         const ROOTS: usize = 16;
-        if self.roots.last() == Some(&(root, pcid)) {
+        if self.roots.last() == Some(&(root, pcid, tag)) {
             return;
         }
-        match self.roots.iter().position(|slot| *slot == (root, pcid)) {
+        match self.roots.iter().position(|slot| *slot == (root, pcid, tag)) {
             Some(place) => self.roots[place..].rotate_left(1),
             None => {
                 if self.roots.len() == ROOTS {
                     self.roots.remove(0);
                 }
-                self.roots.push((root, pcid));
+                self.roots.push((root, pcid, tag));
             }
         }
     }
@@ -59,7 +59,7 @@ impl Oracle {
         self.hardware.invalidate(vcpu.pcpu, &context, inv);
         if let Some((tag, gva)) = one_page(inv, &context) {
             let done = Some((vcpu.pcpu, tag));
-            for o in vcpu.floors.log.iter_mut().rev().take(64) {
+            for o in vcpu.floors.recent() {
                 if address(&o.scope).is_some_and(|a| a >> 12 == gva >> 12) {
                     o.done = done;
                 }
@@ -121,14 +121,17 @@ impl Oracle {
         vcpu.in_guest = true;
         vcpu.pcpu = context.tag.pcpu.0;
         if let Some(root) = context.shadow_root {
-            vcpu.uses(root, context.tag.pcid.0);
+            let tag = vcpu.floors.tag();
+            vcpu.uses(root, context.tag.pcid.0, tag);
         }
-        self.hardware.own(&context.tag, id as u16, self.now);
+        let owner = (id as u16, vcpu.floors.tag());
+        let shadow = context.shadow_root.is_some();
+        self.hardware.own(&context.tag, owner, shadow, self.now);
         self.reside(id, world);
         if self.auditing {
             self.advise(id);
         }
-        let unchanged = same && self.shadow.changed < self.vcpus[id].judged;
+        let unchanged = same && self.shadow.changed < self.vcpus[id].floors.judged;
         self.expose(id, world, unchanged);
         self.expose_host(id);
         self.close(id);
@@ -137,8 +140,9 @@ impl Oracle {
     /// Reports NOFLUSH returns through a root that is older than the return.
     fn advise(&mut self, id: usize) {
         let Self { vcpus, shadow, findings, .. } = self;
-        let Vcpu { floors, context, judged, .. } = &mut vcpus[id];
-        let start = floors.log.partition_point(|o| o.time < *judged);
+        let Vcpu { floors, context, .. } = &mut vcpus[id];
+        let judged = floors.judged;
+        let start = floors.log.partition_point(|o| o.time < judged);
         for o in floors.log.range_mut(start..) {
             let returns = o.rule.id == NOFLUSH_RESIDENCE.id && !o.exposed;
             let stamp = context.shadow_root.and_then(|root| shadow.root_stamp(root));
@@ -152,8 +156,10 @@ impl Oracle {
     /// Reports binding obligations of this vCPU that something reachable may violate.
     fn expose<W: World>(&mut self, id: usize, world: &W, unchanged: bool) {
         let Self { vcpus, hardware, shadow, findings, now, .. } = self;
-        let Vcpu { floors, context, judged, deferred, .. } = &mut vcpus[id];
-        if unchanged && floors.latest < *judged {
+        let Vcpu { floors, context, .. } = &mut vcpus[id];
+        let floors: &mut Floors = floors;
+        let judged = floors.judged;
+        if unchanged && floors.latest < judged {
             return;
         }
         let key = GroupKey::of(&context.tag);
@@ -175,18 +181,19 @@ impl Oracle {
                 }
             }
         }
+        let Floors { log, deferred, .. } = floors;
         deferred.retain(|time| {
-            let place = floors.log.partition_point(|o| o.time < *time);
+            let place = log.partition_point(|o| o.time < *time);
             let at_time = |o: &&mut Obligation| o.time == *time && address(&o.scope).is_some();
-            let Some(o) = floors.log.range_mut(place..).take(4).find(at_time) else { return false };
+            let Some(o) = log.range_mut(place..).take(4).find(at_time) else { return false };
             let held = group.iter().any(|(tag, held)| reach(tag) && holds(o, &key, *tag, held));
             if held {
                 report(o, id, findings);
             }
             !held && group.iter().any(|(tag, held)| holds(o, &key, *tag, held))
         });
-        let start = floors.log.partition_point(|o| o.time < *judged);
-        for o in floors.log.range_mut(start..) {
+        let start = log.partition_point(|o| o.time < judged);
+        for o in log.range_mut(start..) {
             let Some(gva) = address(&o.scope) else { continue };
             let below = || {
                 let stamp = shadow.frozen_entry(context.shadow_root?, gva)?;
@@ -202,7 +209,7 @@ impl Oracle {
                 deferred.push(o.time);
             }
         }
-        *judged = *now;
+        floors.judged = *now;
     }
 
     /// Reports host obligations past their deadline that something reachable may violate.
@@ -230,7 +237,7 @@ impl Oracle {
     fn close(&mut self, id: usize) {
         let Self { vcpus, hardware, host, .. } = self;
         let vcpu = &mut vcpus[id];
-        let log = &vcpu.floors.log;
+        let floors = &vcpu.floors;
         let mut open = std::mem::take(&mut vcpu.window.open);
         open.retain(|open| {
             if open.by != By::Nobody {
@@ -240,9 +247,7 @@ impl Oracle {
                 let of = host.changes.iter().find(|c| c.obligation.time == open.time);
                 return of.is_some_and(|c| c.dead == 0 || c.exposed.contains(&(id as u16)));
             }
-            let place = log.partition_point(|o| o.time < open.time);
-            let same = |o: &&Obligation| o.time == open.time && o.scope == open.scope;
-            let Some(o) = log.range(place..).take(4).find(same) else { return false };
+            let Some(o) = floors.find(open.time, &open.scope) else { return false };
             o.exposed || still_held(o, hardware, id as u16)
         });
         open.iter_mut().for_each(|open| open.judged = false);
@@ -254,11 +259,11 @@ impl Oracle {
         let _ = world;
         let Self { vcpus, hardware, findings, .. } = self;
         for (id, vcpu) in vcpus.iter().enumerate() {
-            for o in &vcpu.floors.log {
+            for o in vcpu.floors.all() {
                 if o.missed.is_some() || !o.must || address(&o.scope).is_some() {
                     continue;
                 }
-                let cached = hardware.owned(id as u16).any(|(key, group)| {
+                let cached = hardware.owned((id as u16, o.tag)).any(|(key, group)| {
                     group
                         .iter()
                         .any(|(tag, held)| held.filled < o.time && holds(o, key, *tag, held))
@@ -273,7 +278,9 @@ impl Oracle {
 
 /// Whether some container of the vCPU, reachable or not, may still violate an obligation.
 fn still_held(o: &Obligation, hardware: &super::Hardware, id: u16) -> bool {
-    hardware.owned(id).any(|(key, group)| group.iter().any(|(tag, held)| holds(o, key, *tag, held)))
+    hardware
+        .owned((id, o.tag))
+        .any(|(key, group)| group.iter().any(|(tag, held)| holds(o, key, *tag, held)))
 }
 
 /// Reports that a binding obligation may be violated, once.

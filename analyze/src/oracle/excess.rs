@@ -28,17 +28,24 @@ impl Oracle {
                 }
                 vcpu.window.hook = None;
             }
+            Act::Hook { hook: Hook::All, .. } if vcpu.window.moved => {
+                vcpu.window.moved = false;
+                vcpu.window.hook = None;
+                vcpu.hooked = self.now;
+                self.findings.bookkeeping += 1;
+            }
             Act::Hook { hook, effective: true, .. } => {
+                let shares = self.shares_tag(id);
+                let vcpu = &mut self.vcpus[id];
                 let name = hook_name(hook);
-                let moved = hook == Hook::All && std::mem::take(&mut vcpu.window.moved);
                 let books = std::mem::take(&mut vcpu.window.bookkeeping)
-                    || moved
+                    || shares
                     || hook == Hook::All && self.shadow.withdrawn > vcpu.hooked;
                 if hook == Hook::All {
                     vcpu.hooked = self.now;
                 }
                 // What is left on a pCPU that the vCPU comes back to is wide: not too much.
-                vcpu.window.hook = if moved { None } else { Some(name) };
+                vcpu.window.hook = Some(name);
                 for open in &mut vcpu.window.open {
                     open.judged = false;
                 }
@@ -61,7 +68,7 @@ impl Oracle {
     /// Whether a cached root holds frozen entries that an obligation outlaws.
     fn roots_outlawed(&self, id: usize) -> bool {
         let vcpu = &self.vcpus[id];
-        vcpu.roots.iter().any(|(root, pcid)| {
+        vcpu.roots.iter().any(|(root, pcid, _)| {
             let stamp = self.shadow.root_stamp(*root);
             stamp.is_some_and(|stamp| stamp < vcpu.floors.of_pcid(*pcid))
         })
@@ -79,13 +86,17 @@ impl Oracle {
 
     fn free_root<W: World>(&mut self, at: &At, id: usize, sp: Option<Sp>, why: FreeWhy, world: &W) {
         let live = sp.is_some_and(|sp| self.shadow.root_stamp(sp).is_none());
+        let roots = &mut self.vcpus[id].roots;
+        // INVVPID reaches every tag but 0, which is L1's own.
+        let of_l1 = roots.iter().any(|(root, _, tag)| Some(*root) == sp && *tag == 0);
         if let Some(sp) = sp {
-            self.vcpus[id].roots.retain(|(root, _)| *root != sp);
+            roots.retain(|(root, ..)| *root != sp);
         }
         let pcide = world.regs(VcpuId(id as u16)).cr4().contains(Cr4::PCIDE);
         let unrequired = match why {
             FreeWhy::InvalidatePcid => !pcide,
             FreeWhy::SyncPrev => live,
+            FreeWhy::NestedInvvpid => of_l1,
             _ => false,
         };
         if unrequired {

@@ -34,6 +34,8 @@ pub struct Obligation {
     pub missed: Option<(Slot, bool)>,
     /// Whether an exposure was reported.
     pub exposed: bool,
+    /// Within which tag of L1's processor it is owed (0: L1, and all without nesting).
+    pub tag: u16,
 }
 
 /// What a copy is, as far as scopes go.
@@ -73,6 +75,7 @@ pub fn covers(scope: &Scope, t: &Target) -> bool {
         Scope::AddressNonGlobal { pcid, gva } => {
             !t.global && pcid.0 == t.pcid && t.same_page(gva.0)
         }
+        Scope::EveryPcidAddress(gva) => t.same_page(gva.0),
         Scope::Fault { pcid, gva } => pcid.0 == t.pcid && t.same_page(gva.0),
         Scope::AddressOtherGlobals { pcid, gva } => {
             t.global && pcid.0 != t.pcid && t.same_page(gva.0)
@@ -87,6 +90,7 @@ pub const fn address(scope: &Scope) -> Option<u64> {
     match *scope {
         Scope::Address { gva, .. }
         | Scope::AddressNonGlobal { gva, .. }
+        | Scope::EveryPcidAddress(gva)
         | Scope::Fault { gva, .. }
         | Scope::AddressOtherGlobals { gva, .. } => Some(gva.0),
         _ => None,
@@ -149,6 +153,7 @@ enum Space {
     NonGlobal,
     OwnGlobal,
     AnyGlobal,
+    AnyPcid,
     Structure,
 }
 
@@ -161,10 +166,17 @@ pub struct Floors {
     advised: Wide,
     /// Latest address obligations: (must, advised).
     pages: FxHashMap<Page, (u64, u64)>,
+    /// Whether some floor of a page spans the PCIDs.
+    any_pcid: bool,
     /// Page sizes (log2) that were ever filled.
     sizes: u64,
     /// The latest obligation of any kind.
     pub latest: u64,
+    /// Exposures of obligations up to here were judged.
+    pub judged: u64,
+    /// Obligations of one page in a PCID that was not current at their deadline, by their time:
+    /// judged when the PCID is.
+    pub deferred: Vec<u64>,
     /// What can be named, oldest first.
     pub log: VecDeque<Obligation>,
 }
@@ -191,7 +203,7 @@ impl Floors {
     }
 
     fn raise_page(&mut self, scope: &Scope, gva: u64, time: u64, must: bool) {
-        use Space::{AnyGlobal, NonGlobal, OwnGlobal, Structure};
+        use Space::{AnyGlobal, AnyPcid, NonGlobal, OwnGlobal, Structure};
         if self.pages.len() > ADDRESSES {
             let half = time - time / 4;
             self.pages.retain(|_, (must, advised)| (*must).max(*advised) > half);
@@ -201,16 +213,18 @@ impl Floors {
             Scope::Address { pcid, path: true, .. } => (pcid.0, &[NonGlobal, AnyGlobal, Structure]),
             Scope::AddressNonGlobal { pcid, .. } => (pcid.0, &[NonGlobal, Structure]),
             Scope::Fault { pcid, .. } => (pcid.0, &[NonGlobal, OwnGlobal, Structure]),
+            Scope::EveryPcidAddress(_) => (0, &[AnyGlobal, AnyPcid]),
             // Which PCIDs are meant is decided by the log.
             Scope::AddressOtherGlobals { .. } => (0, &[AnyGlobal]),
             _ => return,
         };
+        self.any_pcid |= spaces.contains(&AnyPcid);
         let mut sizes = self.sizes | 1 << 12;
         while sizes != 0 {
             let shift = sizes.trailing_zeros();
             sizes &= sizes - 1;
             for space in spaces {
-                let pcid = if *space == AnyGlobal { 0 } else { pcid };
+                let pcid = if matches!(space, AnyGlobal | AnyPcid) { 0 } else { pcid };
                 let key = (gva >> shift, pcid, *space, shift as u8);
                 let floor = self.pages.entry(key).or_default();
                 if must { floor.0 = time } else { floor.1 = time }
@@ -227,12 +241,13 @@ impl Floors {
         }
         let (mut must, mut advised) = (self.must.floor(t), self.advised.floor(t));
         let spaces = match (t.structure, t.global) {
-            (true, _) => [Some(Space::Structure), None],
-            (_, false) => [Some(Space::NonGlobal), None],
+            (true, _) => [Some(Space::Structure), self.any_pcid.then_some(Space::AnyPcid)],
+            (_, false) => [Some(Space::NonGlobal), self.any_pcid.then_some(Space::AnyPcid)],
             (_, true) => [Some(Space::OwnGlobal), Some(Space::AnyGlobal)],
         };
         for space in spaces.into_iter().flatten() {
-            let pcid = if space == Space::AnyGlobal { 0 } else { t.pcid };
+            let any = matches!(space, Space::AnyGlobal | Space::AnyPcid);
+            let pcid = if any { 0 } else { t.pcid };
             let key = (t.gva >> t.shift, pcid, space, t.shift as u8);
             if let Some((m, a)) = self.pages.get(&key) {
                 must = must.max(*m);

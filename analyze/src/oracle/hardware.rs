@@ -1,6 +1,6 @@
 //! Containers: what caches of the hardware may hold copies, since when, and how old at most.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tlbscope_trace::act::{Class, Context, GuestInv, Inv, Tag};
 
@@ -47,12 +47,17 @@ pub struct Held {
 /// Containers of a group, by PCID and whether global.
 pub type Group = BTreeMap<(u16, bool), Held>;
 
+/// Whose a tag is: the vCPU and the tag of L1's processor that runs under it (0: L1).
+pub type Owner = (u16, u16);
+
 /// All containers and who owns their tags.
 #[derive(Clone, Debug, Default)]
 pub struct Hardware {
     groups: BTreeMap<GroupKey, Group>,
-    /// Owner of (pCPU, VPID or ASID), and since when if another had it before.
-    owners: BTreeMap<(u16, u32), (u16, u64)>,
+    /// Owner of (pCPU, VPID or ASID, EP4TA), and since when if another had it before.
+    owners: BTreeMap<(u16, u32, u64), (Owner, u64)>,
+    /// Tags that their owner runs under no more: it was given another ASID.
+    abandoned: BTreeSet<(u16, u32, u64)>,
     /// The latest change of owner.
     latest_birth: u64,
 }
@@ -100,30 +105,55 @@ impl Hardware {
         self.groups.get_mut(key)
     }
 
-    /// All containers whose tag this vCPU owns.
-    pub fn owned(&self, vcpu: u16) -> impl Iterator<Item = (&GroupKey, &Group)> {
+    /// All containers whose tag this owner has.
+    pub fn owned(&self, owner: Owner) -> impl Iterator<Item = (&GroupKey, &Group)> {
         self.groups.iter().filter(move |(key, _)| {
             key.class != Class::GuestPhysical
-                && self.owners.get(&(key.pcpu, key.id)).is_some_and(|(owner, _)| *owner == vcpu)
+                && self
+                    .owners
+                    .get(&(key.pcpu, key.id, key.ep4ta))
+                    .is_some_and(|(of, _)| *of == owner)
         })
     }
 
-    /// A vCPU enters under this tag. Returns whether the tag belonged to another one.
-    pub fn own(&mut self, tag: &Tag, vcpu: u16, now: u64) -> bool {
-        let key = (tag.pcpu.0, tag.id);
+    /// Whether some tag of this pCPU belongs to this owner.
+    #[must_use]
+    pub fn has(&self, pcpu: u16, owner: Owner) -> bool {
+        self.owners
+            .range((pcpu, 0, 0)..=(pcpu, u32::MAX, u64::MAX))
+            .any(|(key, (of, _))| *of == owner && !self.abandoned.contains(key))
+    }
+
+    /// A vCPU gets another ASID: those that it had on this pCPU are no longer its own.
+    pub fn abandon(&mut self, pcpu: u16, vcpu: u16) {
+        let of = self.owners.range((pcpu, 0, 0)..=(pcpu, u32::MAX, u64::MAX));
+        self.abandoned.extend(of.filter(|(_, (of, _))| of.0 == vcpu).map(|(key, _)| *key));
+    }
+
+    /// A vCPU enters under this tag, on a shadow root or not. Returns whether the tag belonged to
+    /// another owner.
+    pub fn own(&mut self, tag: &Tag, owner: Owner, shadow: bool, now: u64) -> bool {
+        let key = (tag.pcpu.0, tag.id, tag.ep4ta.0);
+        self.abandoned.remove(&key);
         // VPID 0 is everybody's: every entry and exit drops it.
         if tag.id == 0 {
-            self.owners.insert(key, (vcpu, 0));
+            self.owners.insert(key, (owner, 0));
             return false;
         }
         match self.owners.get_mut(&key) {
             None => {
-                self.owners.insert(key, (vcpu, 0));
+                self.owners.insert(key, (owner, 0));
                 false
             }
-            Some((owner, _)) if *owner == vcpu => false,
+            Some((of, _)) if *of == owner => false,
+            // What shadow pages froze keeps its stamp whichever tag of L1 uses it: within a vCPU
+            // the floors of each tag say what may be used.
+            Some((of, _)) if of.0 == owner.0 && shadow => {
+                *of = owner;
+                false
+            }
             Some(entry) => {
-                *entry = (vcpu, now);
+                *entry = (owner, now);
                 self.latest_birth = now;
                 true
             }
@@ -136,7 +166,7 @@ impl Hardware {
         if stamp >= self.latest_birth {
             return None;
         }
-        let (_, birth) = self.owners.get(&(tag.pcpu.0, tag.id))?;
+        let (_, birth) = self.owners.get(&(tag.pcpu.0, tag.id, tag.ep4ta.0))?;
         (*birth > stamp).then_some(*birth)
     }
 
@@ -188,6 +218,7 @@ pub fn one_page(inv: &Inv, context: &Context) -> Option<(u32, u64)> {
         Inv::Guest(
             GuestInv::Address { gva, .. }
             | GuestInv::AddressNonglobal { gva, .. }
+            | GuestInv::AddressPath { gva, .. }
             | GuestInv::Fault { gva, .. },
         ) => Some((context.tag.id, gva.0)),
         _ => None,

@@ -10,11 +10,11 @@
 //! Limits. Address-sized obligations are judged as exposed for the root that is current at their
 //! deadline, and for a PCID that becomes current later in the hardware's caches alone. A recycled
 //! EP4TA raises no floor of its own: what the host changed outlaws its copies by their `h` stamp.
-//! Obligations are a vCPU's, whatever VPID or ASID was current: those of L1 and L2 are not kept
-//! apart. A walk through a released frame as a page table is not judged. Birth floors are judged
+//! Birth floors are judged
 //! at uses, not as exposures. An SVM flush is expected as [`Act::Inv`] before [`Act::Entry`].
 //! A guest-physical mapping of a page-table frame is tested through the leaf's frame only.
 
+mod context;
 mod credit;
 mod entry;
 mod excess;
@@ -23,12 +23,14 @@ pub mod fresh;
 mod hardware;
 mod host;
 mod judge;
+mod nested;
 mod shadow;
+mod structures;
 
 use rustc_hash::FxHashMap;
 use tlbscope_sim::arch::required::{self, Owed, Rule, Strength};
 use tlbscope_trace::act::{
-    Accessed, Act, ArchOp, At, Class, Context, Fill, FillKind, Mark, Source, Tag,
+    Accessed, Act, ArchOp, At, Class, Context, Fill, FillKind, Instead, Mark, Source, Tag,
 };
 use tlbscope_trace::addr::{Gpa, Gva, Hpa, PageSize, Sp, VcpuId};
 use tlbscope_trace::observe::{Observer, World};
@@ -36,31 +38,28 @@ use tlbscope_trace::op::Actor;
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs, Vendor};
 
 use crate::finding::{Class as Excess, Findings, Slot};
+use context::Contexts;
 use credit::{By, Open, Window};
-use floors::{Floors, Obligation};
+use floors::Obligation;
 use hardware::{GroupKey, Hardware};
 use host::Host;
 use shadow::Shadow;
+use structures::{Structure, Uses};
 
 /// One vCPU, as the judge knows it.
 #[derive(Clone, Debug, Default)]
 struct Vcpu {
-    floors: Floors,
+    floors: Contexts,
     window: Window,
     /// What runs, or ran last.
     context: Context,
     entered: bool,
     in_guest: bool,
     pcpu: u16,
-    /// Exposures of obligations up to here were judged for the present context.
-    judged: u64,
-    /// Obligations of one page in a PCID that was not current at their deadline, by their time:
-    /// judged when the PCID is.
-    deferred: Vec<u64>,
-    /// Shadow roots that may be cached: the page and its PCID.
-    roots: Vec<(Sp, u16)>,
-    /// When each PCID was current last.
-    left: FxHashMap<u16, u64>,
+    /// Shadow roots that may be cached: the page, its PCID and the tag of L1's processor.
+    roots: Vec<(Sp, u16, u16)>,
+    /// When each PCID of each tag of L1's processor was current last.
+    left: FxHashMap<(u16, u16), u64>,
     /// Event and name of the last register write.
     register: (u64, &'static str),
     /// The operation that is being carried out, for what is excessive in it.
@@ -77,9 +76,6 @@ struct Vcpu {
     hooked: u64,
 }
 
-/// Paging-structure copies that the walk under way used: (stamp, PCID, log2 of the reach).
-type Used = [(u64, u16, u32); 6];
-
 /// The fast oracle.
 #[derive(Clone, Debug, Default)]
 pub struct Oracle {
@@ -89,14 +85,13 @@ pub struct Oracle {
     hardware: Hardware,
     shadow: Shadow,
     host: Host,
-    /// The walk under way.
-    used: Used,
-    used_count: usize,
-    /// `h` of the guest-physical copies that it used.
-    used_h: [u64; 32],
+    /// The paging-structure copies that the access under way used.
+    uses: Uses,
+    /// `h` and `n` of the guest-physical copies that it used.
+    used_h: [(u64, u64); 32],
     used_h_count: usize,
-    /// `h` of the guest-physical copies by (pCPU, EP4TA, page, log2 of its size).
-    physical: FxHashMap<(u16, u64, u64, u8), u64>,
+    /// `h` and `n` of the guest-physical copies by (pCPU, EP4TA, page of L1, log2 of its size).
+    physical: FxHashMap<(u16, u64, u64, u8), (u64, u64)>,
     /// Verdict on the last access: whether it was a missed flush, and harmful.
     verdict: Option<bool>,
     /// When each frame was stored to last, and by which event.
@@ -116,11 +111,18 @@ const SHIFTS: [u32; 8] = [12, 21, 22, 30, 39, 48, 57, 63];
 /// mode, so that every use is compared.
 const GENEROUS: u8 = 0xff;
 
-/// A mark taken apart: `g` = stamp << 4 | impossible << 3 | size, `h` = stamp << 8 | mode.
+/// Stands for the mode of a copy that was found through links which are gone (`structures`): LMA
+/// without PG, which no mode is. Whether a walk could have given it is not asked.
+const STRAYED: u8 = 1 << 7;
+
+/// A mark taken apart: `g` = stamp << 4 | impossible << 3 | size, `h` = stamp << 8 | mode, `n` as it
+/// is.
 #[derive(Clone, Copy, Debug)]
 struct Stamp {
     g: u64,
     h: u64,
+    /// Of L1's nested tables; 0 where there are none.
+    n: u64,
     shift: u32,
     impossible: bool,
     mode: u8,
@@ -132,6 +134,7 @@ impl Stamp {
         Mark {
             g: self.g << 4 | u64::from(self.impossible) << 3 | size,
             h: self.h << 8 | u64::from(self.mode),
+            n: self.n,
         }
     }
 
@@ -139,6 +142,7 @@ impl Stamp {
         Self {
             g: mark.g >> 4,
             h: mark.h >> 8,
+            n: mark.n,
             shift: SHIFTS[(mark.g & 7) as usize],
             impossible: mark.g & 8 != 0,
             mode: mark.h as u8,
@@ -183,6 +187,7 @@ const fn op_name(op: &ArchOp) -> &'static str {
         ArchOp::Pat => "pat",
         ArchOp::Pkru => "pkru",
         ArchOp::Sregs => "sregs",
+        ArchOp::Nested(op) => nested::op_name(op),
         ArchOp::HostChange { .. } => "host-change",
         ArchOp::HostDead { .. } => "host-dead",
         ArchOp::RemoteFlush { .. } => "remote-flush",
@@ -253,6 +258,7 @@ impl Oracle {
             done: None,
             missed: None,
             exposed: false,
+            tag: 0,
         }
     }
 
@@ -261,7 +267,8 @@ impl Oracle {
         if self.without == Some(owed.rule.id) {
             return;
         }
-        let obligation = self.obligation(at, owed.rule, op, owed);
+        let tag = self.vcpus[id].floors.tag();
+        let obligation = Obligation { tag, ..self.obligation(at, owed.rule, op, owed) };
         self.vcpus[id].window.owe(open(&obligation));
         self.vcpus[id].floors.raise(obligation);
     }
@@ -307,8 +314,9 @@ impl Oracle {
         }
         let now = self.now;
         let vcpu = &mut self.vcpus[id];
-        vcpu.left.insert(old, now);
-        let left = vcpu.left.get(&new).copied().unwrap_or(0);
+        let tag = vcpu.floors.tag();
+        vcpu.left.insert((tag, old), now);
+        let left = vcpu.left.get(&(tag, new)).copied().unwrap_or(0);
         let noflush = matches!(op, ArchOp::Cr3 { noflush: true, .. });
         if noflush && world.mmu() == MmuKind::Shadow && vcpu.floors.of_pcid(new) > left {
             let scope = required::Scope::PcidNonGlobal(tlbscope_trace::addr::Pcid(new));
@@ -332,10 +340,13 @@ impl Oracle {
                 }]
             }
         };
-        let mut stamp = Stamp { g: now, h: now, shift, impossible: false, mode: 0 };
+        let mut stamp = Stamp { g: now, h: now, n: 0, shift, impossible: false, mode: 0 };
         match fill.source {
+            _ if world.l2(VcpuId(id as u16)).is_some_and(|l2| l2.tables.is_some()) => {
+                (stamp.n, stamp.h) = self.nested_stamp(fill.source);
+            }
             Source::Guest => {
-                stamp.h = self.physical_stamp(&fill.tag, fill.copy.gpa.0);
+                stamp.h = self.physical_stamp(&fill.tag, fill.copy.gpa.0).1;
                 stamp.impossible = self.other_pdptes(id, fill, world);
             }
             Source::Host => {}
@@ -344,7 +355,9 @@ impl Oracle {
                 stamp.g = g.unwrap_or(now);
                 stamp.h = h.unwrap_or(now);
                 stamp.mode = mode(world.regs(VcpuId(id as u16)));
-                if fill.kind == FillKind::Translation {
+                if fill.kind == FillKind::Translation && self.uses.strayed {
+                    stamp.mode = STRAYED;
+                } else if fill.kind == FillKind::Translation {
                     let (impossible, generous) = self.impossible(id, sp, fill, world);
                     stamp.impossible = impossible;
                     if generous {
@@ -356,17 +369,18 @@ impl Oracle {
         stamp
     }
 
-    /// The `h` stamp of a copy made through the guest-physical mapping of its frame, if the walk
-    /// used a cached one, else now. Mappings of page-table frames do not count for the leaf.
-    fn physical_stamp(&self, tag: &Tag, gpa: u64) -> u64 {
+    /// The `n` and `h` stamps of a copy made through the guest-physical mapping of its frame, if the
+    /// walk used a cached one, else now. Mappings of page-table frames do not count for the leaf.
+    fn physical_stamp(&self, tag: &Tag, gpa: u64) -> (u64, u64) {
         let used = &self.used_h[..self.used_h_count];
+        let now = (self.now, self.now);
         if used.is_empty() {
-            return self.now;
+            return now;
         }
         let of = [12, 21, 30].into_iter().filter_map(|shift: u8| {
             self.physical.get(&(tag.pcpu.0, tag.ep4ta.0, gpa >> shift, shift))
         });
-        of.copied().filter(|h| used.contains(h)).min().unwrap_or(self.now)
+        of.copied().filter(|h| used.contains(h)).min().map_or(now, |(h, n)| (n, h))
     }
 
     /// Whether a translation was read through other PDPTE registers than the guest's: the
@@ -377,7 +391,7 @@ impl Oracle {
             && regs.cr4().contains(Cr4::PAE)
             && !regs.efer().contains(Efer::LMA)
             && world.vendor() == Vendor::Intel;
-        if !registers || self.used_count > 0 || fill.kind != FillKind::Translation {
+        if !registers || self.uses.any || fill.kind != FillKind::Translation {
             return false;
         }
         let walked = fresh::walk(world, regs, Gva(fill.address), |at| world.read(at));
@@ -448,6 +462,9 @@ impl Observer for Oracle {
         for owed in required::of_guest(world.vendor(), op, before, &after, native) {
             self.raise(at, id, op_name(op), owed);
         }
+        if let ArchOp::Nested(op) = op {
+            return self.nested_op(at, id, op, world);
+        }
         self.residence(at, id, op, before, world);
     }
 
@@ -476,6 +493,8 @@ impl Observer for Oracle {
                 vcpu.window.moved |= vcpu.pcpu != pcpu.0 || !vcpu.entered;
                 vcpu.pcpu = pcpu.0;
             }
+            Act::VmcsLoad => self.vcpus[id].window.moved = true,
+            Act::NewAsid(_) => self.hardware.abandon(self.vcpus[id].pcpu, id as u16),
             Act::Inv(inv) => self.invalidate(id, inv, world),
             _ => self.excess(at, id, act, world),
         }
@@ -490,23 +509,27 @@ impl Observer for Oracle {
     }
 
     fn walk_begin(&mut self, _: &At) {
-        self.used_count = 0;
+        self.uses.walk_begins();
         self.used_h_count = 0;
     }
 
-    fn walk_uses(&mut self, _: &At, mark: Mark, guest_physical: bool, tag: &Tag) {
+    fn walk_uses(&mut self, at: &At, mark: Mark, instead: Instead, tag: &Tag) {
         if mark.g == 0 && mark.h == 0 {
             return;
         }
         let stamp = Stamp::of(mark);
-        if guest_physical {
-            if self.used_h_count < self.used_h.len() {
-                self.used_h[self.used_h_count] = stamp.h;
+        match instead {
+            Instead::GuestPhysical if self.used_h_count < self.used_h.len() => {
+                self.used_h[self.used_h_count] = (stamp.h, stamp.n);
                 self.used_h_count += 1;
             }
-        } else if self.used_count < self.used.len() {
-            self.used[self.used_count] = (stamp.g, tag.pcid.0, stamp.shift);
-            self.used_count += 1;
+            Instead::GuestPhysical => {}
+            Instead::Structure { gva, shift, path } => {
+                let (g, h, tag) = (stamp.g, stamp.h, *tag);
+                if let Some(id) = self.vcpu(at) {
+                    self.structure_used(at, id, Structure { g, h, tag, gva, shift, path });
+                }
+            }
         }
     }
 
@@ -515,17 +538,25 @@ impl Observer for Oracle {
         let Some(id) = self.vcpu(at) else { return Mark::default() };
         let stamp = self.stamp(id, fill, world);
         self.vcpus[id].floors.saw_size(stamp.shift);
+        if fill.kind != FillKind::Translation {
+            return stamp.mark();
+        }
         let of = if fill.tag.class == Class::GuestPhysical { stamp.h } else { stamp.g };
         self.hardware.filled(&fill.tag, fill.global, self.now, of);
         if fill.kind == FillKind::Translation {
             let guest_physical = fill.tag.class == Class::GuestPhysical;
-            let frame = if guest_physical { fill.address } else { fill.copy.gpa.0 };
-            self.host.filled(frame, fill.size.shift(), self.now);
+            let frame = fill.copy.gpa.0;
+            self.host.filled(frame, fill.size.shift(), fill.copy.write, self.now);
             if guest_physical {
                 let shift = fill.size.shift();
                 let (pcpu, ep4ta) = (fill.tag.pcpu.0, fill.tag.ep4ta.0);
-                let key = (pcpu, ep4ta, fill.address >> shift, shift as u8);
-                self.physical.insert(key, stamp.h);
+                let key = (pcpu, ep4ta, frame >> shift, shift as u8);
+                self.physical.insert(key, (stamp.h, stamp.n));
+                // In L2 the walk goes on through it (`nested`).
+                if stamp.n != 0 && self.used_h_count < self.used_h.len() {
+                    self.used_h[self.used_h_count] = (stamp.h, stamp.n);
+                    self.used_h_count += 1;
+                }
             }
         }
         stamp.mark()
@@ -537,7 +568,7 @@ impl Observer for Oracle {
         if let Some(id) = self.vcpu(at) {
             self.judge(at, id, access, world);
         }
-        self.used_count = 0;
+        self.uses.clear();
         self.used_h_count = 0;
     }
 }

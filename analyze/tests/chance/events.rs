@@ -2,15 +2,15 @@
 
 use proptest::prelude::*;
 use tlbscope_sim::machine::config::{MachineConfig, Mode};
-use tlbscope_trace::addr::{Gpa, Gva, PAGE_BYTES, PageSize, PcpuId, Time, VcpuId};
+use tlbscope_trace::addr::{Gpa, Gva, Hpa, PAGE_BYTES, PageSize, PcpuId, Time, VcpuId};
 use tlbscope_trace::op::{
-    Access, AccessKind, Actor, Event, HostOp, Invpcid, InvpcidType, Op, Perms, RegWrite,
+    Access, AccessKind, Actor, Event, HostOp, HvFlush, Invpcid, InvpcidType, Op, Perms, RegWrite,
 };
 use tlbscope_trace::regs::{CR3_NOFLUSH, Cr0, Cr4, Efer, Vendor};
 
-const PAGES: [u64; 4] = [0x7000, 0x8000, 0x40_0000, 0x80_3000];
+pub const PAGES: [u64; 4] = [0x7000, 0x8000, 0x40_0000, 0x80_3000];
 const FRAMES: [u64; 4] = [0x5000, 0x6000, 0x9000, 0xa000];
-const ROOTS: [u64; 3] = [0x1000, 0x2000, 0x1000];
+pub const ROOTS: [u64; 3] = [0x1000, 0x2000, 0x1000];
 const PCIDS: [u64; 3] = [0, 1, 2];
 
 fn gva() -> impl Strategy<Value = Gva> {
@@ -60,6 +60,11 @@ fn stores() -> impl Strategy<Value = Op> {
         2 => (gva(), perms(), root())
             .prop_map(|(gva, perms, root)| Op::Protect { gva, perms, root }),
         1 => large(),
+        1 => (gva(), 0u64..3, perms(), root()).prop_map(|(gva, table, perms, root)| {
+            // A page table of its own, or one of those that `map` makes first: a PDE moves there.
+            let table = Gpa([0x30_0000, 0x10_2000, 0x10_3000][table as usize]);
+            Op::Link { gva, level: 2, table, perms, root }
+        }),
         1 => entry.prop_map(|(table, index, bits, frame)| {
             let bits = [0x27, 0x67, 0x25, 0x167, 0x23, 0][bits as usize];
             Op::Store { gpa: Gpa(0x10_0000 + table * PAGE_BYTES + index * 8), value: frame | bits }
@@ -79,7 +84,7 @@ fn registers(amd: bool) -> impl Strategy<Value = Op> {
     if amd {
         cr4[4] = Cr4::PGE.bits();
     }
-    let efer = [Efer::NXE, Efer::SCE, Efer::LME].map(|b| b.bits());
+    let efer = [Efer::NXE, Efer::SCE, Efer::LME, Efer::TCE].map(|b| b.bits());
     let cr3 =
         (prop::sample::select(ROOTS.to_vec()), prop::sample::select(PCIDS.to_vec()), any::<bool>());
     prop_oneof![
@@ -105,19 +110,45 @@ fn invalidations() -> impl Strategy<Value = Op> {
         1 => Just(Op::Out),
         2 => Just(Op::In),
         1 => gpa().prop_map(|gpa| Op::Release { gpa, size: PAGE_BYTES }),
+        1 => (0u64..6).prop_map(|table| {
+            let gpa = Gpa(0x10_0000 + table * PAGE_BYTES);
+            Op::Release { gpa, size: PAGE_BYTES }
+        }),
     ]
 }
 
-fn host() -> impl Strategy<Value = Op> {
+fn host(vcpus: u16) -> impl Strategy<Value = Op> {
+    let size = PAGE_BYTES;
+    let vcpu = move || (0..vcpus).prop_map(VcpuId);
+    let backing = prop::option::of((0u64..4).prop_map(|n| Hpa(0x900_0000 + n * PAGE_BYTES)));
     prop_oneof![
-        3 => gpa().prop_map(|gpa| HostOp::Unmap { gpa, size: PAGE_BYTES }),
-        1 => Just(HostOp::ZapAll),
-        2 => (0u16..2, 0u16..2).prop_map(|(vcpu, pcpu)| HostOp::Migrate {
+        6 => gpa().prop_map(move |gpa| HostOp::Unmap { gpa, size }),
+        2 => Just(HostOp::ZapAll),
+        3 => (0u16..2, 0u16..2).prop_map(|(vcpu, pcpu)| HostOp::Migrate {
             vcpu: VcpuId(vcpu),
             pcpu: PcpuId(pcpu),
         }),
+        2 => (gpa(), backing).prop_map(move |(gpa, hpa)| HostOp::Map { gpa, size, hpa }),
+        1 => gpa().prop_map(move |gpa| HostOp::Protect { gpa, size }),
+        1 => gpa().prop_map(move |gpa| HostOp::Ro { gpa, size }),
+        1 => gpa().prop_map(move |gpa| HostOp::Age { gpa, size }),
+        2 => gpa().prop_map(move |gpa| HostOp::DirtyLog { gpa, size }),
+        1 => Just(HostOp::Collapse { gpa: Gpa(0), size: 2 << 20 }),
+        1 => Just(HostOp::Split { gpa: Gpa(0), size: 2 << 20 }),
+        1 => vcpu().prop_map(|vcpu| HostOp::Preempt { vcpu }),
+        2 => vcpu().prop_map(|vcpu| HostOp::Run { vcpu, pcpu: None }),
     ]
     .prop_map(|op| Op::Host(Box::new(op)))
+}
+
+/// Flushes that the guest asks for on other vCPUs.
+fn remote(vcpus: u16) -> impl Strategy<Value = Op> {
+    let targets = || prop::collection::vec((0..vcpus).prop_map(VcpuId), 1..4);
+    let list = prop::collection::vec((gva(), 0u16..2), 0..3);
+    prop_oneof![
+        targets().prop_map(|targets| Op::PvFlush(Box::new(targets))),
+        (targets(), list).prop_map(|(vcpus, list)| Op::HvFlush(Box::new(HvFlush { vcpus, list }))),
+    ]
 }
 
 /// Lists for a machine: the first events switch on what the mode has (PCIDs and globals).
@@ -127,7 +158,8 @@ pub fn list(machine: &MachineConfig, most: usize) -> impl Strategy<Value = Vec<E
         6 => stores(),
         3 => registers(machine.vendor == Vendor::Amd),
         2 => invalidations(),
-        1 => host(),
+        1 => host(machine.vcpus),
+        1 => remote(machine.vcpus),
     ];
     let vcpus = machine.vcpus;
     let long = matches!(machine.mode, Mode::Level4 | Mode::Level5);

@@ -1,6 +1,7 @@
 //! Random machines, policies and event lists, and a run of them that both oracles watch.
 
 mod events;
+pub mod nested;
 mod policies;
 mod watch;
 
@@ -40,6 +41,7 @@ impl fmt::Debug for Case {
         let vendor = if m.vendor == Vendor::Amd { "amd" } else { "intel" };
         let mmu = if m.mmu == MmuKind::Tdp { "tdp" } else { "shadow" };
         writeln!(f, "vendor = \"{vendor}\"\nmmu = \"{mmu}\"\nmode = \"{}\"", mode_name(m.mode))?;
+        writeln!(f, "steal-time = {}\nhyperv = {}", m.steal_time, m.hyperv)?;
         write!(f, "tlb = \"{}\"\nvpid = {}", m.tlb, m.vpid)
     }
 }
@@ -66,7 +68,10 @@ fn machine() -> impl Strategy<Value = MachineConfig> {
         |(vendor, mmu, mode, vcpus, pcpus, named, vpid)| {
             let processor = if vendor == Vendor::Amd { "zen2" } else { "skylake-sp" };
             let tlb = if named { processor } else { "unbounded" }.to_owned();
-            MachineConfig { vendor, mmu, mode, vcpus, pcpus, tlb, vpid, ..Default::default() }
+            let (steal_time, hyperv) = (vcpus > 1, vcpus % 2 == 0);
+            let config =
+                MachineConfig { vendor, mmu, mode, vcpus, pcpus, tlb, vpid, ..Default::default() };
+            MachineConfig { steal_time, hyperv, ..config }
         },
     )
 }

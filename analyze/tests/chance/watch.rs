@@ -4,7 +4,7 @@ use tlbscope_analyze::finding::Findings;
 use tlbscope_analyze::naive::Naive;
 use tlbscope_analyze::oracle::Oracle;
 use tlbscope_sim::engine::Machine;
-use tlbscope_trace::act::{Accessed, Act, ArchOp, At, Fill, Mark, Tag};
+use tlbscope_trace::act::{Accessed, Act, ArchOp, At, Fill, Instead, Mark, Tag};
 use tlbscope_trace::addr::Gpa;
 use tlbscope_trace::observe::{Observer, World};
 use tlbscope_trace::regs::Regs;
@@ -12,7 +12,7 @@ use tlbscope_trace::regs::Regs;
 use super::{Case, policy};
 
 /// Rules that only the fast oracle knows: no operation of the guest struck the copy out.
-const FAST_ONLY: [&str; 3] = ["impossible-translation", "birth", "release"];
+const FAST_ONLY: [&str; 3] = ["impossible-translation", "tag-birth", "release"];
 
 /// What a run came to.
 pub struct Run {
@@ -59,8 +59,8 @@ impl Observer for Watch {
         self.pair.walk_begin(at);
     }
 
-    fn walk_uses(&mut self, at: &At, mark: Mark, guest_physical: bool, tag: &Tag) {
-        self.pair.walk_uses(at, mark, guest_physical, tag);
+    fn walk_uses(&mut self, at: &At, mark: Mark, instead: Instead, tag: &Tag) {
+        self.pair.walk_uses(at, mark, instead, tag);
     }
 
     fn fill<W: World>(&mut self, at: &At, fill: &Fill, w: &W) -> Mark {

@@ -3,5 +3,6 @@
 pub mod access;
 pub mod fault;
 pub mod mode;
+pub mod nested;
 pub mod processor;
 pub mod required;

@@ -42,6 +42,8 @@ pub enum Scope {
         /// Which page.
         gva: Gva,
     },
+    /// The page under every PCID, as a global translation too, and every path to it (INVVPID 0).
+    EveryPcidAddress(Gva),
     /// A page fault: the page in this PCID, globals made under it too, and the path to it.
     Fault {
         /// Whose.
@@ -265,6 +267,28 @@ rules! {
         "A PCID that was not current since everything was dropped can hold no translation \
          older than its return.",
         "SDM vol. 3, 4.10.4.1 (by deduction); KVM from 5.17 on uses the unsync root all the same";
+    /// L1's VM entries and exits without a VPID for L2.
+    VM_TRANSITION = "vm-transition", INTEL, Must, true,
+        "A VM entry or exit with VPIDs disabled drops the linear and combined mappings of VPID 0.",
+        "SDM vol. 3, 28.3.3.1";
+    /// A VPID that L1 uses for the first time.
+    VPID_NEW = "vpid-new", INTEL, Must, false,
+        "A VPID that was never used before holds no translation.",
+        "SDM vol. 3, 28.3.3.3 (derived)";
+    /// INVVPID of L1.
+    INVVPID = "invvpid", INTEL, Must, true,
+        "INVVPID drops the linear and combined mappings of the VPID that it names, all or of one \
+         address, or of all VPIDs but 0.",
+        "SDM vol. 3, 28.3.3.1 and INVVPID";
+    /// INVEPT of L1.
+    INVEPT = "invept", INTEL, Must, true,
+        "INVEPT drops the guest-physical and combined mappings of the EP4TA that it names, or of all.",
+        "SDM vol. 3, 28.3.3.1 and INVEPT";
+    /// TLB_CONTROL of L1.
+    TLB_CONTROL = "tlb-control", AMD, Must, true,
+        "A VMRUN with TLB_CONTROL 1, 3 or 7 drops every ASID, its own ASID, or what of it is \
+         not global.",
+        "APM vol. 2, 15.16";
     /// Software reuses a frame.
     RELEASE = "release", None, Must, true,
         "Software declared the frame reused: no translation to it may be left.",
@@ -350,6 +374,8 @@ pub fn required(
         | ArchOp::Rsm
         | ArchOp::Pkru
         | ArchOp::Sregs
+        // See `arch::nested`: these name tags and tables of their own.
+        | ArchOp::Nested(_)
         | ArchOp::HostDead { .. }
         | ArchOp::Release { .. } => [None, None],
     }

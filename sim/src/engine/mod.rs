@@ -25,12 +25,15 @@ use crate::tlb::Tlb;
 
 mod access;
 mod backlog;
+pub mod drive;
 mod host;
 mod hostops;
+mod nested;
 mod presence;
 mod run;
 mod schedule;
 mod scheduling;
+mod structures;
 mod tables;
 
 pub use schedule::{Choice, Chooser, Interleaved, Point};
@@ -109,8 +112,12 @@ pub struct Machine {
     pub(crate) lost: Vec<(u64, u64)>,
     pub(crate) at: At,
     booted: bool,
+    /// The EPTPs that L1 used, in the order of first use: the EPTP list of VMFUNC.
+    pub(crate) eptps: Vec<u64>,
     /// The operation under way is carried out by the hypervisor's emulator (`emul`).
     pub(crate) emulated: bool,
+    /// Driven by hand: what stands for memory.
+    pub(crate) hints: Option<drive::Hints>,
     /// Which vCPU runs where, and which wait to enter.
     pub(crate) presence: Presence,
     /// mmu_notifier invalidations under way, and the sequence that page faults compare.
@@ -156,6 +163,10 @@ impl World for Machine {
     fn memory_bytes(&self) -> u64 {
         self.config.memory
     }
+
+    fn l2(&self, vcpu: VcpuId) -> Option<tlbscope_trace::nested::L2> {
+        self.vcpus[vcpu.0 as usize].nested.l2
+    }
 }
 
 impl Machine {
@@ -168,7 +179,7 @@ impl Machine {
         let vcpus = (0..config.vcpus).map(|n| Self::vcpu(config, policy, n, regs)).collect();
         let max = config.asids.saturating_sub(1).max(1);
         let pcpu = Pcpu {
-            tlb: Tlb::new(config.tlb_geometry()?),
+            tlb: Tlb::with_structures(config.tlb_geometry()?, config.structure_caches()?),
             asids: AsidPool { generation: 1, next: max + 1, max },
         };
         let actor = Actor::Host;
@@ -184,7 +195,9 @@ impl Machine {
             lost: Vec::new(),
             at: At { event: BOOT, time: Time(0), actor },
             booted: false,
+            eptps: Vec::new(),
             emulated: false,
+            hints: None,
             presence: Presence::new(config.vcpus, config.pcpus),
             notifier: Default::default(),
             zap_below: Default::default(),
@@ -230,6 +243,7 @@ impl Machine {
             in_guest: false,
             mode: Default::default(),
             held: false,
+            xapic: false,
             descheduled: false,
             destroyed: false,
             steal: Default::default(),
@@ -238,6 +252,7 @@ impl Machine {
             ipi_flush: false,
             smm: false,
             smram: Default::default(),
+            nested: Default::default(),
             context: Default::default(),
         }
     }

@@ -40,6 +40,8 @@ pub(super) fn name(op: &Op) -> &'static str {
         Op::MsrPat(_) => "msr pat",
         Op::Pkru(_) => "pkru",
         Op::Cpuid => "cpuid",
+        Op::Code { .. } => "code",
+        Op::MsrApicBase(_) => "msr apicbase",
         Op::Sregs(_) => "sregs",
         Op::Emul(_) => "emul",
         Op::PvFlush(_) => "pvflush",
@@ -69,18 +71,22 @@ impl Machine {
         op: &Op,
         o: &mut O,
     ) -> Result<Step, Refused> {
-        let guest = !matches!(
-            op,
-            Op::In
-                | Op::InFail
-                | Op::Out
-                | Op::Sregs(_)
-                | Op::Cpuid
-                | Op::Init
-                | Op::Reset
-                | Op::Smi
-                | Op::Release { .. }
-        );
+        // The exit that the hypervisor is handling may be one between L1 and L2.
+        let held = self.vcpus[v].held && !self.vcpus[v].in_guest;
+        let switch = held && matches!(op, Op::L2Enter(_) | Op::L2Exit(_));
+        let guest = !switch
+            && !matches!(
+                op,
+                Op::In
+                    | Op::InFail
+                    | Op::Out
+                    | Op::Sregs(_)
+                    | Op::Cpuid
+                    | Op::Init
+                    | Op::Reset
+                    | Op::Smi
+                    | Op::Release { .. }
+            );
         if guest && !self.vcpus[v].in_guest && self.vcpus[v].held && !self.emulated {
             let why = "the vCPU is `out`: let it `in` first".into();
             return Err(Refused { op: name(op), why });
@@ -173,6 +179,8 @@ impl Machine {
                 self.vcpus[v].regs.pkru = *value;
                 self.arch(o, Some(v), &ArchOp::Pkru, true);
             }
+            Op::Code { long } => self.vcpus[v].regs.code32 = !long,
+            Op::MsrApicBase(value) => self.apic_base(v, *value, o),
             Op::Sregs(sregs) => self.sregs(v, sregs, o),
             Op::Out => self.vcpus[v].held = true,
             Op::In | Op::InFail => {
@@ -189,6 +197,9 @@ impl Machine {
                 let op = ArchOp::Release { gpa: *gpa, size: *size };
                 self.arch(o, Some(v), &op, false);
             }
+            Op::L2Enter(enter) => self.l2_enter(v, enter, o)?,
+            Op::L2Exit(_) => self.l2_exit(v, o)?,
+            Op::L1(l1) => self.l1(v, l1, o)?,
             _ => return Err(not_yet(op)),
         }
         Ok(())

@@ -2,9 +2,10 @@
 //! stores, which exit only where the hypervisor write-protects the frame.
 
 use tlbscope_trace::addr::{Gpa, Gva, PAGE_BYTES, PageSize};
+use tlbscope_trace::nested::is_eptp;
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::Perms;
-use tlbscope_trace::regs::{Efer, MmuKind, Regs};
+use tlbscope_trace::regs::{Efer, Regs};
 
 use super::{Machine, Refused};
 use crate::arch::mode::Mode;
@@ -17,6 +18,20 @@ const GLOBAL: u64 = 1 << 8;
 const XD: u64 = 1 << 63;
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
+fn out_of_reach(op: &'static str) -> Refused {
+    let why = "L1's nested tables do not map L2's page tables: L1 has to map them first".into();
+    Refused { op, why }
+}
+
+/// How the tables are written that an operation edits.
+#[derive(Clone, Copy)]
+struct Edited {
+    mode: Mode,
+    root: Option<Gpa>,
+    /// EPT entries, in 4 levels whatever mode L1 itself is in.
+    ept: bool,
+}
+
 impl Machine {
     /// A store of the guest to one page-table entry.
     pub(super) fn store<O: Observer>(&mut self, v: usize, gpa: Gpa, value: u64, o: &mut O) {
@@ -26,9 +41,11 @@ impl Machine {
     }
 
     fn store_entry<O: Observer>(&mut self, v: usize, gpa: Gpa, bytes: u8, value: u64, o: &mut O) {
+        // L2 stores to what it takes for physical memory.
+        let Some(gpa) = self.l1_gpa(v, gpa) else { return };
         let old = self.memory.read_entry(gpa, bytes);
         let at = self.at_vcpu(v);
-        let protected = self.config.mmu == MmuKind::Shadow && self.is_protected(gpa);
+        let protected = self.is_protected(gpa);
         if !protected {
             o.store(&at, gpa, bytes, old, value, self);
             self.memory.write_entry(gpa, bytes, value);
@@ -47,11 +64,26 @@ impl Machine {
         }
     }
 
-    fn mode(&self, v: usize, op: &'static str) -> Result<Mode, Refused> {
+    /// Which tables `root=` means: those of the present mode, or EPT entries if it is written as an
+    /// EPTP (see [`tlbscope_trace::nested::Format`]).
+    fn edited(&self, v: usize, root: Option<Gpa>, op: &'static str) -> Result<Edited, Refused> {
+        if root.is_some_and(|root| is_eptp(root.0)) {
+            let root = root.map(|root| Gpa(root.0 & FRAME));
+            return Ok(Edited { mode: Mode::Level4, root, ept: true });
+        }
         match Mode::of(&self.vcpus[v].regs) {
             Mode::Off => Err(Refused { op, why: "paging is off, there are no tables".into() }),
-            mode => Ok(mode),
+            mode => Ok(Edited { mode, root, ept: false }),
         }
+    }
+
+    /// The bits of a leaf of these tables; in an EPT write-back.
+    fn bits_of(&self, v: usize, tables: Edited, perms: Perms) -> u64 {
+        if !tables.ept {
+            return Self::leaf_bits(&self.vcpus[v].regs, tables.mode, perms);
+        }
+        let bit = |on: bool, bit: u64| if on { bit } else { 0 };
+        bit(perms.read, 1) | bit(perms.write, 1 << 1) | bit(perms.exec, 1 << 2) | 6 << 3
     }
 
     fn leaf_bits(regs: &Regs, mode: Mode, perms: Perms) -> u64 {
@@ -81,10 +113,12 @@ impl Machine {
         let mut table = root.unwrap_or_else(|| self.vcpus[v].regs.root());
         for at in (level..=mode.levels()).rev() {
             let entry = Gpa(table.0 + u64::from(mode.index(gva, at)) * u64::from(bytes));
+            // L2's tables lie where L1's nested tables put them.
+            let place = self.l1_gpa(v, entry)?;
             if at == level {
                 return Some(entry);
             }
-            let value = self.memory.read_entry(entry, bytes);
+            let value = self.memory.read_entry(place, bytes);
             let is_table = value & PRESENT != 0 && !(at <= 3 && at > 1 && value & LARGE != 0);
             if is_table {
                 table = Gpa(value & FRAME);
@@ -134,7 +168,8 @@ impl Machine {
         root: Option<Gpa>,
         o: &mut O,
     ) -> Result<(), Refused> {
-        let mode = self.mode(v, "map")?;
+        let tables = self.edited(v, root, "map")?;
+        let Edited { mode, root, .. } = tables;
         let fits = |level: u8| mode.page_size(level) == Some(size);
         let Some(level) = (1..=3).find(|level| fits(*level)) else {
             let why = format!("there are no {size} pages in this paging mode");
@@ -144,11 +179,12 @@ impl Machine {
             let why = format!("{gva} and {gpa} must be multiples of {size}");
             return Err(Refused { op: "map", why });
         }
-        let bits = Self::leaf_bits(&self.vcpus[v].regs, mode, perms);
+        let bits = self.bits_of(v, tables, perms);
         let large = if level > 1 { LARGE } else { 0 };
-        if let Some(entry) = self.entry_of(v, mode, gva, level, root, true, o) {
-            self.store_entry(v, entry, mode.entry_bytes(), gpa.0 | bits | large, o);
-        }
+        let Some(entry) = self.entry_of(v, mode, gva, level, root, true, o) else {
+            return Err(out_of_reach("map"));
+        };
+        self.store_entry(v, entry, mode.entry_bytes(), gpa.0 | bits | large, o);
         Ok(())
     }
 
@@ -164,7 +200,7 @@ impl Machine {
         let mut table = root.unwrap_or_else(|| self.vcpus[v].regs.root());
         for level in (1..=mode.levels()).rev() {
             let entry = Gpa(table.0 + u64::from(mode.index(gva, level)) * u64::from(bytes));
-            let value = self.memory.read_entry(entry, bytes);
+            let value = self.memory.read_entry(self.l1_gpa(v, entry)?, bytes);
             let leaf = level == 1 || (level <= 3 && value & PRESENT != 0 && value & LARGE != 0);
             if leaf {
                 return Some((entry, value, level));
@@ -187,7 +223,8 @@ impl Machine {
         o: &mut O,
     ) -> Result<(), Refused> {
         let op = if perms.is_some() { "protect" } else { "unmap" };
-        let mode = self.mode(v, op)?;
+        let tables = self.edited(v, root, op)?;
+        let Edited { mode, root, .. } = tables;
         let Some((entry, value, level)) = self.leaf_entry(v, mode, gva, root) else {
             return Err(Refused { op, why: format!("nothing maps {gva}") });
         };
@@ -197,7 +234,7 @@ impl Machine {
             // Accessed and dirty stay as they are: rights are rewritten, not the history.
             Some(p) => {
                 let kept = value & (FRAME | 1 << 5 | 1 << 6) | large;
-                kept | Self::leaf_bits(&self.vcpus[v].regs, mode, p)
+                kept | self.bits_of(v, tables, p)
             }
         };
         self.store_entry(v, entry, mode.entry_bytes(), new, o);
@@ -216,17 +253,20 @@ impl Machine {
         root: Option<Gpa>,
         o: &mut O,
     ) -> Result<(), Refused> {
-        let mode = self.mode(v, "link")?;
+        let tables = self.edited(v, root, "link")?;
+        let Edited { mode, root, .. } = tables;
         if !(2..=mode.levels()).contains(&level) || !table.0.is_multiple_of(PAGE_BYTES) {
             let why = format!("level is 2 to {} and a table is 4 KiB aligned", mode.levels());
             return Err(Refused { op: "link", why });
         }
         let pdpte = mode == Mode::Pae && level == 3;
-        let bits = Self::leaf_bits(&self.vcpus[v].regs, mode, perms) & !GLOBAL;
+        let memory_type = if tables.ept { 7 << 3 } else { 0 };
+        let bits = self.bits_of(v, tables, perms) & !GLOBAL & !memory_type;
         let bits = if pdpte { bits & PRESENT } else { bits };
-        if let Some(entry) = self.entry_of(v, mode, gva, level, root, true, o) {
-            self.store_entry(v, entry, mode.entry_bytes(), table.0 | bits, o);
-        }
+        let Some(entry) = self.entry_of(v, mode, gva, level, root, true, o) else {
+            return Err(out_of_reach("link"));
+        };
+        self.store_entry(v, entry, mode.entry_bytes(), table.0 | bits, o);
         Ok(())
     }
 }

@@ -40,7 +40,7 @@ impl Machine {
     }
 
     fn vpid_zero_transition<O: Observer>(&mut self, v: usize, o: &mut O) {
-        if self.config.vendor == Vendor::Intel && self.vcpus[v].vpid == Vpid(0) {
+        if self.config.vendor == Vendor::Intel && self.active_vpid(v) == Vpid(0) {
             self.invalidate(v, Inv::VpidZeroTransition, o);
         }
     }
@@ -82,7 +82,7 @@ impl Machine {
         false
     }
 
-    fn serve<O: Observer>(&mut self, v: usize, request: Request, o: &mut O) -> bool {
+    pub(crate) fn serve<O: Observer>(&mut self, v: usize, request: Request, o: &mut O) -> bool {
         let pending = self.vcpus[v].requests.take(request);
         if pending {
             let at = self.at_vcpu(v);
@@ -93,7 +93,7 @@ impl Machine {
 
     /// Steps 5 to 14 of facts 5.4. Only the order is KVM's; a request raised by a later step waits
     /// for the next attempt.
-    fn serve_requests<O: Observer>(&mut self, v: usize, o: &mut O) {
+    pub(crate) fn serve_requests<O: Observer>(&mut self, v: usize, o: &mut O) {
         if self.serve(v, Request::MmuReload, o) {
             self.mmu_unload(v, o);
         }
@@ -116,6 +116,10 @@ impl Machine {
         if self.serve(v, Request::TlbFlush, o) {
             self.vcpus[v].requests.take(Request::TlbFlushCurrent);
             self.flush_hook(v, Hook::All, HookBy::Request, o);
+            if self.ideal() && self.tdp() && self.vcpus[v].requests.take(Request::HvTlbFlush) {
+                // KVM goes through the list all the same; an ideal has flushed its pages with the rest.
+                self.vcpus[v].hv.purge();
+            }
         }
         if self.serve(v, Request::TlbFlushCurrent, o) {
             self.flush_hook(v, Hook::Current, HookBy::Request, o);
@@ -128,6 +132,9 @@ impl Machine {
         }
         if self.serve(v, Request::StealUpdate, o) {
             self.record_steal_time(v, o);
+        }
+        if self.serve(v, Request::ApicPageReload, o) {
+            self.apic_page_reload(v, o);
         }
     }
 
@@ -143,7 +150,7 @@ impl Machine {
         self.new_pgd(v, pgd, o);
     }
 
-    fn hardware_entry<O: Observer>(&mut self, v: usize, fail: bool, o: &mut O) -> bool {
+    pub(crate) fn hardware_entry<O: Observer>(&mut self, v: usize, fail: bool, o: &mut O) -> bool {
         let amd = self.config.vendor == Vendor::Amd;
         if amd {
             self.pre_svm_run(v, o);
@@ -182,11 +189,13 @@ impl Machine {
         let tdp = self.config.mmu == MmuKind::Tdp;
         let (class, id) = match self.config.vendor {
             Vendor::Amd => (Class::Asid, vcpu.vmcb.asid.0),
-            Vendor::Intel if tdp => (Class::Combined, u32::from(vcpu.vpid.0)),
-            Vendor::Intel => (Class::Linear, u32::from(vcpu.vpid.0)),
+            Vendor::Intel if tdp => (Class::Combined, u32::from(self.active_vpid(v).0)),
+            Vendor::Intel => (Class::Linear, u32::from(self.active_vpid(v).0)),
         };
         let ep4ta = if class == Class::Combined { Ep4ta(root.0) } else { Ep4ta(0) };
         let tag = Tag { pcpu: vcpu.pcpu, class, id, ep4ta, pcid: vcpu.regs.pcid() };
-        Context { tag, root, shadow_root: vcpu.mmu.root.and_then(|r| r.sp) }
+        // Under TDP the pages of guest_mmu are no linear root.
+        let shadow_root = vcpu.mmu.root.and_then(|r| r.sp).filter(|_| !tdp);
+        Context { tag, root, shadow_root }
     }
 }

@@ -13,6 +13,7 @@ use crate::arch::access::Rights;
 use crate::arch::mode::Mode;
 use crate::engine::{Machine, Point};
 use crate::paging::walk::{self, Walk};
+use crate::policy::mechanics::LinkUnsync;
 
 /// What a fault came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +132,7 @@ impl Machine {
     }
 
     /// The shadow pages down to the page table of `gva`, made and linked where they are missing.
-    fn shadow_path<O: Observer>(
+    pub(crate) fn shadow_path<O: Observer>(
         &mut self,
         v: usize,
         root: Sp,
@@ -159,6 +160,11 @@ impl Machine {
                 Some(child) => child,
                 None => {
                     let child = self.get_page(v, gfn, role, o);
+                    // An address that was not present owes no flush, so nothing else would make
+                    // what hangs below a found table equal to the guest's (65855ed8b034).
+                    if self.policy.mechanics.link_unsync == LinkUnsync::Sync && !self.never() {
+                        self.sync_below(child, o);
+                    }
                     self.link_page(sp, at, child, o);
                     child
                 }
@@ -305,7 +311,7 @@ impl Machine {
 
     /// Whether a fault on this address has to wait (facts 5.9). The vCPU is outside the guest then,
     /// and its access is taken again when the invalidation has ended.
-    fn must_wait(&mut self, v: usize, gpa: Gpa) -> bool {
+    pub(crate) fn must_wait(&mut self, v: usize, gpa: Gpa) -> bool {
         let wait = self.notifier.lock_held() || self.notifier.in_progress(gpa.0 / PAGE_BYTES);
         if wait {
             self.vcpus[v].waits_for = Some(gpa.0 / PAGE_BYTES);

@@ -8,7 +8,7 @@ use tlbscope_trace::regs::{MmuKind, Regs, Vendor};
 use super::errata;
 use crate::engine::Machine;
 use crate::machine::config::{Errata, InveptTypes, InvvpidTypes};
-use crate::policy::mechanics::{MigrateSvm, RemoteRange, SvmFlush};
+use crate::policy::mechanics::{FlushAllContexts, MigrateSvm, RemoteRange, SvmFlush};
 
 impl Machine {
     /// kvm_flush_remote_tlbs.
@@ -71,16 +71,25 @@ impl Machine {
 
     /// The hooks of facts 6.2.
     fn vmx_flush<O: Observer>(&mut self, v: usize, hook: Hook, by: HookBy, o: &mut O) {
-        let vpid = self.vcpus[v].vpid;
+        let vpid = self.hook_vpid(v, hook);
         let root = self.vcpus[v].mmu.root;
         let tdp = self.config.mmu == MmuKind::Tdp;
         let inv = match hook {
+            Hook::All if self.policy.mechanics.flush_all_contexts != FlushAllContexts::Every => {
+                return self.vmx_flush_one_context(v, by, o);
+            }
             Hook::All if tdp => Some(Inv::EptGlobal),
             Hook::All if vpid == Vpid(0) => None,
             Hook::All if self.config.invvpid.contains(InvvpidTypes::ALL_CONTEXTS) => {
                 Some(Inv::VpidAll)
             }
-            Hook::All => Some(Inv::VpidSingle(vpid)),
+            Hook::All => {
+                let other = self.vcpus[v].nested.vpid02;
+                if other != Vpid(0) {
+                    self.invalidate(v, Inv::VpidSingle(other), o);
+                }
+                Some(Inv::VpidSingle(self.vcpus[v].vpid))
+            }
             Hook::Current => match root {
                 None => None,
                 Some(_) if tdp && !self.config.invept.contains(InveptTypes::SINGLE) => {
@@ -100,8 +109,25 @@ impl Machine {
         self.hook_act(v, hook, by, inv, o);
     }
 
+    /// The flush_tlb_all of kernels that knew one context only: the active one's, or L1's.
+    fn vmx_flush_one_context<O: Observer>(&mut self, v: usize, by: HookBy, o: &mut O) {
+        let vcpu = &self.vcpus[v];
+        let l1 = self.policy.mechanics.flush_all_contexts == FlushAllContexts::L1;
+        let parked = l1 && self.tables12(v).is_some();
+        let root = if parked { vcpu.nested.parked.root } else { vcpu.mmu.root };
+        let vpid = if l1 { vcpu.vpid } else { self.hook_vpid(v, Hook::Current) };
+        let inv = match root {
+            Some(root) if self.config.mmu == MmuKind::Tdp => {
+                Some(Inv::EptSingle(Ep4ta(root.hpa.0)))
+            }
+            Some(_) => self.invvpid_context(vpid),
+            None => None,
+        };
+        self.hook_act(v, Hook::All, by, inv, o);
+    }
+
     /// INVVPID single-context, or all-context where the CPU lacks it; nothing without a VPID.
-    fn invvpid_context(&self, vpid: Vpid) -> Option<Inv> {
+    pub(crate) fn invvpid_context(&self, vpid: Vpid) -> Option<Inv> {
         match vpid {
             Vpid(0) => None,
             _ if self.config.invvpid.contains(InvvpidTypes::SINGLE) => Some(Inv::VpidSingle(vpid)),
@@ -156,6 +182,7 @@ impl Machine {
     pub(crate) fn svm_vcpu_load(&mut self, v: usize) {
         if self.policy.mechanics.migrate_svm == MigrateSvm::PerVcpu {
             self.vcpus[v].vmcb.generation = 0;
+            self.vcpus[v].nested.away.vmcb.generation = 0;
         }
     }
 
@@ -166,6 +193,10 @@ impl Machine {
             MigrateSvm::PerVmcb | MigrateSvm::BothVmcbs => true,
             MigrateSvm::PerVcpu | MigrateSvm::None => false,
         };
+        let both = self.policy.mechanics.migrate_svm == MigrateSvm::BothVmcbs;
+        if both && self.vcpus[v].vmcb.pcpu.is_some_and(|last| last != pcpu) {
+            self.vcpus[v].nested.away.vmcb.generation = 0;
+        }
         let pool = &mut self.pcpus[pcpu.0 as usize].asids;
         let vmcb = &mut self.vcpus[v].vmcb;
         if vmcb.pcpu != Some(pcpu) {

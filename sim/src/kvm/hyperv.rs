@@ -1,12 +1,13 @@
 //! Hyper-V's flush hypercalls in three generations (facts/kvm.md 4.5).
 
-use tlbscope_trace::act::{ArchOp, Hook, HookBy, Request};
+use tlbscope_trace::act::{Hook, HookBy, Request};
 use tlbscope_trace::addr::{Gva, PAGE_BYTES};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::HvFlush as Operands;
 use tlbscope_trace::regs::MmuKind;
 
 use crate::engine::Machine;
+use crate::policy::Ideal;
 use crate::policy::mechanics::HvFlush;
 
 /// Entries of a fifo.
@@ -53,6 +54,9 @@ impl Machine {
         for target in &targets {
             self.owe_hv(*target, &flush.list, o);
         }
+        if self.policy.ideal == Ideal::ArchMin {
+            return;
+        }
         let request = match self.policy.mechanics.hv_flush {
             HvFlush::Full => Request::TlbFlush,
             HvFlush::Request => Request::TlbFlushGuest,
@@ -69,14 +73,18 @@ impl Machine {
     /// What the guest may count on: the listed pages, or everything, are gone on the target.
     fn owe_hv<O: Observer>(&mut self, v: usize, list: &[(Gva, u16)], o: &mut O) {
         if list.is_empty() {
-            return self.arch(o, Some(v), &ArchOp::RemoteFlush { page: None }, false);
+            self.owe_remote(v, None, o);
+            return;
         }
         let pages = list.iter().flat_map(|(gva, more)| {
             let page = gva.0 & !(PAGE_BYTES - 1);
             (0..=u64::from(more & MORE)).map(move |n| Gva(page.wrapping_add(n * PAGE_BYTES)))
         });
         for page in pages.take(OWED) {
-            self.arch(o, Some(v), &ArchOp::RemoteFlush { page: Some(page) }, false);
+            // No translation of an address that is not canonical can exist.
+            if self.canonical(v, page) {
+                self.owe_remote(v, Some(page), o);
+            }
         }
     }
 
@@ -84,7 +92,11 @@ impl Machine {
     pub(crate) fn hv_tlb_flush<O: Observer>(&mut self, v: usize, o: &mut O) {
         let unable = self.config.mmu == MmuKind::Shadow || !self.config.hyperv;
         match self.vcpus[v].hv.drain() {
-            Some(entries) if !unable => {
+            Some(mut entries) if !unable => {
+                if self.ideal() {
+                    // KVM takes a list as it comes; an ideal flushes no page twice.
+                    entries = pages_once(&entries);
+                }
                 for (gva, more) in entries {
                     self.hv_flush_entry(v, gva, more, o);
                 }
@@ -93,26 +105,34 @@ impl Machine {
         }
     }
 
+    /// Whether an address is canonical on a vCPU, whatever its mode.
+    fn canonical(&self, v: usize, gva: Gva) -> bool {
+        let five = self.vcpus[v].regs.cr4 & tlbscope_trace::regs::Cr4::LA57.bits() != 0;
+        let top = (gva.0 as i64) >> if five { 56 } else { 47 };
+        top == 0 || top == -1
+    }
+
     fn hv_flush_entry<O: Observer>(&mut self, v: usize, gva: Gva, more: u16, o: &mut O) {
         let page = gva.0 & !(PAGE_BYTES - 1);
-        let width = if self.vcpus[v].regs.cr4 & tlbscope_trace::regs::Cr4::LA57.bits() != 0 {
-            57
-        } else {
-            48
-        };
-        let canonical = |a: u64| {
-            let top = (a as i64) >> (width - 1);
-            top == 0 || top == -1
-        };
         for n in 0..=u64::from(more) {
             let page = page.wrapping_add(n * PAGE_BYTES);
-            if canonical(page) {
+            if self.canonical(v, Gva(page)) {
                 // The counter ticks once for an entry, however many pages it names.
                 let by = if n == 0 { HookBy::Request } else { HookBy::Direct };
                 self.flush_hook(v, Hook::Gva(Gva(page)), by, o);
             }
         }
     }
+}
+
+/// The same pages, each by itself and once.
+fn pages_once(entries: &[(Gva, u16)]) -> Vec<(Gva, u16)> {
+    let pages = entries.iter().flat_map(|(gva, more)| {
+        let page = gva.0 & !(PAGE_BYTES - 1);
+        (0..=u64::from(*more)).map(move |n| page.wrapping_add(n * PAGE_BYTES))
+    });
+    let once: std::collections::BTreeSet<u64> = pages.collect();
+    once.into_iter().map(|page| (Gva(page), 0)).collect()
 }
 
 #[cfg(test)]

@@ -9,7 +9,9 @@ use super::role::{self, Role};
 use super::root::{PREV_ROOTS_MAX, Root};
 use super::shadow::{ShadowPages, Spte};
 use crate::arch::mode::Mode;
+use crate::arch::required::Scope;
 use crate::engine::Machine;
+use crate::engine::drive::LoadHint;
 use crate::policy::mechanics::{
     GuestFlushShadow, InvalidatePcid, PrevRootRole, ResetKind, SyncWhen, TdpRootLifetime,
     WithoutPcide,
@@ -19,9 +21,14 @@ impl Machine {
     /// The role that a root for the present registers has.
     pub(crate) fn root_role(&self, v: usize) -> Role {
         let vcpu = &self.vcpus[v];
-        match self.config.mmu {
-            MmuKind::Tdp => role::tdp_root(&self.policy.mechanics, &vcpu.regs, vcpu.smm),
-            MmuKind::Shadow => role::shadow_root(&self.policy.mechanics, &vcpu.regs, vcpu.smm),
+        let mechanics = &self.policy.mechanics;
+        let own = match self.config.mmu {
+            MmuKind::Tdp => role::tdp_root(mechanics, &vcpu.regs, vcpu.smm),
+            MmuKind::Shadow => role::shadow_root(mechanics, &vcpu.regs, vcpu.smm),
+        };
+        match vcpu.nested.l2 {
+            None => own,
+            Some(l2) => role::nested_root(mechanics, own, l2.tables.map(|tables| tables.format)),
         }
     }
 
@@ -55,9 +62,17 @@ impl Machine {
     pub(crate) fn mmu_unload<O: Observer>(&mut self, v: usize, o: &mut O) {
         self.act(o, Act::Unload);
         self.free_all(v, FreeWhy::Unload, o);
+        self.hinted_obsolete(o);
     }
 
+    /// kvm_mmu_unload frees the roots of root_mmu and of guest_mmu.
     fn free_all<O: Observer>(&mut self, v: usize, why: FreeWhy, o: &mut O) {
+        self.free_roots_of_mmu(v, why, o);
+        self.unload_parked(v, why, o);
+    }
+
+    /// The roots of the active MMU.
+    pub(crate) fn free_roots_of_mmu<O: Observer>(&mut self, v: usize, why: FreeWhy, o: &mut O) {
         self.free_root(v, RootSlot::Current, why, o);
         for slot in 0..PREV_ROOTS_MAX {
             self.free_root(v, RootSlot::Prev(slot as u8), why, o);
@@ -129,7 +144,11 @@ impl Machine {
     pub(crate) fn new_pgd<O: Observer>(&mut self, v: usize, pgd: u64, o: &mut O) -> RootLookup {
         let mechanics = &self.policy.mechanics;
         let (slots, min_level) = (mechanics.prev_roots as usize, mechanics.prev_root_min_level);
-        let guest_level = Mode::of(&self.vcpus[v].regs).levels();
+        // On nested tables those are the guest's, and its CR3 names no root.
+        let (pgd, guest_level) = match self.tables12(v) {
+            Some(tables) => (tables.root.0, 4),
+            None => (pgd, Mode::of(&self.vcpus[v].regs).levels()),
+        };
         let role = self.vcpus[v].mmu.role;
         // V510 looks the cache up by a role without the and-not-WP bits (facts 15.9).
         let lookup_role = match mechanics.prev_root_role {
@@ -159,20 +178,37 @@ impl Machine {
     /// kvm_mmu_load: find or make the root, sync it, install it, flush the current context.
     pub(crate) fn mmu_load<O: Observer>(&mut self, v: usize, o: &mut O) {
         self.act(o, Act::Load);
+        let load = self.hinted_load();
         let role = self.vcpus[v].mmu.role;
         let regs = self.kvm_regs(v);
-        let root = match self.config.mmu {
-            MmuKind::Tdp => {
+        let root = match (self.config.mmu, self.tables12(v)) {
+            (_, Some(tables)) => self.nested_root(v, tables, o),
+            (MmuKind::Tdp, None) => {
                 let hpa = self.trees.take(role);
                 Root { pgd: regs.cr3, hpa, role, sp: None, special: false, obsolete: false }
             }
-            MmuKind::Shadow => self.shadow_root(v, &regs, role, o),
+            (MmuKind::Shadow, None) => self.shadow_root(v, &regs, role, o),
         };
+        self.hinted_pages(v, load, o);
         self.vcpus[v].mmu.root = Some(root);
         self.sync_roots(v, o);
         self.load_pgd(v, root.hpa, o);
         if self.policy.mechanics.load_flush {
             self.flush_hook(v, Hook::Current, HookBy::Load, o);
+        }
+    }
+
+    /// What guest memory makes of the pages of LOAD, where the machine is told.
+    fn hinted_pages<O: Observer>(&mut self, v: usize, load: Option<LoadHint>, o: &mut O) {
+        let Some(load) = load else { return };
+        for _ in 0..load.flushes {
+            self.remote_flush(o);
+        }
+        if load.current && self.policy.mechanics.own_spte_flush {
+            self.post(v, Request::TlbFlushCurrent, o);
+        }
+        if load.unsync && self.policy.mechanics.refind_requests_sync {
+            self.post(v, Request::MmuSync, o);
         }
     }
 
@@ -231,8 +267,11 @@ impl Machine {
         o: &mut O,
     ) -> Sp {
         use crate::policy::mechanics::LinkUnsync;
-        if let Some(sp) = self.shadow.find(gfn, role) {
+        if let Some(sp) = self.shadow.find(gfn, role, role::ignored(&self.policy.mechanics)) {
             self.act(o, Act::SpFound { sp });
+            if self.hints.is_some() {
+                return sp;
+            }
             if self.policy.mechanics.refind_requests_sync
                 && !self.shadow.unsync_below(sp).is_empty()
             {
@@ -248,8 +287,11 @@ impl Machine {
         let sp = self.shadow.create(gfn, role, false);
         self.act(o, Act::SpNew { sp, gfn, level: role.level(), role: role.0 });
         let flush = self.policy.mechanics.remote_flush.write_protect;
-        if !role.direct() && self.write_protect(gfn, o) && flush {
-            self.remote_flush(o);
+        if self.hints.is_none() && !role.direct() {
+            if self.write_protect(gfn, o) && flush {
+                self.remote_flush(o);
+            }
+            self.protected_tables(&[sp], o);
         }
         sp
     }
@@ -306,9 +348,13 @@ impl Machine {
 
     /// load_pdptrs: the four registers are read again (facts 2.2).
     pub(crate) fn load_pdptrs<O: Observer>(&mut self, v: usize, o: &mut O) {
-        let root = self.vcpus[v].regs.root();
-        let new: [u64; 4] = std::array::from_fn(|n| self.memory.read(Gpa(root.0 + 8 * n as u64)));
-        let changed = new != self.vcpus[v].kvm_pdpte;
+        // 32 bits, 32-byte aligned (SDM vol. 3, 4.4.1), also while the mode is about to be PAE.
+        let root = self.vcpus[v].regs.cr3 & 0xffff_ffe0;
+        let new: [u64; 4] = std::array::from_fn(|n| {
+            let at = self.l1_gpa(v, Gpa(root + 8 * n as u64));
+            at.map_or(0, |at| self.memory.read(at))
+        });
+        let changed = self.hinted_pdptes().unwrap_or(new != self.vcpus[v].kvm_pdpte);
         self.act(o, Act::LoadPdptrs { changed: Some(changed) });
         let mechanics = &self.policy.mechanics.load_pdptrs;
         let (free, request) = (mechanics.free_root, mechanics.request_pgd);
@@ -326,6 +372,9 @@ impl Machine {
         // A full guest flush serves what Hyper-V's fifo holds, too (facts 4.5).
         self.vcpus[v].requests.take(Request::HvTlbFlush);
         self.vcpus[v].hv.purge();
+        if self.ideal() {
+            return self.serve_scope(v, Scope::Everything, o);
+        }
         if self.config.mmu == MmuKind::Shadow {
             match self.policy.mechanics.guest_flush_shadow {
                 GuestFlushShadow::HwOnly => {}
@@ -342,6 +391,11 @@ impl Machine {
     /// kvm_mmu_free_obsolete_roots.
     pub(crate) fn free_obsolete_roots<O: Observer>(&mut self, v: usize, o: &mut O) {
         self.act(o, Act::FreeObsoleteRoots);
+        self.free_obsolete_of_mmu(v, o);
+        self.with_parked(v, |machine| machine.free_obsolete_of_mmu(v, o));
+    }
+
+    fn free_obsolete_of_mmu<O: Observer>(&mut self, v: usize, o: &mut O) {
         let old = |r: Option<Root>| r.is_some_and(|r| r.obsolete || r.special);
         if old(self.vcpus[v].mmu.root) {
             self.free_root(v, RootSlot::Current, FreeWhy::Obsolete, o);
@@ -351,6 +405,7 @@ impl Machine {
                 self.free_root(v, RootSlot::Prev(slot as u8), FreeWhy::Obsolete, o);
             }
         }
+        self.hinted_obsolete(o);
     }
 
     /// The leaf of the active root's tables for this address: for INVLPG.

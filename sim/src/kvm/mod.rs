@@ -4,6 +4,7 @@
 //! kernel's behaviour (recorded or documented), none from its source.
 
 pub mod amd_inv;
+pub mod apic;
 pub mod entry;
 mod errata;
 mod exact;
@@ -12,6 +13,8 @@ pub mod flush;
 pub mod hyperv;
 pub mod ideal;
 pub mod mmu;
+pub mod nested;
+pub mod nested_inv;
 pub mod notifier;
 pub mod pv;
 pub mod requests;

@@ -13,6 +13,7 @@ use tlbscope_trace::regs::Cr4;
 
 use crate::engine::{Machine, Point};
 use crate::machine::config::Features;
+use crate::policy::Ideal;
 use crate::policy::mechanics::{PvFlush, PvPreemptStore};
 
 /// KVM_VCPU_PREEMPTED.
@@ -74,8 +75,9 @@ impl Machine {
         for target in self.targets(targets) {
             let marked = self.config.steal_time && self.vcpus[target].steal.byte & PREEMPTED != 0;
             if target != v && marked {
-                self.vcpus[target].steal.byte |= FLUSH;
-                self.arch(o, Some(target), &ArchOp::RemoteFlush { page: None }, false);
+                if !self.owe_remote(target, None, o) {
+                    self.vcpus[target].steal.byte |= FLUSH;
+                }
             } else {
                 interrupted.push(target);
             }
@@ -90,6 +92,25 @@ impl Machine {
             }
         }
         self.at.actor = actor;
+    }
+
+    /// A flush is owed on another vCPU. True if an ideal machine has done exactly that at once.
+    pub(crate) fn owe_remote<O: Observer>(
+        &mut self,
+        v: usize,
+        page: Option<Gva>,
+        o: &mut O,
+    ) -> bool {
+        let op = ArchOp::RemoteFlush { page };
+        self.arch(o, Some(v), &op, false);
+        let at_once = self.policy.ideal == Ideal::ArchMin;
+        if at_once {
+            let actor = std::mem::replace(&mut self.at.actor, Actor::Vcpu(VcpuId(v as u16)));
+            let regs = self.vcpus[v].regs;
+            self.serve_ideal(v, &op, &regs, o);
+            self.at.actor = actor;
+        }
+        at_once
     }
 
     /// The vCPUs of a list that exist, each once and in the order of their numbers.

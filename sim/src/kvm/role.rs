@@ -1,5 +1,6 @@
 //! The page role: what must be equal for a shadow page or root to be used again (facts/kvm.md 7.2).
 
+use tlbscope_trace::nested::Format;
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, Regs};
 
 use crate::arch::mode::Mode;
@@ -31,6 +32,25 @@ impl Role {
     /// CR4.PSE of a 32-bit guest: 4 MiB pages have another tree (facts 7.2).
     pub const PSE: u32 = 1 << 18;
 
+    /// L2: its pages and roots are kept apart from L1's.
+    pub const GUEST_MODE: u32 = 1 << 20;
+    /// The guest's entries are EPT entries.
+    pub const EPT: u32 = 1 << 21;
+    /// The guest's entries are nested ones whose U/S bit is ignored.
+    pub const PLAIN: u32 = 1 << 22;
+    /// The guest's entries are those of a nested CR3.
+    pub const NPT: u32 = 1 << 23;
+
+    /// The format of the nested entries behind the page, if they are L1's nested tables.
+    #[must_use]
+    pub const fn nested_format(self) -> Option<Format> {
+        match self.0 & (Self::EPT | Self::PLAIN | Self::NPT) {
+            Self::EPT => Some(Format::Ept),
+            Self::PLAIN => Some(Format::Plain),
+            Self::NPT => Some(Format::Npt),
+            _ => None,
+        }
+    }
     /// No longer to be trusted: userspace has set CPUID.
     pub const STALE: u32 = 1 << 31;
 
@@ -80,6 +100,13 @@ impl Role {
 
 const ALL: (bool, bool, bool) = (true, true, true);
 
+/// What `role-omit` leaves out of the key by which a page is found below the root: a page keeps the
+/// path's rights, or the quadrant, that it was made for, and serves others (CVE-2021-38198).
+pub fn ignored(mechanics: &Mechanics) -> u32 {
+    let of = |name, bits| if mechanics.role_omit.contains(name) { bits } else { 0 };
+    of(RoleBits::ACCESS, 7 << Role::ACCESS) | of(RoleBits::QUADRANT, 3 << Role::QUADRANT)
+}
+
 /// The bits that a policy's `role-omit` leaves out of the word: a defect on purpose.
 fn omitted(mechanics: &Mechanics) -> u32 {
     let table = [
@@ -90,6 +117,7 @@ fn omitted(mechanics: &Mechanics) -> u32 {
         (RoleBits::GPTE_SIZE, Role::GPTE4),
         (RoleBits::DIRECT, Role::DIRECT),
         (RoleBits::SMM, Role::SMM),
+        (RoleBits::GUEST_MODE, Role::GUEST_MODE),
         (RoleBits::PSE, Role::PSE),
     ];
     let named = table.iter().filter(|(name, _)| mechanics.role_omit.contains(*name));
@@ -123,6 +151,24 @@ pub fn shadow_root(mechanics: &Mechanics, regs: &Regs, smm: bool) -> Role {
         bits |= set(mode == Mode::Bits32 && regs.cr4().contains(Cr4::PSE), Role::PSE);
     }
     Role(bits & !omitted(mechanics)).child(mode.levels().max(3), 0, ALL)
+}
+
+/// The role of a root of L2: `own` is that of its registers, `tables` the format of the nested tables
+/// that guest_mmu shadows in their stead.
+#[must_use]
+pub fn nested_root(mechanics: &Mechanics, own: Role, tables: Option<Format>) -> Role {
+    let bits = match tables {
+        None => own.0,
+        Some(format) => {
+            let format = match format {
+                Format::Ept => Role::EPT,
+                Format::Plain => Role::PLAIN,
+                Format::Npt => Role::NPT,
+            };
+            Role(Role::NX | Role::WP | format).child(4, 0, ALL).0
+        }
+    };
+    Role(bits | Role::GUEST_MODE & !omitted(mechanics))
 }
 
 /// The role of the TDP root. From 5.19 on the guest's CR0, CR4 and EFER are no part of it.

@@ -21,7 +21,11 @@ impl Machine {
     /// of the same frame.
     fn reread(&self, sp: Sp, index: u16, old: Leaf) -> Option<Leaf> {
         let (gpa, bytes) = self.guest_entry(sp, index);
-        let entry = self.memory.read_entry(gpa, bytes);
+        let raw = self.memory.read_entry(gpa, bytes);
+        let entry = match self.shadow.page(sp).role.nested_format() {
+            Some(format) => crate::paging::nested::ordinary(format, raw),
+            None => raw,
+        };
         let (present, accessed) = (entry & 1 != 0, entry & 1 << 5 != 0);
         let frame = entry & 0x000f_ffff_ffff_f000;
         if !present || !accessed || frame != old.gpa.0 {
@@ -82,7 +86,7 @@ impl Machine {
     }
 
     /// mmu_sync_children over the unsync pages of `root`.
-    fn sync_below<O: Observer>(&mut self, root: Sp, o: &mut O) {
+    pub(crate) fn sync_below<O: Observer>(&mut self, root: Sp, o: &mut O) {
         let pages = self.shadow.unsync_below(root);
         if pages.is_empty() {
             return;
@@ -113,7 +117,7 @@ impl Machine {
     }
 
     /// From here on the host counts on seeing every store to these tables.
-    fn protected_tables<O: Observer>(&mut self, pages: &[Sp], o: &mut O) {
+    pub(crate) fn protected_tables<O: Observer>(&mut self, pages: &[Sp], o: &mut O) {
         for sp in pages {
             let gpa = Gpa(self.shadow.page(*sp).gfn * PAGE_BYTES);
             let op = ArchOp::HostDead { gpa, size: PAGE_BYTES };
@@ -132,6 +136,8 @@ impl Machine {
                 changed = true;
             }
         }
+        // Under TDP, where this is one of L1's nested tables, L1's own mapping of it loses the right.
+        changed |= self.trees.maps_any(&(gfn..gfn + 1));
         let gpa = Gpa(gfn * PAGE_BYTES);
         let op = ArchOp::HostChange { gpa, size: PAGE_BYTES, rights: true };
         self.arch(o, None, &op, false);
@@ -145,6 +151,9 @@ impl Machine {
         }
         let Some(root) = self.vcpus[v].mmu.root else { return };
         self.act(o, Act::SyncRoots);
+        if self.hinted_sync(o) {
+            return;
+        }
         if let Some(sp) = root.sp {
             self.sync_below(sp, o);
         }
@@ -153,6 +162,12 @@ impl Machine {
     /// kvm_mmu_sync_prev_roots: cached roots that are unsync are freed, not synced.
     pub(crate) fn sync_prev_roots<O: Observer>(&mut self, v: usize, o: &mut O) {
         self.act(o, Act::SyncPrevRoots);
+        if let Some(unsync) = self.hinted_unsync() {
+            for slot in (0..super::root::PREV_ROOTS_MAX).filter(|slot| unsync >> slot & 1 != 0) {
+                self.free_root(v, RootSlot::Prev(slot as u8), FreeWhy::SyncPrev, o);
+            }
+            return;
+        }
         for slot in 0..super::root::PREV_ROOTS_MAX {
             if let Some(sp) = self.vcpus[v].mmu.prev[slot].and_then(|r| r.sp)
                 && !self.shadow.unsync_below(sp).is_empty()
@@ -164,6 +179,9 @@ impl Machine {
 
     /// The shadow side of INVLPG in one root: the leaf is re-read if its page is unsync.
     pub(crate) fn sync_address<O: Observer>(&mut self, root: Sp, gva: Gva, o: &mut O) {
+        if self.hinted_address(o) {
+            return;
+        }
         let Some((sp, index, leaf)) = self.shadow.walk(root, gva.0) else { return };
         if !self.shadow.page(sp).unsync {
             return;

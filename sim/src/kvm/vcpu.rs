@@ -5,6 +5,7 @@ use tlbscope_trace::addr::{Asid, PcpuId, Vpid};
 use tlbscope_trace::regs::Regs;
 
 use super::hyperv::HvFifo;
+use super::nested::Nested;
 use super::pv::Steal;
 use super::requests::Mode;
 use super::root::Mmu;
@@ -32,6 +33,12 @@ impl Requests {
     #[must_use]
     pub fn has(self, request: Request) -> bool {
         self.0 & (1 << request as u8) != 0
+    }
+
+    /// All bits, each at the number of its [`Request`].
+    #[must_use]
+    pub const fn bits(self) -> u32 {
+        self.0
     }
 
     /// Whether none is pending.
@@ -69,11 +76,11 @@ pub struct Vcpu {
     pub vmcs_pdpte: [u64; 4],
     /// Pending requests.
     pub requests: Requests,
-    /// Roots.
+    /// Roots of the active MMU.
     pub mmu: Mmu,
     /// Where it is loaded.
     pub pcpu: PcpuId,
-    /// Intel: its tag; 0 if VPIDs are off or exhausted.
+    /// Intel: vpid01; 0 if VPIDs are off or exhausted.
     pub vpid: Vpid,
     /// Intel: where its VMCS was last active.
     pub vmcs_pcpu: Option<PcpuId>,
@@ -97,10 +104,14 @@ pub struct Vcpu {
     pub ipi_flush: bool,
     /// `out`: stays in the host after its next exit.
     pub held: bool,
+    /// The local APIC is in xAPIC mode.
+    pub xapic: bool,
     /// In system management mode.
     pub smm: bool,
     /// What SMM keeps for RSM.
     pub smram: Smram,
+    /// The nested half. While L2 runs, `regs`, `mmu`, `vmcs_pcpu` and `vmcb` are L2's.
+    pub nested: Nested,
     /// What the hardware runs with since the last entry.
     pub context: Context,
 }

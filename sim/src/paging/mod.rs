@@ -1,4 +1,5 @@
 //! Guest memory and the page-table walker.
 
 pub mod memory;
+pub mod nested;
 pub mod walk;

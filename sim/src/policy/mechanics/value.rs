@@ -206,6 +206,72 @@ values! {
         /// KVM_REQ_TLB_FLUSH_GUEST (5.15 on).
         #[default]
         Guest = "guest",
+        /// The flush_current hook on the spot, before the root of the context that is entered is
+        /// loaded (up to 4.19; corrected by 1438921c6dc1).
+        CurrentNow = "current-now",
+    }
+}
+
+values! {
+    /// Which contexts of a vCPU the VMX hook flush_tlb_all reaches (facts 6.2).
+    FlushAllContexts {
+        /// Every one: INVEPT global, or both VPIDs (5.8 on).
+        #[default]
+        Every = "every",
+        /// The EPTP or VPID that is active (4.20 to 5.7).
+        Active = "active",
+        /// L1's only.
+        L1 = "l1",
+    }
+}
+
+values! {
+    /// Which roots of guest_mmu an INVEPT of L1 drops (facts 2.5, 4.6).
+    NestedInvept {
+        /// Those of the EPTP that it names, or all.
+        #[default]
+        AsAsked = "as-asked",
+        /// Those of the EPTP that was loaded last, whichever it names: a defect.
+        Loaded = "loaded",
+        /// None: the next nested entry was trusted to flush (up to 5.7).
+        Nothing = "nothing",
+    }
+}
+
+values! {
+    /// What VMFUNC 0 (EPTP switching) of L2 does (facts 2.5).
+    NestedVmfunc {
+        /// UNLOAD (5.10).
+        Unload = "unload",
+        /// new_pgd, and KVM_REQ_TLB_FLUSH_GUEST if L2 has no VPID (5.17 on).
+        #[default]
+        NewPgd = "new-pgd",
+    }
+}
+
+values! {
+    /// What ASID L2 runs under (facts 6.3).
+    SvmNestedAsid {
+        /// L1's: vmcb01 and vmcb02 have generations of their own, and one ASID.
+        #[default]
+        Shared = "shared",
+        /// A new one at each switch: the generation is lost with the VMCB (5.11; 193015adf40d).
+        New = "new",
+        /// One of its own (Xen).
+        PerVmcb = "per-vmcb",
+    }
+}
+
+values! {
+    /// What a nested SVM transition flushes (facts 3.5).
+    SvmNestedTransition {
+        /// KVM_REQ_MMU_SYNC and KVM_REQ_TLB_FLUSH_CURRENT, always.
+        #[default]
+        SyncAndCurrent = "sync+current",
+        /// The same, and the ASID of the other VMCB at its next VMRUN (Xen up to 4.1).
+        Both = "both",
+        /// Nothing.
+        Nothing = "nothing",
     }
 }
 
