@@ -463,6 +463,9 @@ pub struct Record {
     /// How long to record; Ctrl-C ends it earlier
     #[arg(long, default_value_t = 10, value_name = "N")]
     pub seconds: u64,
+    /// Record now, into this file, instead of printing the script
+    #[arg(long, value_name = "FILE")]
+    pub run: Option<PathBuf>,
     /// Whose processor, where no vendor module is loaded
     #[arg(long, value_enum)]
     pub vendor: Option<HostVendor>,

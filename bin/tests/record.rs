@@ -56,3 +56,13 @@ fn hosts_that_cannot_record_are_told_what_to_do() {
     assert_eq!(out.status.code(), Some(2));
     assert!(text(&out.stderr).contains("modprobe"));
 }
+
+#[test]
+fn a_recording_that_cannot_start_leaves_no_file() {
+    let host = host("kvm_set_cr3 [kvm]\n", "");
+    let file = host.path().join("trace.txt");
+    // No folder of instances: the script's first step fails.
+    let out = record(host.path(), &["--run", file.to_str().unwrap()]);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(!file.exists());
+}

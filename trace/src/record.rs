@@ -92,8 +92,7 @@ pub fn recipe(root: &Path, vendor: Option<Vendor>, seconds: u64) -> Result<Recip
             lost.push(format!("no tracepoint {event}"));
         }
     }
-    let shown = Path::new("/").join(tracing.strip_prefix(root).unwrap_or(&tracing));
-    Ok(Recipe { script: script(&shown, &lines, &events, seconds), lost })
+    Ok(Recipe { script: script(&tracing, &lines, &events, seconds), lost })
 }
 
 fn tracefs(root: &Path) -> Result<PathBuf, Error> {
@@ -175,11 +174,11 @@ fn script(tracing: &Path, lines: &[Line], events: &[&str], seconds: u64) -> Stri
         "#!/bin/sh\nset -eu\nout=${{1:-trace.txt}}\nT={}\nI=$T/instances/tlbscope\n",
         tracing.display()
     );
-    text += "cleanup() {\n  set +e\n  echo 0 > $I/tracing_on\n  echo 0 > $I/events/enable\n  rmdir $I\n";
+    text += "cleanup() {\n  status=$?\n  set +e\n  echo 0 > $I/tracing_on\n  echo 0 > $I/events/enable\n  rmdir $I\n";
     for line in lines {
         let _ = writeln!(text, "  echo '-:kvmtlb/{}' >> $T/kprobe_events", line.function);
     }
-    text += "  rm -f \"$out.part\"\n} 2>/dev/null\nmkdir $I\ntrap cleanup EXIT\ntrap 'exit 1' INT TERM HUP\n";
+    text += "  rm -f \"$out.part\"\n  [ $status = 0 ] || exit 2\n} 2>/dev/null\nmkdir $I || exit 2\ntrap cleanup EXIT\ntrap 'exit 1' INT TERM HUP\n";
     text += PROBE;
     text += "echo 0 > $I/tracing_on\necho 65536 > $I/buffer_size_kb\n";
     for line in lines {
