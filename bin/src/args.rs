@@ -99,6 +99,9 @@ pub enum Command {
     /// Write the operations of a trace as text or JSON Lines
     #[command(after_help = "Example:\n  tlbscope export trace.tlbt -o trace.txt --to text")]
     Export(Export),
+    /// Print the script that records on this host, for its kernel
+    #[command(after_help = "Example:\n  tlbscope record --seconds 20 > record.sh")]
+    Record(Record),
     /// What is inside a trace, and what could not be read
     #[command(after_help = "Example:\n  tlbscope info trace.tlbt")]
     Info(Info),
@@ -452,6 +455,32 @@ pub enum MachineCommand {
         /// Its name
         machine: String,
     },
+}
+
+/// Arguments of `record`.
+#[derive(Debug, Arguments)]
+pub struct Record {
+    /// How long to record; Ctrl-C ends it earlier
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub seconds: u64,
+    /// Record now, into this file, instead of printing the script
+    #[arg(long, value_name = "FILE")]
+    pub run: Option<PathBuf>,
+    /// Whose processor, where no vendor module is loaded
+    #[arg(long, value_enum)]
+    pub vendor: Option<HostVendor>,
+    /// Where the host's file system starts
+    #[arg(long, hide = true, default_value = "/")]
+    pub root: PathBuf,
+}
+
+/// A vendor as it is typed.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum HostVendor {
+    /// VMX
+    Intel,
+    /// SVM
+    Amd,
 }
 
 /// Arguments of `explain`.

@@ -19,6 +19,7 @@ pub mod native;
 pub mod nested;
 pub mod observe;
 pub mod op;
+pub mod record;
 pub mod recording;
 pub mod regs;
 pub mod source;

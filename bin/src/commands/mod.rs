@@ -14,6 +14,7 @@ mod info;
 mod policy_diff;
 mod policy_explain;
 mod policy_new;
+mod record;
 mod scenarios;
 mod simulate;
 
@@ -40,6 +41,7 @@ pub fn run(args: &Args) -> Result<Verdict> {
         Command::Import(command) => import::run(command, global),
         Command::Generate(command) => generate::run(command, global),
         Command::Export(command) => export::run(command),
+        Command::Record(command) => record::run(command),
         Command::Info(command) => info::run(command, global),
         Command::Policy(command) => catalog::policy(command, global),
         Command::Machine(command) => catalog::machine(command, global),
