@@ -8,6 +8,7 @@
 //! hardware model and table of requirements to architecture cases.
 
 pub mod audit;
+pub mod bench;
 pub mod compare;
 pub mod conformance;
 pub mod diff;

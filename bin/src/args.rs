@@ -114,11 +114,41 @@ pub enum Command {
     /// A rule of the manuals: its sentence and its citation
     #[command(after_help = "Example:\n  tlbscope explain cr4-pge")]
     Explain(Explain),
+    /// The fixed suite: generated guests, and traces if given, under the released kernels
+    #[command(
+        after_help = "Examples:\n  tlbscope bench -o base.json\n  tlbscope bench --baseline \
+                            base.json --fail-on 'missed_harmful>0' --fail-on 'cycles>+2%'\n\n\
+                            A condition is [POLICY or TRACE:]NUMBER>LIMIT; the limit is N, +N (above \
+                            the baseline) or +N%. Exit code 1: one of them holds."
+    )]
+    Bench(Bench),
     /// Completions for a shell, or the manual pages
     #[command(after_help = "Examples:\n  tlbscope completions bash > \
                             ~/.local/share/bash-completion/completions/tlbscope\n  tlbscope \
                             completions man -o ~/.local/share/man/man1")]
     Completions(Completions),
+}
+
+/// Arguments of `bench`.
+#[derive(Debug, Arguments)]
+pub struct Bench {
+    /// Traces to run beside the generated guests
+    pub traces: Vec<PathBuf>,
+    /// Policies, separated by commas; default: those of the suite
+    #[arg(long, value_delimiter = ',', value_name = "P,P,...")]
+    pub policy: Vec<String>,
+    /// A processor's name or a file; default: hardware that never evicts
+    #[arg(long, value_name = "NAME|FILE")]
+    pub machine: Option<String>,
+    /// An earlier result to compare with
+    #[arg(long, value_name = "FILE")]
+    pub baseline: Option<PathBuf>,
+    /// Fail if this holds; may be given several times
+    #[arg(long, value_name = "EXPR")]
+    pub fail_on: Vec<String>,
+    /// Write the result, as JSON, to a file
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 /// Arguments of `completions`.

@@ -1,6 +1,7 @@
 //! One module per command.
 
 mod audit;
+mod bench;
 mod catalog;
 mod compare;
 mod completions;
@@ -46,6 +47,7 @@ pub fn run(args: &Args) -> Result<Verdict> {
         Command::Policy(command) => catalog::policy(command, global),
         Command::Machine(command) => catalog::machine(command, global),
         Command::Explain(command) => explain::explain(command, global),
+        Command::Bench(command) => bench::run(command, global),
         Command::Completions(command) => completions::run(command),
     }
 }
