@@ -12,6 +12,7 @@ pub mod compare;
 pub mod conformance;
 pub mod diff;
 pub mod explain;
+pub mod fidelity;
 pub mod finding;
 pub mod naive;
 pub mod oracle;

@@ -206,6 +206,33 @@ fn each_sync_that_is_cut_is_missed() {
     assert!(tried >= 3, "only {tried} were cut");
 }
 
+/// What the host asks for itself: the only flush of a window in which kvm_flush_remote_tlbs was
+/// called and no operation owes anything.
+#[test]
+fn each_flush_of_the_host_that_is_cut_is_missed() {
+    let lines = text(FILES[1]);
+    let mut tried = 0;
+    for window in windows(&lines) {
+        let [flush] = &window.flushes[..] else { continue };
+        let start = lines[..flush[0]].iter().rposition(|line| line.contains(": kvm_exit: "));
+        let between = &lines[start.unwrap_or(0)..flush[0]];
+        let asked = between.iter().any(|line| function(line) == "kvm_flush_remote_tlbs");
+        // Before the first entry nothing is cached.
+        let ran = lines[..flush[0]].iter().any(|line| line.contains(": kvm_entry: "));
+        let all = function(&lines[flush[0]]) == "vmx_flush_tlb_all";
+        let operation = between.iter().any(|line| function(line).starts_with("kvm_set_cr"));
+        if !(asked && ran && all) || operation || !window.owing.is_empty() {
+            continue;
+        }
+        let (recording, audit) = audited(&without(&lines, flush));
+        let found = exposed(&recording, &audit);
+        assert_eq!(found.len(), 1, "{}: {found:?}", flush[0] + 1);
+        assert!((found[0].0 as usize) <= flush[0], "{}: {found:?}", flush[0] + 1);
+        tried += 1;
+    }
+    assert!(tried >= 30, "only {tried} were cut");
+}
+
 #[test]
 fn a_gap_explains_what_is_missing() {
     for file in FILES {

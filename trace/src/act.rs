@@ -57,11 +57,13 @@ pub enum Request {
     MmuUpdateRoot,
     /// KVM_REQ_STEAL_UPDATE.
     StealUpdate,
+    /// KVM_REQ_APIC_PAGE_RELOAD.
+    ApicPageReload,
 }
 
 impl Request {
     /// Every request with the name that policies and findings use.
-    pub const ALL: [(Self, &'static str); 10] = [
+    pub const ALL: [(Self, &'static str); 11] = [
         (Self::TlbFlush, "TLB_FLUSH"),
         (Self::TlbFlushCurrent, "TLB_FLUSH_CURRENT"),
         (Self::TlbFlushGuest, "TLB_FLUSH_GUEST"),
@@ -72,6 +74,7 @@ impl Request {
         (Self::HvTlbFlush, "HV_TLB_FLUSH"),
         (Self::MmuUpdateRoot, "MMU_UPDATE_ROOT"),
         (Self::StealUpdate, "STEAL_UPDATE"),
+        (Self::ApicPageReload, "APIC_PAGE_RELOAD"),
     ];
 
     /// The name without its `KVM_REQ_`.
@@ -250,6 +253,13 @@ pub enum GuestInv {
     },
     /// A page fault: the page under this PCID and the path to it.
     Fault {
+        /// Whose.
+        pcid: Pcid,
+        /// Which page.
+        gva: Gva,
+    },
+    /// INVLPG with EFER.TCE (AMD): as `Address`, but of the paging-structure entries only the path.
+    AddressPath {
         /// Whose.
         pcid: Pcid,
         /// Which page.
@@ -522,6 +532,8 @@ pub enum Act {
         /// The page; `None`: the slot is invalid.
         root: Option<Hpa>,
     },
+    /// Recordings only: kvm_make_all_cpus_request for another request than TLB_FLUSH.
+    RequestAll(Request),
     /// Recordings only: the value of CR0 or CR4 that the write under way replaces. Where the guest
     /// owns bits, its own writes are seen here alone.
     OldSeen {
@@ -700,6 +712,39 @@ pub enum FillKind {
     Translation,
     /// A paging-structure-cache entry reached through an entry of this level (2 = PDE).
     Structure(u8),
+}
+
+/// The tables on the way to where a paging-structure-cache entry leads, by level (1 = PT) less
+/// one: under TDP the guest-physical address of the table, in shadow mode the number of the shadow
+/// page; bit 0 and all above shifted by one, so that 0 is no table (see [`path_entry`]).
+pub type Path = [u64; 5];
+
+/// A table as [`Path`] keeps it.
+#[must_use]
+pub const fn path_entry(table: u64) -> u64 {
+    table << 1 | 1
+}
+
+/// The table that [`path_entry`] was given.
+#[must_use]
+pub const fn path_table(entry: u64) -> Option<u64> {
+    if entry & 1 == 0 { None } else { Some(entry >> 1) }
+}
+
+/// What a walk uses instead of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Instead {
+    /// A guest-physical mapping.
+    GuestPhysical,
+    /// A paging-structure-cache entry.
+    Structure {
+        /// The address that is translated.
+        gva: Gva,
+        /// log2 of the bytes that the entry covers.
+        shift: u32,
+        /// The tables above and at where it leads.
+        path: Path,
+    },
 }
 
 /// A copy that the hardware caches.

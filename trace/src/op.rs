@@ -502,6 +502,13 @@ pub enum Op {
     Pkru(u32),
     /// Userspace sets CPUID.
     Cpuid,
+    /// Loads CS: 64-bit code, or 32-bit code (compatibility mode in long mode).
+    Code {
+        /// CS.L.
+        long: bool,
+    },
+    /// Writes IA32_APIC_BASE.
+    MsrApicBase(u64),
     /// Userspace rewrites registers.
     Sregs(Box<Sregs>),
     /// The operation is carried out by the hypervisor's emulator.

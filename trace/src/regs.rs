@@ -136,6 +136,9 @@ pub struct Regs {
     pub cr4: u64,
     /// IA32_EFER, LMA included.
     pub efer: u64,
+    /// CS.L = 0: in long mode the guest runs 16-bit or 32-bit code (compatibility mode). Without
+    /// long mode it means nothing.
+    pub code32: bool,
     /// PKRU.
     pub pkru: u32,
     /// The four PDPTE registers (SDM vol. 3, 4.4.1); meaningful in PAE paging on Intel only.

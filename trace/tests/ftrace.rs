@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use tlbscope_trace::act::{Act, Hook, HookBy, Request, RootLookup};
+use tlbscope_trace::act::{Act, Hook, HookBy, Request, RootLookup, RootSlot};
 use tlbscope_trace::addr::{Gpa, Gva, Hpa, PcpuId, VcpuId};
 use tlbscope_trace::import::ftrace::import;
 use tlbscope_trace::op::*;
@@ -135,6 +135,11 @@ fn a_cr3_write_is_one_operation_however_often_it_is_told() {
             Body::Act(Act::EntrySeen),
             Body::Act(Act::Exit(Some(28))),
             Body::Op(Op::Cr3(0x8000_0000_0000_5001)),
+            Body::Act(Act::RootSeen {
+                slot: RootSlot::Current,
+                pgd: Some(0x4000),
+                root: Some(Hpa(0x9000)),
+            }),
             Body::Act(Act::NewPgd(Some(RootLookup::Miss))),
             Body::Act(Act::Post(Request::LoadMmuPgd)),
             Body::Act(Act::Serve(Request::LoadMmuPgd)),

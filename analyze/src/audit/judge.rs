@@ -11,10 +11,11 @@ use super::first::{First, bare};
 use super::flush::{Around, Effect, effect};
 use super::ops::{Step, counts, role_bits, step};
 use super::pages::Pages;
-use super::transitions::{Under, kind};
+use super::remote::{self, Remote};
+use super::transitions::{Kinds, Under, name};
 use super::world::Shown;
 use super::{Audit, Found, Reason};
-use crate::finding::{Class as Excess, Kind};
+use crate::finding::{Class as Excess, Finding, Group, Kind};
 use crate::oracle::Oracle;
 
 /// The page number that tells the oracle that something was withdrawn, and nothing else.
@@ -50,6 +51,8 @@ struct Vcpu {
     open: u64,
     /// What of the registers the root's role depends on, at the last reset or load.
     role: (u64, u64, u64),
+    /// What the host asked for.
+    remote: Remote,
     /// The oracle was told something since the last entry.
     told: bool,
 }
@@ -62,6 +65,8 @@ struct Auditor<'a> {
     vpid_used: bool,
     vcpus: Vec<Vcpu>,
     pages: Pages,
+    /// When a page turned unsync last, and on which vCPU.
+    unsync: Option<(Time, usize)>,
     /// The next ASID that nobody had.
     next_tag: u32,
     /// Findings of the oracle that were taken over.
@@ -84,6 +89,7 @@ pub fn judge(
         vpid_used: recording.meta.vpid != Some(false),
         vcpus: Vec::new(),
         pages: Pages::default(),
+        unsync: None,
         next_tag: 1,
         taken: 0,
         audit: Audit::default(),
@@ -92,6 +98,7 @@ pub fn judge(
         auditor.record(index, record);
     }
     auditor.end("recording-ends");
+    auditor.audit.transitions.finish();
     auditor.audit
 }
 
@@ -135,6 +142,7 @@ impl Auditor<'_> {
                 was_reset: false,
                 open: 0,
                 role: (0, 0, 0),
+                remote: Remote::default(),
                 told: true,
             });
         }
@@ -173,6 +181,17 @@ impl Auditor<'_> {
         }
     }
 
+    /// A finding that is not the oracle's.
+    fn add(&mut self, finding: Finding, seen: usize) {
+        let Finding { kind, rule, op, mechanism, .. } = finding;
+        let count = self.audit.groups.entry(Group { kind, rule, op, mechanism }).or_default();
+        *count += 1;
+        self.audit.summary.exposed += u64::from(kind == Kind::Exposed);
+        if *count <= self.max as u64 {
+            self.audit.found.push(Found { finding, seen });
+        }
+    }
+
     fn unjudged(&mut self, reason: Reason, count: u64) {
         if count > 0 {
             *self.audit.summary.unjudged.entry(reason).or_default() += count;
@@ -194,13 +213,16 @@ impl Auditor<'_> {
         let vcpu = &mut self.vcpus[id];
         vcpu.op = Some(index);
         vcpu.of_address = matches!(op, Op::Invlpg(_) | Op::Invpcid(_));
-        vcpu.under.begin(kind(op, &it.before, &it.after, refused), &mut self.audit.transitions);
+        let kind = Kinds::of(op, &it.before, &it.after, refused);
+        vcpu.under
+            .begin(kind, &mut self.audit.transitions, || name(op, &it.before, &it.after, refused));
         if refused {
             // It owes nothing, and that is judged.
             self.audit.summary.judged += 1;
             return;
         }
-        let reason = self.unjudgeable(index, id, op, &it, old);
+        let tie = self.unsync.is_some_and(|(at, other)| at == time && other != id);
+        let reason = self.unjudgeable(index, id, op, &it, old).or(tie.then_some("tie"));
         *self.world.regs_mut(id) = it.after;
         self.now_known(id, op);
         if let Some(reason) = reason {
@@ -304,6 +326,14 @@ impl Auditor<'_> {
                 (vcpu.root, vcpu.root_valid) = (root, true);
             }
             Act::VcpuLoad(pcpu) => self.placed(index, time, id, pcpu),
+            Act::RemoteFlush { .. } => {
+                self.vcpus[id].remote.called(index);
+                self.withdrawn();
+            }
+            Act::SpUnsync { .. } => {
+                self.unsync = Some((time, id));
+                self.page(id, act);
+            }
             _ => self.page(id, act),
         }
         self.collect(index);
@@ -324,7 +354,7 @@ impl Auditor<'_> {
             Act::SyncRoots => pages.synced(table, tell),
             Act::SyncPrevRoots => pages.synced_cached(table, id, tell),
             Act::InvalidateGva(gva) => pages.dropped(table, gva.0, tell),
-            Act::RemoteFlush { .. } | Act::ZapAll | Act::FreeObsoleteRoots => self.withdrawn(),
+            Act::ZapAll | Act::FreeObsoleteRoots => self.withdrawn(),
             _ => {}
         }
     }
@@ -380,6 +410,10 @@ impl Auditor<'_> {
         } else if by != HookBy::Load {
             self.audit.summary.unattributed += u64::from(effective);
         }
+        if effective {
+            let (vendor, mmu) = (self.world.vendor, self.world.mmu);
+            self.vcpus[id].remote.hook(hook, vendor, mmu);
+        }
         match effect {
             Effect::Nothing => {}
             Effect::Now(inv) => self.tell(&at, id, &Act::Inv(inv)),
@@ -401,6 +435,7 @@ impl Auditor<'_> {
         let open = std::mem::take(&mut self.vcpus[id].open);
         self.audit.summary.judged -= open;
         self.unjudged("no-probe-of-the-hook", open);
+        self.vcpus[id].remote = Remote::default();
         self.clean(id, at);
     }
 
@@ -444,6 +479,7 @@ impl Auditor<'_> {
 
     fn entry(&mut self, index: usize, time: Time, id: usize) {
         self.audit.summary.entries += 1;
+        let before = self.audit.found.len();
         let at = self.at(id, index, time);
         if self.vcpus[id].told {
             if std::mem::take(&mut self.vcpus[id].flush_at_entry) {
@@ -456,6 +492,15 @@ impl Auditor<'_> {
             let context = self.context(id);
             self.tell(&at, id, &Act::Entry(context));
             self.collect(index);
+        }
+        let shadow = self.world.mmu == MmuKind::Shadow;
+        let vcpu = &mut self.vcpus[id];
+        if let Some(call) = vcpu.remote.entry(vcpu.tag == 0 && shadow)
+            && self.first.probes.flush_all
+            // One flush would have served the guest and the host: one miss.
+            && self.audit.found.len() == before
+        {
+            self.add(remote::finding(call, id), index);
         }
         let Self { vcpus, audit, .. } = self;
         let vcpu = &mut vcpus[id];
@@ -516,6 +561,7 @@ impl Auditor<'_> {
             vcpu.under.forget();
             vcpu.told = true;
             vcpu.flush_at_entry = false;
+            vcpu.remote = Remote::default();
             vcpu.root_valid = true;
         }
     }

@@ -3,14 +3,14 @@
 //!
 //! `first` reads the recording once for what is known only later (a write that ends in #GP, what it
 //! replaced), `ops` and `flush` say what a recorded line means to the architecture, `pages` keeps
-//! which shadow roots may be stale, `judge` feeds the oracle, and `transitions` counts what the host
+//! which shadow roots may be stale, `remote` what the host asked for on its own account, `judge` feeds the oracle, and `transitions` counts what the host
 //! did for each kind of operation.
 //!
 //! An audit claims less than a replay (DESIGN, section 4): accesses are not recorded, so that a miss
 //! shows as an exposure; what cannot be judged is counted with its reason; after lost events
-//! everything is taken to be clean. Limits: which shadow page lies below which root is not recorded,
-//! so a page that turns unsync makes every root suspect until it is synced; a page that turns unsync
-//! on one CPU in the same instant in which another CPU's operation is recorded counts as earlier.
+//! everything is taken to be clean; events of two CPUs that tie in time are in no order. Limits: which shadow page lies below which root is not recorded,
+//! so a page that turns unsync makes every root suspect until it is synced; what the host changes
+//! (notifiers, memory slots, dirty log) is judged only as far as a vCPU asks itself for a flush.
 
 mod first;
 mod flush;
@@ -18,6 +18,7 @@ mod judge;
 mod ops;
 mod pages;
 mod probes;
+mod remote;
 mod story;
 mod transitions;
 mod world;

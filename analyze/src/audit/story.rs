@@ -3,7 +3,8 @@
 
 use serde::Serialize;
 use tlbscope_trace::act::Act;
-use tlbscope_trace::op::Event;
+use tlbscope_trace::addr::VcpuId;
+use tlbscope_trace::op::{Actor, Event};
 use tlbscope_trace::recording::{Body, Recording};
 use tlbscope_trace::text;
 
@@ -45,9 +46,9 @@ impl Story {
     pub fn of(recording: &Recording, found: &Found) -> Self {
         let cause = usize::try_from(found.finding.cause).unwrap_or(usize::MAX);
         let (mut acts, mut more) = (Vec::new(), 0);
-        let actor = recording.records.get(cause).map(|record| record.actor);
+        let actor = Actor::Vcpu(VcpuId(found.finding.vcpu));
         let window = recording.records.iter().enumerate().skip(cause.saturating_add(1));
-        for (index, record) in window.take(4096).filter(|(_, r)| Some(r.actor) == actor) {
+        for (index, record) in window.take(4096).filter(|(_, r)| r.actor == actor) {
             match &record.body {
                 Body::Act(Act::EntrySeen | Act::Entry(_)) => break,
                 Body::Act(act) if told(act) => {
@@ -86,6 +87,10 @@ const fn told(act: &Act) -> bool {
 fn verdict(found: &Found) -> String {
     let f = &found.finding;
     match f.kind {
+        Kind::Exposed if f.op == "remote-flush" => format!(
+            "v{} runs guest instructions although the host withdrew entries and asked for a flush",
+            f.vcpu
+        ),
         Kind::Exposed => format!(
             "v{} runs guest instructions while a translation that `{}` outlawed may be cached",
             f.vcpu, f.op

@@ -2,7 +2,9 @@
 //! kind of act, counted from the operation to the next entry of its vCPU.
 
 use std::collections::BTreeMap;
+use std::mem::{Discriminant, discriminant};
 
+use rustc_hash::FxHashMap;
 use serde::Serialize;
 use tlbscope_trace::act::{Act, Hook, HookBy, Request, RootLookup};
 use tlbscope_trace::op::{InvpcidType, Op};
@@ -71,23 +73,78 @@ pub struct Row {
 }
 
 /// The table.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Transitions {
     rows: BTreeMap<String, Row>,
+    /// Rows by the kind of their operations, before they have a name.
+    places: FxHashMap<Kinds, usize>,
+    named: Vec<(String, Row)>,
+}
+
+/// What makes two operations the same kind, cheap to compare: most repeat one that was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Kinds {
+    op: Discriminant<Op>,
+    set: u64,
+    cleared: u64,
+    flags: u8,
+}
+
+impl Kinds {
+    /// The kind of an operation that found the registers `before` and left `after`.
+    pub fn of(op: &Op, before: &Regs, after: &Regs, refused: bool) -> Self {
+        let (old, new, flags) = match op {
+            Op::Cr0(_) | Op::Clts | Op::Lmsw(_) => (before.cr0, after.cr0, 0),
+            Op::Cr4(_) => (before.cr4, after.cr4, 0),
+            Op::Efer(_) => (before.efer, after.efer, 0),
+            Op::Cr3(value) => (0, 0, cr3_flags(*value, before)),
+            Op::Invpcid(op) => (
+                0,
+                0,
+                match op.kind {
+                    InvpcidType::Addr => 0,
+                    InvpcidType::Single => 1,
+                    InvpcidType::All => 2,
+                    InvpcidType::AllNonglobal => 3,
+                    InvpcidType::Reserved(_) => 4,
+                },
+            ),
+            _ => (0, 0, 0),
+        };
+        let more = u8::from(refused) << 6 | u8::from(before.paging()) << 7;
+        Self { op: discriminant(op), set: new & !old, cleared: old & !new, flags: flags | more }
+    }
+}
+
+/// What of a CR3 write makes its kind.
+fn cr3_flags(value: u64, before: &Regs) -> u8 {
+    let now = value & !CR3_NOFLUSH;
+    let changed = now ^ before.cr3;
+    u8::from(before.cr4().contains(Cr4::PCIDE))
+        | u8::from(changed == 0) << 1
+        | u8::from(changed & !CR3_PCID_MASK == 0) << 2
+        | u8::from(changed & CR3_PCID_MASK == 0) << 3
+        | u8::from(value & CR3_NOFLUSH != 0) << 4
 }
 
 /// The acts since the operation under way on one vCPU.
 #[derive(Clone, Debug, Default)]
 pub struct Under {
-    kind: Option<String>,
+    kind: Option<usize>,
     acts: [u64; COLUMNS.len()],
 }
 
 impl Under {
     /// An operation begins. One that came before in the same window is complete.
-    pub fn begin(&mut self, kind: String, table: &mut Transitions) {
+    /// `name` is asked for the first time that its kind is seen.
+    pub fn begin(&mut self, kind: Kinds, table: &mut Transitions, name: impl FnOnce() -> String) {
         self.end(table);
-        self.kind = Some(kind);
+        let named = &mut table.named;
+        let place = *table.places.entry(kind).or_insert_with(|| {
+            named.push((name(), Row::default()));
+            named.len() - 1
+        });
+        self.kind = Some(place);
     }
 
     /// Something is done for it.
@@ -101,8 +158,8 @@ impl Under {
 
     /// The vCPU enters.
     pub fn end(&mut self, table: &mut Transitions) {
-        let Some(kind) = self.kind.take() else { return };
-        let row = table.rows.entry(kind).or_default();
+        let Some(place) = self.kind.take() else { return };
+        let Some((_, row)) = table.named.get_mut(place) else { return };
         row.operations += 1;
         row.acts.iter_mut().zip(self.acts).for_each(|(sum, n)| *sum += n);
         self.acts = [0; COLUMNS.len()];
@@ -115,6 +172,16 @@ impl Under {
 }
 
 impl Transitions {
+    /// Sorts the rows by name; kinds of one name become one row.
+    pub(super) fn finish(&mut self) {
+        self.places.clear();
+        for (name, row) in self.named.drain(..).filter(|(_, row)| row.operations > 0) {
+            let sum = self.rows.entry(name).or_default();
+            sum.operations += row.operations;
+            sum.acts.iter_mut().zip(row.acts).for_each(|(sum, n)| *sum += n);
+        }
+    }
+
     /// The rows by name.
     pub fn rows(&self) -> impl Iterator<Item = (&str, &Row)> {
         self.rows.iter().map(|(name, row)| (name.as_str(), row))
@@ -135,8 +202,8 @@ impl Row {
     }
 }
 
-/// The kind of an operation that found the registers `before` and left `after`.
-pub fn kind(op: &Op, before: &Regs, after: &Regs, refused: bool) -> String {
+/// The name of the kind of an operation that found the registers `before` and left `after`.
+pub fn name(op: &Op, before: &Regs, after: &Regs, refused: bool) -> String {
     let mode = |regs: &Regs| if regs.paging() { "paging" } else { "no paging" };
     let mut name = match op {
         Op::Cr0(_) | Op::Clts | Op::Lmsw(_) => {

@@ -20,7 +20,9 @@ use super::{Oracle, open};
 impl Oracle {
     /// An operation of L1 on L2, or the passage between them.
     pub(super) fn nested_op<W: World>(&mut self, at: &At, id: usize, op: &NestedOp, world: &W) {
-        if let Some((whose, owed)) = nested::required(world.vendor(), op) {
+        if let Some((whose, owed)) = nested::required(world.vendor(), op)
+            && self.without != Some(owed.rule.id)
+        {
             let name = op_name(op);
             let obligation = self.obligation(at, owed.rule, name, owed);
             let vcpu = &mut self.vcpus[id];

@@ -220,7 +220,7 @@ fn request_key(request: Request) -> Option<Key> {
         Request::MmuReload => Key::RequestReload,
         Request::MmuFreeObsoleteRoots => Key::RequestObsolete,
         Request::HvTlbFlush => Key::RequestHv,
-        Request::MmuUpdateRoot | Request::StealUpdate => return None,
+        Request::MmuUpdateRoot | Request::StealUpdate | Request::ApicPageReload => return None,
     })
 }
 

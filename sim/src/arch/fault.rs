@@ -68,7 +68,7 @@ pub fn cr0(regs: &Regs, new: u64, limits: &Limits) -> Result<(), Gp> {
         (now.contains(Cr0::NW) && !now.contains(Cr0::CD), "CR0.NW = 1 with CR0.CD = 0"),
         (cleared && cr4.contains(Cr4::PCIDE), "CR0.PG cleared with CR4.PCIDE = 1"),
         (
-            cleared && efer.contains(Efer::LMA) && !limits.pg_clear_in_64_bit,
+            cleared && efer.contains(Efer::LMA) && !regs.code32 && !limits.pg_clear_in_64_bit,
             "CR0.PG cleared in 64-bit mode",
         ),
         (

@@ -25,6 +25,7 @@ use crate::tlb::Tlb;
 
 mod access;
 mod backlog;
+pub mod drive;
 mod host;
 mod hostops;
 mod nested;
@@ -32,6 +33,7 @@ mod presence;
 mod run;
 mod schedule;
 mod scheduling;
+mod structures;
 mod tables;
 
 pub use schedule::{Choice, Chooser, Interleaved, Point};
@@ -114,6 +116,8 @@ pub struct Machine {
     pub(crate) eptps: Vec<u64>,
     /// The operation under way is carried out by the hypervisor's emulator (`emul`).
     pub(crate) emulated: bool,
+    /// Driven by hand: what stands for memory.
+    pub(crate) hints: Option<drive::Hints>,
     /// Which vCPU runs where, and which wait to enter.
     pub(crate) presence: Presence,
     /// mmu_notifier invalidations under way, and the sequence that page faults compare.
@@ -175,7 +179,7 @@ impl Machine {
         let vcpus = (0..config.vcpus).map(|n| Self::vcpu(config, policy, n, regs)).collect();
         let max = config.asids.saturating_sub(1).max(1);
         let pcpu = Pcpu {
-            tlb: Tlb::new(config.tlb_geometry()?),
+            tlb: Tlb::with_structures(config.tlb_geometry()?, config.structure_caches()?),
             asids: AsidPool { generation: 1, next: max + 1, max },
         };
         let actor = Actor::Host;
@@ -193,6 +197,7 @@ impl Machine {
             booted: false,
             eptps: Vec::new(),
             emulated: false,
+            hints: None,
             presence: Presence::new(config.vcpus, config.pcpus),
             notifier: Default::default(),
             zap_below: Default::default(),
@@ -238,6 +243,7 @@ impl Machine {
             in_guest: false,
             mode: Default::default(),
             held: false,
+            xapic: false,
             descheduled: false,
             destroyed: false,
             steal: Default::default(),

@@ -40,6 +40,8 @@ pub(super) fn name(op: &Op) -> &'static str {
         Op::MsrPat(_) => "msr pat",
         Op::Pkru(_) => "pkru",
         Op::Cpuid => "cpuid",
+        Op::Code { .. } => "code",
+        Op::MsrApicBase(_) => "msr apicbase",
         Op::Sregs(_) => "sregs",
         Op::Emul(_) => "emul",
         Op::PvFlush(_) => "pvflush",
@@ -177,6 +179,8 @@ impl Machine {
                 self.vcpus[v].regs.pkru = *value;
                 self.arch(o, Some(v), &ArchOp::Pkru, true);
             }
+            Op::Code { long } => self.vcpus[v].regs.code32 = !long,
+            Op::MsrApicBase(value) => self.apic_base(v, *value, o),
             Op::Sregs(sregs) => self.sregs(v, sregs, o),
             Op::Out => self.vcpus[v].held = true,
             Op::In | Op::InFail => {

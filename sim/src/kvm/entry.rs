@@ -93,7 +93,7 @@ impl Machine {
 
     /// Steps 5 to 14 of facts 5.4. Only the order is KVM's; a request raised by a later step waits
     /// for the next attempt.
-    fn serve_requests<O: Observer>(&mut self, v: usize, o: &mut O) {
+    pub(crate) fn serve_requests<O: Observer>(&mut self, v: usize, o: &mut O) {
         if self.serve(v, Request::MmuReload, o) {
             self.mmu_unload(v, o);
         }
@@ -116,6 +116,10 @@ impl Machine {
         if self.serve(v, Request::TlbFlush, o) {
             self.vcpus[v].requests.take(Request::TlbFlushCurrent);
             self.flush_hook(v, Hook::All, HookBy::Request, o);
+            if self.ideal() && self.tdp() && self.vcpus[v].requests.take(Request::HvTlbFlush) {
+                // KVM goes through the list all the same; an ideal has flushed its pages with the rest.
+                self.vcpus[v].hv.purge();
+            }
         }
         if self.serve(v, Request::TlbFlushCurrent, o) {
             self.flush_hook(v, Hook::Current, HookBy::Request, o);
@@ -128,6 +132,9 @@ impl Machine {
         }
         if self.serve(v, Request::StealUpdate, o) {
             self.record_steal_time(v, o);
+        }
+        if self.serve(v, Request::ApicPageReload, o) {
+            self.apic_page_reload(v, o);
         }
     }
 
@@ -143,7 +150,7 @@ impl Machine {
         self.new_pgd(v, pgd, o);
     }
 
-    fn hardware_entry<O: Observer>(&mut self, v: usize, fail: bool, o: &mut O) -> bool {
+    pub(crate) fn hardware_entry<O: Observer>(&mut self, v: usize, fail: bool, o: &mut O) -> bool {
         let amd = self.config.vendor == Vendor::Amd;
         if amd {
             self.pre_svm_run(v, o);

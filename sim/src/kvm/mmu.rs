@@ -11,6 +11,7 @@ use super::shadow::{ShadowPages, Spte};
 use crate::arch::mode::Mode;
 use crate::arch::required::Scope;
 use crate::engine::Machine;
+use crate::engine::drive::LoadHint;
 use crate::policy::mechanics::{
     GuestFlushShadow, InvalidatePcid, PrevRootRole, ResetKind, SyncWhen, TdpRootLifetime,
     WithoutPcide,
@@ -61,6 +62,7 @@ impl Machine {
     pub(crate) fn mmu_unload<O: Observer>(&mut self, v: usize, o: &mut O) {
         self.act(o, Act::Unload);
         self.free_all(v, FreeWhy::Unload, o);
+        self.hinted_obsolete(o);
     }
 
     /// kvm_mmu_unload frees the roots of root_mmu and of guest_mmu.
@@ -176,6 +178,7 @@ impl Machine {
     /// kvm_mmu_load: find or make the root, sync it, install it, flush the current context.
     pub(crate) fn mmu_load<O: Observer>(&mut self, v: usize, o: &mut O) {
         self.act(o, Act::Load);
+        let load = self.hinted_load();
         let role = self.vcpus[v].mmu.role;
         let regs = self.kvm_regs(v);
         let root = match (self.config.mmu, self.tables12(v)) {
@@ -186,11 +189,26 @@ impl Machine {
             }
             (MmuKind::Shadow, None) => self.shadow_root(v, &regs, role, o),
         };
+        self.hinted_pages(v, load, o);
         self.vcpus[v].mmu.root = Some(root);
         self.sync_roots(v, o);
         self.load_pgd(v, root.hpa, o);
         if self.policy.mechanics.load_flush {
             self.flush_hook(v, Hook::Current, HookBy::Load, o);
+        }
+    }
+
+    /// What guest memory makes of the pages of LOAD, where the machine is told.
+    fn hinted_pages<O: Observer>(&mut self, v: usize, load: Option<LoadHint>, o: &mut O) {
+        let Some(load) = load else { return };
+        for _ in 0..load.flushes {
+            self.remote_flush(o);
+        }
+        if load.current && self.policy.mechanics.own_spte_flush {
+            self.post(v, Request::TlbFlushCurrent, o);
+        }
+        if load.unsync && self.policy.mechanics.refind_requests_sync {
+            self.post(v, Request::MmuSync, o);
         }
     }
 
@@ -249,8 +267,11 @@ impl Machine {
         o: &mut O,
     ) -> Sp {
         use crate::policy::mechanics::LinkUnsync;
-        if let Some(sp) = self.shadow.find(gfn, role) {
+        if let Some(sp) = self.shadow.find(gfn, role, role::ignored(&self.policy.mechanics)) {
             self.act(o, Act::SpFound { sp });
+            if self.hints.is_some() {
+                return sp;
+            }
             if self.policy.mechanics.refind_requests_sync
                 && !self.shadow.unsync_below(sp).is_empty()
             {
@@ -266,8 +287,11 @@ impl Machine {
         let sp = self.shadow.create(gfn, role, false);
         self.act(o, Act::SpNew { sp, gfn, level: role.level(), role: role.0 });
         let flush = self.policy.mechanics.remote_flush.write_protect;
-        if !role.direct() && self.write_protect(gfn, o) && flush {
-            self.remote_flush(o);
+        if self.hints.is_none() && !role.direct() {
+            if self.write_protect(gfn, o) && flush {
+                self.remote_flush(o);
+            }
+            self.protected_tables(&[sp], o);
         }
         sp
     }
@@ -324,12 +348,13 @@ impl Machine {
 
     /// load_pdptrs: the four registers are read again (facts 2.2).
     pub(crate) fn load_pdptrs<O: Observer>(&mut self, v: usize, o: &mut O) {
-        let root = self.vcpus[v].regs.root();
+        // 32 bits, 32-byte aligned (SDM vol. 3, 4.4.1), also while the mode is about to be PAE.
+        let root = self.vcpus[v].regs.cr3 & 0xffff_ffe0;
         let new: [u64; 4] = std::array::from_fn(|n| {
-            let at = self.l1_gpa(v, Gpa(root.0 + 8 * n as u64));
+            let at = self.l1_gpa(v, Gpa(root + 8 * n as u64));
             at.map_or(0, |at| self.memory.read(at))
         });
-        let changed = new != self.vcpus[v].kvm_pdpte;
+        let changed = self.hinted_pdptes().unwrap_or(new != self.vcpus[v].kvm_pdpte);
         self.act(o, Act::LoadPdptrs { changed: Some(changed) });
         let mechanics = &self.policy.mechanics.load_pdptrs;
         let (free, request) = (mechanics.free_root, mechanics.request_pgd);
@@ -380,6 +405,7 @@ impl Machine {
                 self.free_root(v, RootSlot::Prev(slot as u8), FreeWhy::Obsolete, o);
             }
         }
+        self.hinted_obsolete(o);
     }
 
     /// The leaf of the active root's tables for this address: for INVLPG.

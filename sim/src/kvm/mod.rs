@@ -4,6 +4,7 @@
 //! kernel's behaviour (recorded or documented), none from its source.
 
 pub mod amd_inv;
+pub mod apic;
 pub mod entry;
 mod errata;
 mod exact;

@@ -3,6 +3,7 @@
 
 use tlbscope_trace::act::{Act, Request};
 use tlbscope_trace::observe::Observer;
+use tlbscope_trace::op::Actor;
 
 use crate::engine::Machine;
 
@@ -49,6 +50,8 @@ impl Flags {
             | Request::LoadMmuPgd
             | Request::MmuUpdateRoot
             | Request::StealUpdate => false,
+            // Facts 5.1: WAIT, NO_WAKEUP.
+            Request::ApicPageReload => true,
         };
         Self { wait: both, no_wakeup: both, no_action: false }
     }
@@ -81,6 +84,13 @@ impl Machine {
     /// kvm_make_all_cpus_request: every vCPU, the caller's own among them; those in guest mode are
     /// interrupted. Returns whether an IPI was needed.
     pub(crate) fn request_all<O: Observer>(&mut self, request: Request, o: &mut O) -> bool {
+        if self.hints.is_some() {
+            // Whoever drives the machine tells the other vCPUs when the recording does.
+            if let Actor::Vcpu(vcpu) = self.at.actor {
+                self.post(usize::from(vcpu.0), request, o);
+            }
+            return false;
+        }
         let mut ipi = false;
         for v in 0..self.vcpus.len() {
             if !self.vcpus[v].destroyed {

@@ -87,7 +87,7 @@ impl Machine {
         self.vcpus[v].regs = *before;
     }
 
-    fn smm_rules<O: Observer>(&mut self, v: usize, o: &mut O) {
+    pub(crate) fn smm_rules<O: Observer>(&mut self, v: usize, o: &mut O) {
         self.role_rules(v, Register::Smm, o);
     }
 

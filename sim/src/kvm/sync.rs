@@ -117,7 +117,7 @@ impl Machine {
     }
 
     /// From here on the host counts on seeing every store to these tables.
-    fn protected_tables<O: Observer>(&mut self, pages: &[Sp], o: &mut O) {
+    pub(crate) fn protected_tables<O: Observer>(&mut self, pages: &[Sp], o: &mut O) {
         for sp in pages {
             let gpa = Gpa(self.shadow.page(*sp).gfn * PAGE_BYTES);
             let op = ArchOp::HostDead { gpa, size: PAGE_BYTES };
@@ -151,6 +151,9 @@ impl Machine {
         }
         let Some(root) = self.vcpus[v].mmu.root else { return };
         self.act(o, Act::SyncRoots);
+        if self.hinted_sync(o) {
+            return;
+        }
         if let Some(sp) = root.sp {
             self.sync_below(sp, o);
         }
@@ -159,6 +162,12 @@ impl Machine {
     /// kvm_mmu_sync_prev_roots: cached roots that are unsync are freed, not synced.
     pub(crate) fn sync_prev_roots<O: Observer>(&mut self, v: usize, o: &mut O) {
         self.act(o, Act::SyncPrevRoots);
+        if let Some(unsync) = self.hinted_unsync() {
+            for slot in (0..super::root::PREV_ROOTS_MAX).filter(|slot| unsync >> slot & 1 != 0) {
+                self.free_root(v, RootSlot::Prev(slot as u8), FreeWhy::SyncPrev, o);
+            }
+            return;
+        }
         for slot in 0..super::root::PREV_ROOTS_MAX {
             if let Some(sp) = self.vcpus[v].mmu.prev[slot].and_then(|r| r.sp)
                 && !self.shadow.unsync_below(sp).is_empty()
@@ -170,6 +179,9 @@ impl Machine {
 
     /// The shadow side of INVLPG in one root: the leaf is re-read if its page is unsync.
     pub(crate) fn sync_address<O: Observer>(&mut self, root: Sp, gva: Gva, o: &mut O) {
+        if self.hinted_address(o) {
+            return;
+        }
         let Some((sp, index, leaf)) = self.shadow.walk(root, gva.0) else { return };
         if !self.shadow.page(sp).unsync {
             return;

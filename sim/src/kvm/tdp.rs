@@ -117,7 +117,7 @@ impl Trees {
     /// One user less; the last one takes the tree with it unless the VM holds a reference.
     pub fn put(&mut self, hpa: Hpa, vm_holds: bool) {
         if let Some(tree) = self.get_mut(hpa) {
-            tree.users -= 1;
+            tree.users = tree.users.saturating_sub(1);
             if tree.users == 0 && (!vm_holds || tree.invalid) {
                 tree.invalid = true;
                 tree.map = FxHashMap::default();
@@ -142,6 +142,20 @@ impl Trees {
             any |= tree.zap(first, first + frames);
         }
         any
+    }
+
+    /// The range, widened to the huge SPTEs that it meets: (first frame, how many).
+    #[must_use]
+    pub fn reach(&self, first: u64, frames: u64) -> (u64, u64) {
+        let (mut from, mut end) = (first, first + frames);
+        for (shift, page) in self.trees.iter().flat_map(|tree| tree.huge.keys()) {
+            let base = page << (shift - 12);
+            let above = base + (1 << (shift - 12));
+            if base < first + frames && first < above {
+                (from, end) = (from.min(base), end.max(above));
+            }
+        }
+        (from, end - from)
     }
 
     /// Whether some tree maps a frame of the range.

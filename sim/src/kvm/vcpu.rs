@@ -35,6 +35,12 @@ impl Requests {
         self.0 & (1 << request as u8) != 0
     }
 
+    /// All bits, each at the number of its [`Request`].
+    #[must_use]
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
     /// Whether none is pending.
     #[must_use]
     pub fn is_empty(self) -> bool {
@@ -98,6 +104,8 @@ pub struct Vcpu {
     pub ipi_flush: bool,
     /// `out`: stays in the host after its next exit.
     pub held: bool,
+    /// The local APIC is in xAPIC mode.
+    pub xapic: bool,
     /// In system management mode.
     pub smm: bool,
     /// What SMM keeps for RSM.

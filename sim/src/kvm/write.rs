@@ -366,7 +366,10 @@ impl Machine {
                 self.serve_ideal(v, &ArchOp::Invlpg(gva), &regs, o);
             }
         } else if exits {
-            self.kvm_mmu_invlpg(v, gva, canonical, o);
+            // The emulator drops a non-canonical address before it asks the MMU.
+            if canonical || !self.by_emulator() {
+                self.kvm_mmu_invlpg(v, gva, canonical, o);
+            }
             let change = Change {
                 tdp: self.tdp(),
                 vendor: self.config.vendor,
@@ -375,7 +378,12 @@ impl Machine {
             };
             self.run_rules(v, Register::Invlpg, &change, regs.pcid(), o);
         } else if canonical {
-            let inv = GuestInv::Address { pcid: regs.pcid(), gva };
+            let pcid = regs.pcid();
+            let tce = self.config.vendor == Vendor::Amd && regs.efer().contains(Efer::TCE);
+            let inv = match tce {
+                true => GuestInv::AddressPath { pcid, gva },
+                false => GuestInv::Address { pcid, gva },
+            };
             self.invalidate(v, Inv::Guest(inv), o);
         }
     }

@@ -128,6 +128,9 @@ knobs! {
         zap_all_request("zap-all-request"): ZapAllRequest = ZapAllRequest::Obsolete, &[];
         /// Finding a page with unsync children again requests SYNC (5.10; facts 15.3).
         refind_requests_sync("refind-requests-sync"): bool = false, &[];
+        /// A fault or an emulated store that changes an SPTE requests FLUSH_CURRENT of its own vCPU
+        /// where no other needs to know (5.10; facts 5.7).
+        own_spte_flush("own-spte-flush"): bool = false, &[];
         /// VMX and a change of pCPU.
         migrate_vmx("migrate-vmx"): MigrateVmx = MigrateVmx::All, &[];
         /// SVM and a change of pCPU.
@@ -148,6 +151,9 @@ knobs! {
         /// mmu_set_spte raises a remote flush when a fault re-installs an SPTE (up to 6.12;
         /// facts 15.7).
         set_spte_remote_flush("set-spte-remote-flush"): bool = false, &[];
+        /// Ageing is followed by a remote flush if something was young: clear_flush_young. Without,
+        /// clear_young, which idle-page tracking and the multi-generational LRU call (facts 5.9).
+        age_flush("age-flush"): bool = false, &[];
         /// CR0.PG 1 -> 0 in 64-bit code.
         pg_clear_in_64_bit("pg-clear-in-64-bit"): PgClearIn64Bit = PgClearIn64Bit::Gp, &[];
         /// The VPID of the guest hook.
@@ -187,6 +193,9 @@ knobs! {
         vpid02_alloc("vpid02-alloc"): Vpid02Alloc = Vpid02Alloc::FlushFirst, &[];
         /// Another VPID in vmcs12.
         vpid12_change("vpid12-change"): Vpid12Change = Vpid12Change::Guest, &[];
+        /// KVM_REQ_APIC_PAGE_RELOAD flushes the current context by a direct call (up to 6.1;
+        /// facts 15.6).
+        apic_page_flush("apic-page-flush"): bool = false, &[];
         /// What an SVM flush is.
         svm_flush("svm-flush"): SvmFlush = SvmFlush::Asid, &[];
         /// Hyper-V flushes.

@@ -92,13 +92,25 @@ fn registers(words: &mut Cursor<'_>, word: Word<'_>) -> Result<Option<Op>, TextE
         "taskswitch" => Op::TaskSwitch(words.number("the CR3 of the new task")?),
         "pkru" => Op::Pkru(words.small("the value of PKRU")?),
         "cpuid" => Op::Cpuid,
+        "code" => match words.number("64 or 32")? {
+            64 => Op::Code { long: true },
+            _ => Op::Code { long: false },
+        },
         "msr" => {
-            let msr = words.need("the MSR (`mtrr`, `pat` or `efer`)")?;
+            let msr = words.need("the MSR (`mtrr`, `pat`, `efer` or `apicbase`)")?;
             match msr.text {
                 "mtrr" => Op::MsrMtrr(words.number("the value")?),
                 "pat" => Op::MsrPat(words.number("the value")?),
+                "apicbase" => Op::MsrApicBase(words.number("the value")?),
                 "efer" => Op::Efer(words.reg_write::<Efer>("EFER")?),
-                name => return Err(words.unknown(msr, "MSR", name, &["mtrr", "pat", "efer"])),
+                name => {
+                    return Err(words.unknown(
+                        msr,
+                        "MSR",
+                        name,
+                        &["mtrr", "pat", "efer", "apicbase"],
+                    ));
+                }
             }
         }
         "sregs" => sregs(words)?,

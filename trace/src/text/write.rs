@@ -43,6 +43,9 @@ impl Display for Written<'_, Op> {
             Op::MsrPat(value) => write!(f, "msr pat {value:#x}"),
             Op::Pkru(value) => write!(f, "pkru {value:#x}"),
             Op::Cpuid => f.write_str("cpuid"),
+            Op::Code { long: true } => f.write_str("code 64"),
+            Op::Code { long: false } => f.write_str("code 32"),
+            Op::MsrApicBase(value) => write!(f, "msr apicbase {value:#x}"),
             Op::Sregs(sregs) => {
                 f.write_str("sregs")?;
                 option(f, "cr0", sregs.cr0)?;

@@ -6,9 +6,10 @@ use super::names::Shows;
 use super::page::Page;
 use super::vcpu::{CR0, CR3, CR4, EFER, Place};
 use super::{Importer, PAGES};
-use crate::act::{Act, Hook, HookBy, Request, RootLookup};
+use crate::act::{Act, Hook, HookBy, Request, RootLookup, RootSlot};
 use crate::addr::{Gva, Hpa, Pcid, Sp, VcpuId};
-use crate::op::Op;
+use crate::op::{Actor, InvpcidType, Op};
+use crate::recording::Body;
 
 /// Request numbers: equal in all kernels that print them, but for MMU_RELOAD, which is 5.10's bit 1
 /// (facts/kvm.md 5.1, versions of the recordings).
@@ -22,6 +23,8 @@ const BITS: [(u32, Request); 7] = [
     (40, Request::HvTlbFlush),
 ];
 const RELOAD: (u32, Request) = (1, Request::MmuReload);
+/// KVM_REQ_SCAN_IOAPIC.
+const SCAN_IOAPIC: u64 = 23;
 const INVALID_ROOT: u64 = u64::MAX;
 
 impl Importer<'_> {
@@ -43,12 +46,29 @@ impl Importer<'_> {
 
     pub(super) fn act_event(&mut self, vcpu: VcpuId, shows: Shows, event: &Event<'_>) {
         let act = match shows {
-            Shows::ResetContext => Act::Reset { role_changed: None },
-            Shows::InitMmu => Act::Init,
-            Shows::Unload => Act::Unload,
+            Shows::ResetContext => {
+                self.smm(vcpu, event.symbol(b"caller").unwrap_or(b""));
+                self.state(vcpu).in_reset = true;
+                Act::Reset { role_changed: None }
+            }
+            Shows::InitMmu => {
+                // KVM_SET_CPUID as a thread's first work: the frees before it were this vCPU's.
+                if self.orphan.take_if(|pid| *pid == event.pid).is_some() {
+                    self.set_cpuid(vcpu);
+                    self.act(vcpu, Act::FreeRoots { mask: 0xf });
+                }
+                self.inlined_reset(vcpu);
+                Act::Init
+            }
+            Shows::Unload => {
+                self.state(vcpu).in_reset = true;
+                Act::Unload
+            }
             Shows::FreeRoots => {
-                let mask = event.num(b"mask").unwrap_or(0xf);
-                Act::FreeRoots { mask: (mask & 0xf) as u8 }
+                let mask = (event.num(b"mask").unwrap_or(0xf) & 0xf) as u8;
+                self.invpcid_of_freed(vcpu, event, mask);
+                self.bare_free(vcpu, mask);
+                Act::FreeRoots { mask: mask & !empty_slots(event, mask) }
             }
             Shows::FreeObsolete => Act::FreeObsoleteRoots,
             Shows::FreeObsoleteHalf => {
@@ -59,7 +79,10 @@ impl Importer<'_> {
                 }
                 Act::FreeObsoleteRoots
             }
-            Shows::NewPgd => Act::NewPgd(new_pgd(event)),
+            Shows::NewPgd => {
+                self.roots(vcpu, event, true);
+                Act::NewPgd(new_pgd(event))
+            }
             Shows::Load => {
                 self.state(vcpu).in_load = true;
                 Act::Load
@@ -68,7 +91,13 @@ impl Importer<'_> {
                 let root = event.num(b"root_hpa").or_else(|| event.num(b"root"));
                 Act::LoadPgd { root: Hpa(root.unwrap_or(0)) }
             }
-            Shows::SyncRoots => Act::SyncRoots,
+            Shows::RequestAll => return self.request_all(Actor::Vcpu(vcpu), event),
+            Shows::ReloadAll => Act::RequestAll(Request::MmuReload),
+            Shows::SyncRoots => {
+                // INVPCID of one PCID syncs at once (5.10): it is the current one.
+                self.state(vcpu).invpcid = None;
+                Act::SyncRoots
+            }
             Shows::SyncPrevRoots => Act::SyncPrevRoots,
             Shows::InvpcidGva => return self.invpcid_operand(vcpu, event, true),
             Shows::InvalidatePcid => {
@@ -76,6 +105,8 @@ impl Importer<'_> {
                 Act::InvalidatePcid(Pcid(event.num(b"pcid").unwrap_or(0) as u16 & 0xfff))
             }
             Shows::InvalidateGva => Act::InvalidateGva(gva(event)),
+            // Outside a register write a software walk reads the PDPTEs, as it does entries.
+            Shows::LoadPdptrs if self.state(vcpu).setting.is_none() => return,
             Shows::LoadPdptrs => Act::LoadPdptrs { changed: None },
             Shows::RemoteFlush => Act::RemoteFlush { ipi: None },
             Shows::TracePageFault => Act::PageFault {
@@ -110,7 +141,10 @@ impl Importer<'_> {
             }
             Shows::TraceExit => self.exit(vcpu, event),
             Shows::TraceUserspaceExit => self.state(vcpu).window(Place::Userspace),
-            Shows::TraceEmulate => self.state(vcpu).wrmsr = true,
+            Shows::TraceEmulate => {
+                self.state(vcpu).wrmsr = true;
+                self.emulated_invlpg(vcpu);
+            }
             Shows::SpGet | Shows::SpUnsync | Shows::SpSync | Shows::SpZap => {
                 self.shadow_page(vcpu, shows, event);
             }
@@ -168,10 +202,79 @@ impl Importer<'_> {
         if let Some(cr3) = event.num(b"cr3").or_else(|| event.num(b"gcr3")) {
             state.cr3 = cr3;
         }
+        self.roots(vcpu, event, false);
+    }
+
+    /// The roots that a function prints, all or those that changed: SVM's VMCB holds the active one
+    /// as nested CR3, or as CR3 under shadow paging.
+    fn roots(&mut self, vcpu: VcpuId, event: &Event<'_>, all: bool) {
+        const KEYS: [(&[u8], &[u8], &[u8]); 4] = [
+            (b"pgd", b"root", b"root"),
+            (b"p0", b"h0", b"r0"),
+            (b"p1", b"h1", b"r1"),
+            (b"p2", b"h2", b"r2"),
+        ];
+        for (n, (pgd, root, other)) in KEYS.into_iter().enumerate() {
+            let printed = event.num(root).or_else(|| event.num(other));
+            let vmcb = || {
+                let nested = event.num(b"ncr3").filter(|&root| root != 0);
+                // The low bits of a shadow CR3 are the PCID.
+                nested.or_else(|| event.num(b"hcr3").map(|root| root & !0xfff))
+            };
+            let printed = if n == 0 { printed.or_else(vmcb) } else { printed };
+            let Some(root) = printed else { continue };
+            let root = (root != INVALID_ROOT).then_some(Hpa(root));
+            let pgd = event.num(pgd).filter(|_| root.is_some());
+            let told = &mut self.state(vcpu).roots[n];
+            let known = if all { None } else { told.replace((pgd, root)) };
+            if n == 0 || known != Some((pgd, root)) {
+                let slot = if n == 0 { RootSlot::Current } else { RootSlot::Prev(n as u8 - 1) };
+                self.act(vcpu, Act::RootSeen { slot, pgd, root });
+            }
+        }
+    }
+
+    /// kvm_make_all_cpus_request; remote flushes have their own function.
+    pub(super) fn request_all(&mut self, actor: Actor, event: &Event<'_>) {
+        let number = event.num(b"reqnr").or_else(|| event.num(b"reqno"));
+        // The low 8 bits are the number, the others are flags.
+        match (number.map(|number| number & 0xff), actor) {
+            (Some(39), _) => {
+                self.push(actor, Body::Act(Act::RequestAll(Request::MmuFreeObsoleteRoots)));
+            }
+            // kvm_recalculate_apic_map during a reset: there is a local APIC, now in xAPIC mode.
+            (Some(SCAN_IOAPIC), Actor::Vcpu(vcpu)) if self.state(vcpu).reset_hooks[EFER] => {
+                let bootstrap = if vcpu == VcpuId(0) { 1 << 8 } else { 0 };
+                self.op(vcpu, Op::MsrApicBase(0xfee0_0800 | bootstrap));
+            }
+            _ => {}
+        }
+    }
+
+    /// 5.10 tells nothing of INVPCID's operand but what follows: cached roots of its PCID are
+    /// freed, and of the current one the active root is synced before.
+    fn invpcid_of_freed(&mut self, vcpu: VcpuId, event: &Event<'_>, mask: u8) {
+        const KEYS: [&[u8]; 3] = [b"p0", b"p1", b"p2"];
+        let Some(number) = self.state(vcpu).invpcid.take() else { return };
+        let pgds = KEYS.map(|key| event.num(key));
+        let freed = (0..3).find(|slot| mask >> 1 >> slot & 1 != 0).and_then(|slot| pgds[slot]);
+        let current = self.state(vcpu).cr3;
+        let used =
+            |pcid: u64| pgds.iter().flatten().chain([&current]).any(|pgd| pgd & 0xfff == pcid);
+        // A PCID that no root has, where none was freed.
+        let pcid = freed.map(|pgd| pgd & 0xfff).or_else(|| (0..0x1000).rev().find(|p| !used(*p)));
+        if let Some(Op::Invpcid(op)) = self.op_at(number)
+            && op.kind == InvpcidType::Single
+        {
+            op.pcid = pcid.unwrap_or(op.pcid);
+        }
     }
 
     /// The register's value before the write under way, as KVM read it.
     pub(super) fn old_seen(&mut self, vcpu: VcpuId, register: u8, event: &Event<'_>) {
+        if let Some((CR0, number)) = self.state(vcpu).setting {
+            self.code_is_32(number);
+        }
         if let Some(old) = event.num(b"old") {
             self.act(vcpu, Act::OldSeen { register, old });
         }
@@ -235,6 +338,20 @@ fn printed(event: &Event<'_>, field: &[u8], word: &[u8]) -> u64 {
     event.num(field).or_else(text).unwrap_or(0)
 }
 
+/// Slots that a mask names though no root is in them, where they are printed. A free of all roots
+/// stays one.
+fn empty_slots(event: &Event<'_>, mask: u8) -> u8 {
+    const KEYS: [(&[u8], &[u8]); 3] = [(b"h0", b"r0"), (b"h1", b"r1"), (b"h2", b"r2")];
+    if mask == 0xf {
+        return 0;
+    }
+    let empty = |(key, other): &(&[u8], &[u8])| {
+        event.num(key).or_else(|| event.num(other)) == Some(INVALID_ROOT)
+    };
+    let slots = KEYS.iter().enumerate().filter(|(_, keys)| empty(keys));
+    slots.fold(0, |mask, (n, _)| mask | 2 << n)
+}
+
 fn gva(event: &Event<'_>) -> Gva {
     Gva(event.num(b"gva").unwrap_or(0))
 }
@@ -257,7 +374,7 @@ fn new_pgd(event: &Event<'_>) -> Option<RootLookup> {
     Some(RootLookup::Miss)
 }
 
-/// `#PF (0x0)`, with ` [reinjected]` behind it when it is no new one.
+/// `#PF (0x0)`, with ` [reinjected]` behind it when it is no new one, which is left out.
 fn injected(event: &Event<'_>) -> Option<Act> {
     let names: [(&[u8], u8); 20] = [
         (b"#DE", 0),
@@ -281,6 +398,10 @@ fn injected(event: &Event<'_>) -> Option<Act> {
         (b"#CP", 21),
         (b"#SX", 30),
     ];
+    // Delivered again after an exit in its midst: no new one.
+    if event.text().ends_with(b"[reinjected]") || event.num(b"reinjected") == Some(1) {
+        return None;
+    }
     // The tools cannot format this event and print its raw fields.
     if let Some(vector) = event.num(b"exception") {
         let error = (event.num(b"has_error") == Some(1)).then(|| event.num(b"error_code"));

@@ -19,7 +19,7 @@ use rustc_hash::FxHashMap;
 
 use super::event::Event;
 use super::{ImportError, Imported, Options, Sink, VmChoice};
-use crate::act::Act;
+use crate::act::{Act, Request};
 use crate::addr::{Sp, Time, VcpuId};
 use crate::op::{Actor, HostOp, Op};
 use crate::recording::{Body, Record};
@@ -59,6 +59,8 @@ pub(super) struct Importer<'o> {
     tenants: Tenants,
     pages: FxHashMap<PageKey, Sp>,
     pages_made: u32,
+    /// A thread that freed roots before an event named its vCPU.
+    orphan: Option<u32>,
     losses: Vec<String>,
     losses_untold: u64,
     gaps: u64,
@@ -83,6 +85,7 @@ impl<'o> Importer<'o> {
             tenants: Tenants::new(options.vm == VmChoice::All),
             pages: FxHashMap::default(),
             pages_made: 0,
+            orphan: None,
             losses: Vec::new(),
             losses_untold: 0,
             gaps: 0,
@@ -188,11 +191,29 @@ impl<'o> Importer<'o> {
         if let Some(vcpu) = vcpu {
             self.requests(vcpu, event);
         }
-        if !self.host_event(shows, event)
-            && let Some(vcpu) = vcpu
-            && !self.operation(vcpu, shows, event)
-        {
-            self.act_event(vcpu, shows, event);
+        match vcpu {
+            _ if self.host_event(shows, event) => {}
+            Some(vcpu) if !self.operation(vcpu, shows, event) => {
+                self.act_event(vcpu, shows, event);
+            }
+            Some(_) => {}
+            // A thread that runs no vCPU: memory management, another thread of the VMM.
+            None => self.host_act(shows, event),
+        }
+    }
+
+    /// What a thread does that no vCPU is known for.
+    fn host_act(&mut self, shows: Shows, event: &Event<'_>) {
+        match shows {
+            Shows::RemoteFlush => {
+                self.push(Actor::Host, Body::Act(Act::RemoteFlush { ipi: None }));
+            }
+            Shows::RequestAll => self.request_all(Actor::Host, event),
+            Shows::ReloadAll => {
+                self.push(Actor::Host, Body::Act(Act::RequestAll(Request::MmuReload)));
+            }
+            Shows::FreeRoots => self.orphan = Some(event.pid),
+            _ => {}
         }
     }
 

@@ -8,10 +8,14 @@ use super::names::Shows;
 use super::vcpu::{CR0, CR3, CR4, EFER, Place};
 use crate::act::Act;
 use crate::addr::{Gpa, Gva, PcpuId, VcpuId};
-use crate::op::{HostOp, Invpcid, InvpcidType, Op, RegWrite, Sregs};
+use crate::op::{Actor, HostOp, Invpcid, InvpcidType, Op, RegWrite, Sregs};
+use crate::recording::{Body, Record};
 
+/// CR0.PG.
+const PG: u64 = 1 << 31;
 const MSR_EFER: u64 = 0xc000_0080;
 const MSR_PAT: u64 = 0x277;
+const MSR_APIC_BASE: u64 = 0x1b;
 
 impl Importer<'_> {
     /// What the host does, on whatever thread. Answers whether it was such.
@@ -26,7 +30,7 @@ impl Importer<'_> {
             }
             Shows::ZapAllFast => {
                 self.host(HostOp::ZapAll);
-                self.push(crate::op::Actor::Host, crate::Body::Act(Act::ZapAll));
+                self.push(Actor::Host, Body::Act(Act::ZapAll));
             }
             _ => return false,
         }
@@ -72,6 +76,7 @@ impl Importer<'_> {
                 self.state(vcpu).invpcid = Some(number);
             }
             Shows::TraceMsr => self.trace_msr(vcpu, event),
+            Shows::SetCpuid => self.set_cpuid(vcpu),
             Shows::PostSetCr => {
                 let register = if event.name.ends_with(b"cr0") { 0 } else { 4 };
                 self.old_seen(vcpu, register, event);
@@ -87,6 +92,8 @@ impl Importer<'_> {
         let value = event.num(b"new").or_else(|| event.num(keys[reg]));
         let old = event.num(b"old").or_else(|| event.num(b"oldreg"));
         let Some(value) = value else { return };
+        // CR0.PG 1->0: whether the guest runs 64-bit code is known when KVM has accepted it or not.
+        let leaves = reg == CR0 && old.is_some_and(|old| old & !value & PG != 0);
         let state = self.state(vcpu);
         state.learn(reg, old);
         state.writes(reg);
@@ -100,10 +107,31 @@ impl Importer<'_> {
             }
             None => self.op(vcpu, write(reg, value)),
         };
+        let number = if leaves { self.code_before(number) } else { number };
         let state = self.state(vcpu);
         state.setting = Some((reg, number));
         if reg == CR3 {
             state.cr3 = value;
+        }
+    }
+
+    /// Puts a load of CS before the operation of this number; answers the operation's new number.
+    fn code_before(&mut self, number: u64) -> u64 {
+        let Some(record) = self.window.get_mut(number) else { return number };
+        let code = Record { body: Body::Op(Op::Code { long: true }), ..record.clone() };
+        if !self.window.insert(number, code) {
+            return number;
+        }
+        for vcpu in &mut self.vcpus {
+            vcpu.inserted(number);
+        }
+        number + 1
+    }
+
+    /// KVM has accepted the write of this number: a load of CS before it was of 32-bit code.
+    pub(super) fn code_is_32(&mut self, number: u64) {
+        if let Some(Op::Code { long }) = number.checked_sub(1).and_then(|n| self.op_at(n)) {
+            *long = false;
         }
     }
 
@@ -153,6 +181,66 @@ impl Importer<'_> {
         }
     }
 
+    /// KVM_SET_CPUID. Two functions tell of it, one calling the other.
+    pub(super) fn set_cpuid(&mut self, vcpu: VcpuId) {
+        if !std::mem::replace(&mut self.state(vcpu).cpuid, true) {
+            self.op(vcpu, Op::Cpuid);
+        }
+    }
+
+    /// A free of all roots that is about to be told.
+    pub(super) fn bare_free(&mut self, vcpu: VcpuId, mask: u8) {
+        let next = self.window.next();
+        let state = self.state(vcpu);
+        if mask == 0xf && !state.in_reset {
+            state.bare_free.get_or_insert(next);
+        }
+    }
+
+    /// kvm_init_mmu. Behind bare frees of all roots it ends a reset that was inlined, which is the
+    /// one of KVM_SET_CPUID; where no probe told of that it is put before them.
+    pub(super) fn inlined_reset(&mut self, vcpu: VcpuId) {
+        let now = Record {
+            time: self.now,
+            actor: Actor::Vcpu(vcpu),
+            line: self.line,
+            body: Body::Op(Op::Cpuid),
+        };
+        let state = self.state(vcpu);
+        let (bare, told) = (state.bare_free.take(), std::mem::take(&mut state.cpuid));
+        state.in_reset = false;
+        let Some(first) = bare.filter(|_| !told) else { return };
+        let cpuid = match self.window.get_mut(first) {
+            Some(record) => Record { body: Body::Op(Op::Cpuid), ..record.clone() },
+            None => now,
+        };
+        if self.window.insert(first, cpuid) {
+            for vcpu in &mut self.vcpus {
+                vcpu.inserted(first);
+            }
+        }
+    }
+
+    /// SMM shows in who resets the MMU: enter_smm twice, RSM's emulation once.
+    pub(super) fn smm(&mut self, vcpu: VcpuId, caller: &[u8]) {
+        let enters = caller.starts_with(b"enter_smm");
+        if enters && !std::mem::replace(&mut self.state(vcpu).smm, true) {
+            self.op(vcpu, Op::Smi);
+        } else if caller.starts_with(b"em_rsm") {
+            self.state(vcpu).smm = false;
+            self.op(vcpu, Op::Rsm);
+        }
+    }
+
+    /// Without decode assists the emulator carries INVLPG out.
+    pub(super) fn emulated_invlpg(&mut self, vcpu: VcpuId) {
+        if let Some(number) = self.state(vcpu).invlpg
+            && let Some(op @ Op::Invlpg(_)) = self.op_at(number)
+        {
+            *op = Op::Emul(Box::new(op.clone()));
+        }
+    }
+
     fn vcpu_load(&mut self, vcpu: VcpuId, event: &Event<'_>) {
         let cpu = event.num(b"newcpu").or_else(|| event.num(b"cpu"));
         let cpu = cpu.and_then(|cpu| u16::try_from(cpu).ok()).unwrap_or(event.cpu);
@@ -169,11 +257,11 @@ impl Importer<'_> {
     fn invlpg(&mut self, vcpu: VcpuId, gva: Option<u64>) {
         let Some(gva) = gva.map(Gva) else { return };
         match self.state(vcpu).invlpg.take() {
-            Some(number) => {
-                if let Some(op) = self.op_at(number) {
-                    *op = Op::Invlpg(gva);
-                }
-            }
+            Some(number) => match self.op_at(number) {
+                Some(Op::Emul(op)) => **op = Op::Invlpg(gva),
+                Some(op) => *op = Op::Invlpg(gva),
+                None => {}
+            },
             None => {
                 self.op(vcpu, Op::Invlpg(gva));
             }
@@ -196,6 +284,8 @@ impl Importer<'_> {
                 }
             }
             self.state(vcpu).writes(EFER);
+        } else if msr == MSR_APIC_BASE {
+            self.op(vcpu, Op::MsrApicBase(value));
         } else if msr == MSR_PAT {
             self.op(vcpu, Op::MsrPat(value));
         } else if is_mtrr(msr) {
@@ -249,6 +339,9 @@ impl Importer<'_> {
             _ => return,
         };
         let Some((r, number)) = self.state(vcpu).setting.take() else { return };
+        if r == reg && event.num(b"ret") == Some(0) {
+            self.code_is_32(number);
+        }
         let emulated = event.caller.starts_with(b"em_") || event.caller.starts_with(b"emulator_");
         if r == reg
             && emulated

@@ -1,5 +1,7 @@
 //! What is known of a vCPU while its lines go by.
 
+use crate::addr::Hpa;
+
 /// The registers whose first value is looked for, as indices of [`Vcpu::first`].
 pub(super) const CR0: usize = 0;
 pub(super) const CR3: usize = 1;
@@ -60,6 +62,16 @@ pub(super) struct Vcpu {
     pub tail_follows: bool,
     /// The first of the two calls of __kvm_mmu_free_obsolete_roots was seen.
     pub obsolete_half: bool,
+    /// Roots as last printed: the active one and the cached ones.
+    pub roots: [Option<(Option<u64>, Option<Hpa>)>; 4],
+    /// In system management mode.
+    pub smm: bool,
+    /// KVM_SET_CPUID was told, its kvm_init_mmu is still to come.
+    pub cpuid: bool,
+    /// Inside kvm_mmu_reset_context or kvm_mmu_unload: frees of all roots are theirs.
+    pub in_reset: bool,
+    /// The first free of all roots that belongs to neither: number of the record.
+    pub bare_free: Option<u64>,
     /// The VPID of the last entry that printed one.
     pub vpid: Option<u64>,
     /// The physical CPU it ran on last.
@@ -87,7 +99,9 @@ impl Vcpu {
 
     /// The oldest operation that a later event may still complete.
     pub fn oldest_open(&self) -> Option<u64> {
-        let pairs = [self.setting, self.told].map(|pair| pair.map(|(_, number)| number));
+        // A load of CS may stand before a register write, and is decided with it.
+        let setting = self.setting.map(|(reg, number)| (reg, number.saturating_sub(1)));
+        let pairs = [setting, self.told].map(|pair| pair.map(|(_, number)| number));
         let single = [self.invlpg, self.invpcid, self.efer, self.sregs];
         pairs.into_iter().chain(single).flatten().min()
     }
@@ -109,6 +123,23 @@ impl Vcpu {
         self.tail_follows = false;
         self.obsolete_half = false;
         self.reset_hooks = [false; 4];
+        self.in_reset = false;
+        self.bare_free = None;
+    }
+
+    /// A record was inserted: the numbers behind it move.
+    pub fn inserted(&mut self, at: u64) {
+        let pairs = [&mut self.setting, &mut self.told].into_iter().flatten().map(|(_, n)| n);
+        let plain = [
+            &mut self.invlpg,
+            &mut self.invpcid,
+            &mut self.efer,
+            &mut self.sregs,
+            &mut self.bare_free,
+        ];
+        for number in pairs.chain(plain.into_iter().flatten()).filter(|number| **number >= at) {
+            *number += 1;
+        }
     }
 
     /// Events were lost: nothing half seen is completed any more.
@@ -117,5 +148,6 @@ impl Vcpu {
         self.window(place);
         self.req = None;
         self.pcpu = None;
+        self.roots = [None; 4];
     }
 }

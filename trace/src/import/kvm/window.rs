@@ -31,9 +31,24 @@ impl Window {
         (self.first + self.records.len() as u64).saturating_sub(1)
     }
 
+    /// Number of the next record.
+    pub fn next(&self) -> u64 {
+        self.first + self.records.len() as u64
+    }
+
     pub fn get_mut(&mut self, number: u64) -> Option<&mut Record> {
         let at = usize::try_from(number.checked_sub(self.first)?).ok()?;
         self.records.get_mut(at)
+    }
+
+    /// Puts a record before the one of this number, whose number moves. Answers whether it is here.
+    pub fn insert(&mut self, number: u64, record: Record) -> bool {
+        let at = number.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
+        match at.filter(|at| *at <= self.records.len()) {
+            Some(at) => self.records.insert(at, record),
+            None => return false,
+        }
+        true
     }
 
     /// Whether it is time for [`Self::release`].

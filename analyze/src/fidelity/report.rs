@@ -1,0 +1,62 @@
+//! The comparison as text.
+
+use std::fmt::Write;
+
+use super::{Disagreement, Fidelity};
+
+/// A line of a table: a name, how many, how many agree.
+pub type Row = (String, u64, u64);
+
+/// The report for people.
+#[must_use]
+pub fn text(fidelity: &Fidelity, verbose: bool) -> String {
+    let s = &fidelity.summary;
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "{} under {}: {} of {} operations agree",
+        s.trace, s.policy, s.agreed, s.operations
+    );
+    let inputs: Vec<String> =
+        s.inputs_taken.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    let none = inputs.is_empty();
+    let inputs = if none { "none".to_owned() } else { inputs.join(", ") };
+    let _ = writeln!(out, "  inputs taken from the recording: {inputs}");
+    let _ = writeln!(out, "  by operation:");
+    for (name, row) in &fidelity.by_operation {
+        let _ = writeln!(out, "    {name:<16} {:>8} of {:>8}", row.agreed, row.total);
+    }
+    let _ = writeln!(out, "  by action:");
+    for (name, row) in &fidelity.by_action {
+        let _ = writeln!(out, "    {name:<16} {:>8} of {:>8}", row.agreed, row.total);
+    }
+    let _ = writeln!(out, "  counters, recorded and modelled:");
+    for (name, row) in &fidelity.counters {
+        let mark = if row.recorded == row.modelled { "" } else { " *" };
+        let _ = writeln!(out, "    {name:<16} {:>8} {:>8}{mark}", row.recorded, row.modelled);
+    }
+    let shown = if verbose { usize::MAX } else { 10 };
+    for one in fidelity.disagreements.iter().take(shown) {
+        out.push_str(&disagreement(one));
+    }
+    out
+}
+
+/// One disagreement, both lists side by side.
+fn disagreement(one: &Disagreement) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "\ndisagreement: {}: {}", one.operation, one.why);
+    let (from, to) = one.lines;
+    let _ = writeln!(out, "  --> lines {from} to {to}, v{}, {} ns", one.vcpu, one.time);
+    let rows = one.recorded.len().max(one.modelled.len());
+    for n in 0..rows {
+        let (line, left) = match one.recorded.get(n) {
+            Some((line, text)) => (line.to_string(), text.as_str()),
+            None => (String::new(), ""),
+        };
+        let right = one.modelled.get(n).map_or("", String::as_str);
+        let mark = if left == right { ' ' } else { '*' };
+        let _ = writeln!(out, "  {mark} {line:>8} {left:<32} {right}");
+    }
+    out
+}
