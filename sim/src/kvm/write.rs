@@ -394,10 +394,10 @@ impl Machine {
         if !canonical {
             return;
         }
-        if self.policy.mechanics.invlpg == InvlpgKind::All {
-            self.post(v, Request::TlbFlush, o);
-        } else {
-            self.flush_hook(v, Hook::Gva(gva), HookBy::Direct, o);
+        match self.policy.mechanics.invlpg {
+            InvlpgKind::All => self.post(v, Request::TlbFlush, o),
+            InvlpgKind::Gva => self.flush_hook(v, Hook::Gva(gva), HookBy::Direct, o),
+            InvlpgKind::None => {}
         }
         if !self.never() {
             let cached = self.policy.mechanics.invlpg_roots == InvlpgRoots::All;
