@@ -23,13 +23,10 @@ pub fn run(command: &Bench, global: &Global) -> Result<Verdict> {
     let conditions: Vec<Condition> =
         command.fail_on.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
     let before = command.baseline.as_deref().map(baseline).transpose()?;
-    if let Some(condition) = conditions.iter().find(|c| c.needs_baseline()) {
-        if before.is_none() {
-            bail!(
-                "`{}` compares with an earlier result: give it with --baseline",
-                condition.text()
-            );
-        }
+    if before.is_none()
+        && let Some(condition) = conditions.iter().find(|c| c.needs_baseline())
+    {
+        bail!("`{}` compares with an earlier result: give it with --baseline", condition.text());
     }
     let names = match &command.policy[..] {
         [] => bench::POLICIES.map(str::to_owned).to_vec(),

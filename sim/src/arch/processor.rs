@@ -84,7 +84,7 @@ pub struct Processor {
     pub bad_pdptes: bool,
     /// What the guest does causes a VM exit instead.
     pub intercepted: bool,
-    /// TLB_CONTROL 3 and 7 exist (AMD, 8000_000A EDX[6]).
+    /// TLB_CONTROL 3 and 7 exist (AMD, 8000_000A EDX bit 6).
     pub flush_by_asid: bool,
 }
 

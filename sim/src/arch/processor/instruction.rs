@@ -2,7 +2,7 @@
 
 use tlbscope_trace::addr::{Asid, Gpa, Gva, Pcid, Vpid};
 
-/// The step between the pages of an INVLPGB (ECX[31]).
+/// The step between the pages of an INVLPGB (ECX bit 31).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Stride {
     /// 4 KiB.
