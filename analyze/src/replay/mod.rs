@@ -3,6 +3,7 @@
 //! The trace is decoded once and shared by all runs; each run owns its machine.
 
 mod cost;
+mod native;
 mod setup;
 mod summary;
 mod work;

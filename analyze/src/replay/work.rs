@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::native;
 use super::setup::Setup;
 use tlbscope_sim::machine::config::{MachineConfig, Mode};
 use tlbscope_sim::machine::{self, Processor};
@@ -67,12 +68,15 @@ impl Work {
         let setup = Setup::of(recording);
         let records = recording.records.iter().enumerate();
         let guest = records.filter(|(index, record)| !setup.has(record, *index));
-        let mut ops: Vec<_> = guest
-            .filter_map(|(_, record)| match &record.body {
-                Body::Op(op) => Some((record, op)),
-                _ => None,
-            })
-            .collect();
+        let native = native::writes(recording);
+        let mut ops = Vec::new();
+        for (index, record) in guest {
+            if let Body::Op(op) = &record.body {
+                let before = native.binary_search_by_key(&index, |(at, _)| *at);
+                ops.extend(before.ok().map(|at| (record, &native[at].1)));
+                ops.push((record, op));
+            }
+        }
         ops.sort_by_key(|(record, _)| (record.time, record.actor));
         let (mut events, mut lines) = (Vec::new(), Vec::new());
         for (record, op) in ops {
