@@ -4,6 +4,7 @@
 
 mod cost;
 mod native;
+mod refused;
 mod setup;
 mod summary;
 mod work;

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::native;
+use super::refused;
 use super::setup::Setup;
 use tlbscope_sim::machine::config::{MachineConfig, Mode};
 use tlbscope_sim::machine::{self, Processor};
@@ -68,13 +69,13 @@ impl Work {
         let setup = Setup::of(recording);
         let records = recording.records.iter().enumerate();
         let guest = records.filter(|(index, record)| !setup.has(record, *index));
-        let native = native::writes(recording);
+        let (native, refused) = (native::writes(recording), refused::writes(recording));
         let mut ops = Vec::new();
         for (index, record) in guest {
             if let Body::Op(op) = &record.body {
                 let before = native.binary_search_by_key(&index, |(at, _)| *at);
                 ops.extend(before.ok().map(|at| (record, &native[at].1)));
-                ops.push((record, op));
+                ops.push((record, if refused.contains(&index) { &Op::Exit(None) } else { op }));
             }
         }
         ops.sort_by_key(|(record, _)| (record.time, record.actor));
