@@ -1,31 +1,8 @@
-//! The same work under several policies, side by side.
+//! The same work under several policies, side by side ([`crate::replay::stream`] runs it).
 
-use rayon::prelude::*;
 use serde::Serialize;
-use tlbscope_sim::policy::Policy;
 
-use crate::replay::{self, Replay, ReplayError, Summary, Work};
-
-/// Runs every trace under every policy, in parallel; the results come in the order of the traces,
-/// then of the policies, on any number of threads.
-///
-/// # Errors
-///
-/// The first run in that order that could not be finished.
-pub fn run(
-    works: &[Work],
-    policies: &[Policy],
-    max_findings: usize,
-    progress: impl Fn(u64) + Sync,
-) -> Result<Vec<Replay>, ReplayError> {
-    let pairs: Vec<(&Work, &Policy)> =
-        works.iter().flat_map(|work| policies.iter().map(move |policy| (work, policy))).collect();
-    let runs: Vec<Result<Replay, ReplayError>> = pairs
-        .into_par_iter()
-        .map(|(work, policy)| replay::run(work, policy, max_findings, &progress))
-        .collect();
-    runs.into_iter().collect()
-}
+use crate::replay::Summary;
 
 /// One line of the comparison of a trace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

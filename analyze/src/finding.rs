@@ -1,7 +1,7 @@
 //! What the judge found: one finding per (obligation or excessive cause, class, vCPU), grouped by
 //! (class, rule, operation, mechanism) with exact counts, the first of each group kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -182,6 +182,12 @@ impl Findings {
     #[must_use]
     pub fn kept(&self) -> &[Finding] {
         &self.kept
+    }
+
+    /// The events that the kept findings name.
+    #[must_use]
+    pub fn cited(&self) -> BTreeSet<u64> {
+        self.kept.iter().flat_map(|finding| [Some(finding.cause), finding.use_]).flatten().collect()
     }
 
     /// Exact numbers by group, sorted.

@@ -219,8 +219,11 @@ fn less(drop: Drop) -> Vec<Drop> {
             GuestInv::Address { pcid, gva } => {
                 vec![
                     guest(GuestInv::AddressNonglobal { pcid, gva }),
-                    Drop::AddressPath { pcid, gva },
+                    guest(GuestInv::AddressPath { pcid, gva }),
                 ]
+            }
+            GuestInv::AddressPath { pcid, gva } => {
+                vec![guest(GuestInv::AddressNonglobal { pcid, gva })]
             }
             GuestInv::AddressNonglobal { pcid, gva } => {
                 let gva = Gva(gva.0 ^ ELSEWHERE);
@@ -245,7 +248,6 @@ fn less(drop: Drop) -> Vec<Drop> {
             (b.extra, b.global) = (0, false);
             vec![Drop::Broadcast(b)]
         }
-        Drop::AddressPath { pcid, gva } => vec![guest(GuestInv::AddressNonglobal { pcid, gva })],
         Drop::Physical { root, gpa } => {
             vec![Drop::Physical { root, gpa: Gpa(gpa.0 ^ ELSEWHERE) }]
         }

@@ -250,8 +250,8 @@ fn host_change(inv: Inv, survives: bool) -> (Stage, u64, Option<bool>) {
     s.o.walk_begin(&at);
     s.n.walk_begin(&at);
     if survives {
-        s.o.walk_uses(&at, mark, true, &tag);
-        s.n.walk_uses(&at, mark, true, &tag);
+        s.o.walk_uses(&at, mark, Instead::GuestPhysical, &tag);
+        s.n.walk_uses(&at, mark, Instead::GuestPhysical, &tag);
     } else {
         s.o.fill(&at, &physical, &s.w);
         s.n.fill(&at, &physical, &s.w);
@@ -541,4 +541,99 @@ fn a_global_is_not_blamed_on_a_flush_that_spares_globals() {
     let toggle = s.cr4(Cr4::PGE);
     assert_eq!(s.read(&held), Some(false));
     assert_eq!(found(&s), [(Kind::Missed { harmful: false }, "cr4-pge", toggle, 1)]);
+}
+
+/// A walk of page 8 that starts below the PDE of the region, read before `between`; the verdict on
+/// it by both oracles.
+fn structure_use(mmu: MmuKind, between: impl FnOnce(&mut Stage)) -> Option<bool> {
+    use tlbscope_trace::observe::Observer;
+    let mut s = intel(mmu);
+    let root = (mmu == MmuKind::Shadow).then_some(Sp(0));
+    let (sps, tables) = ([Sp(2), Sp(1), Sp(0)], [0x4000, 0x3000, 0x2000]);
+    if mmu == MmuKind::Shadow {
+        for (n, sp) in [Sp(0), Sp(1), Sp(2)].into_iter().enumerate() {
+            let (gfn, level) = (2 + n as u64, 3 - n as u8);
+            s.act(Act::SpNew { sp, gfn, level, role: u32::from(level) });
+        }
+        s.act(Act::SpLink { parent: Sp(0), index: 0, child: Sp(1) });
+        s.act(Act::SpLink { parent: Sp(1), index: 0, child: Sp(2) });
+    }
+    s.enter_root(root);
+    let tag = s.tag(s.pcid());
+    let source = match mmu {
+        MmuKind::Shadow => Source::Shadow { sp: Sp(1), index: 0 },
+        MmuKind::Tdp => Source::Guest,
+    };
+    let pde = Fill {
+        tag,
+        kind: FillKind::Structure(2),
+        address: 0,
+        size: PageSize::Size2M,
+        global: false,
+        source,
+        copy: Copied { gpa: Gpa(0x4000), hpa: Hpa(0x4000), ..Copied::default() },
+    };
+    let at = s.at(0);
+    let mark = s.o.fill(&at, &pde, &s.w);
+    s.n.fill(&at, &pde, &s.w);
+    s.map(8, 0x6000, P | W | A);
+    between(&mut s);
+    s.enter_root(root);
+    s.event();
+    let at = s.at(0);
+    let mut path = [0; 5];
+    for n in 0..3 {
+        path[n] = match mmu {
+            MmuKind::Shadow => path_entry(u64::from(sps[n].0)),
+            MmuKind::Tdp => path_entry(tables[n]),
+        };
+    }
+    let instead = Instead::Structure { gva: Gva(0x8000), shift: 21, path };
+    s.o.walk_begin(&at);
+    s.n.walk_begin(&at);
+    s.o.walk_uses(&at, mark, instead, &tag);
+    s.n.walk_uses(&at, mark, instead, &tag);
+    let held = s.fill(8, 0x6000, P | W | A, Source::Guest);
+    // The access belongs to the event of its walk.
+    s.event -= 1;
+    let verdict = s.access(&held, AccessKind::Read, Outcome::Gpa(Gpa(0x6000)));
+    if !s.o.findings().kept().iter().any(|f| f.rule == "release") {
+        assert_eq!(verdict, s.n.verdict(), "the oracles agree");
+    }
+    verdict
+}
+
+fn invlpg_elsewhere(s: &mut Stage) {
+    s.act(Act::Exit(None));
+    s.op(ArchOp::Invlpg(Gva(0x40_0000)));
+}
+
+#[test]
+fn a_structure_entry_is_tested_when_a_walk_uses_it() {
+    assert_eq!(structure_use(MmuKind::Tdp, |_| {}), None);
+    assert_eq!(structure_use(MmuKind::Tdp, invlpg_elsewhere), Some(false));
+}
+
+#[test]
+fn a_copy_of_shadow_links_lives_as_long_as_they_do() {
+    assert_eq!(structure_use(MmuKind::Shadow, invlpg_elsewhere), None);
+    let cut = |s: &mut Stage| {
+        s.act(Act::Exit(None));
+        s.act(Act::SpUnlink { parent: Sp(0), index: 0, child: Sp(1) });
+        s.act(Act::SpLink { parent: Sp(0), index: 0, child: Sp(1) });
+        s.op(ArchOp::Invlpg(Gva(0x40_0000)));
+    };
+    assert_eq!(structure_use(MmuKind::Shadow, cut), Some(false));
+}
+
+#[test]
+fn a_walk_through_a_released_table_is_missed() {
+    let release = |gpa| {
+        move |s: &mut Stage| {
+            s.host(ArchOp::Release { gpa: Gpa(gpa), size: 0x1000 });
+        }
+    };
+    assert_eq!(structure_use(MmuKind::Tdp, release(0x4000)), Some(false));
+    assert_eq!(structure_use(MmuKind::Tdp, release(0x3000)), Some(false), "a table above it");
+    assert_eq!(structure_use(MmuKind::Tdp, release(0x5000)), None);
 }

@@ -91,9 +91,17 @@ pub enum Command {
     /// Turn any recording into a native trace
     #[command(after_help = "Example:\n  tlbscope import trace.txt.zst -o trace.tlbt")]
     Import(Import),
+    /// Make up a trace: a kind of guest, seeded, of any length
+    #[command(
+        after_help = "Example:\n  tlbscope generate pti-syscalls -o pti.tlbt --events 1000000"
+    )]
+    Generate(Generate),
     /// Write the operations of a trace as text or JSON Lines
     #[command(after_help = "Example:\n  tlbscope export trace.tlbt -o trace.txt --to text")]
     Export(Export),
+    /// Print the script that records on this host, for its kernel
+    #[command(after_help = "Example:\n  tlbscope record --seconds 20 > record.sh")]
+    Record(Record),
     /// What is inside a trace, and what could not be read
     #[command(after_help = "Example:\n  tlbscope info trace.tlbt")]
     Info(Info),
@@ -301,6 +309,61 @@ pub struct Import {
     /// How it is read.
     #[command(flatten)]
     pub reading: Reading,
+    /// Pack each block with zstd at this level
+    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(i32).range(1..=22))]
+    pub zstd: Option<i32>,
+}
+
+/// Arguments of `generate`.
+#[derive(Debug, Arguments)]
+pub struct Generate {
+    /// The kind of guest, a name from `--list`
+    #[arg(required_unless_present = "list")]
+    pub profile: Option<String>,
+    /// Where to write, `-` for standard output
+    #[arg(short, long, value_name = "FILE", required_unless_present = "list")]
+    pub output: Option<PathBuf>,
+    /// Say what the profiles do, in which mix and why
+    #[arg(long)]
+    pub list: bool,
+    /// Events, at most 10^10
+    #[arg(long, default_value_t = 1_000_000, value_name = "N",
+          value_parser = clap::value_parser!(u64).range(0..=10_000_000_000))]
+    pub events: u64,
+    /// The same seed gives the same events
+    #[arg(long, default_value_t = 1, value_name = "S")]
+    pub seed: u64,
+    /// vCPUs
+    #[arg(long, default_value_t = 1, value_name = "N",
+          value_parser = clap::value_parser!(u16).range(1..=512))]
+    pub vcpus: u16,
+    /// Whose hardware
+    #[arg(long, value_enum, default_value_t = Vendor::Intel)]
+    pub vendor: Vendor,
+    /// Shadow paging or TDP; default: what the profile is made to show
+    #[arg(long, value_enum)]
+    pub mmu: Option<Mmu>,
+    /// Pack each block with zstd at this level
+    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(i32).range(1..=22))]
+    pub zstd: Option<i32>,
+}
+
+/// Whose hardware.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Vendor {
+    /// VMX.
+    Intel,
+    /// SVM.
+    Amd,
+}
+
+/// How the hypervisor translates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mmu {
+    /// Shadow page tables.
+    Shadow,
+    /// EPT or NPT.
+    Tdp,
 }
 
 /// Arguments of `export`.
@@ -392,6 +455,32 @@ pub enum MachineCommand {
         /// Its name
         machine: String,
     },
+}
+
+/// Arguments of `record`.
+#[derive(Debug, Arguments)]
+pub struct Record {
+    /// How long to record; Ctrl-C ends it earlier
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub seconds: u64,
+    /// Record now, into this file, instead of printing the script
+    #[arg(long, value_name = "FILE")]
+    pub run: Option<PathBuf>,
+    /// Whose processor, where no vendor module is loaded
+    #[arg(long, value_enum)]
+    pub vendor: Option<HostVendor>,
+    /// Where the host's file system starts
+    #[arg(long, hide = true, default_value = "/")]
+    pub root: PathBuf,
+}
+
+/// A vendor as it is typed.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum HostVendor {
+    /// VMX
+    Intel,
+    /// SVM
+    Amd,
 }
 
 /// Arguments of `explain`.

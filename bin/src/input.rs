@@ -6,7 +6,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
+use tlbscope_analyze::replay;
 use tlbscope_trace::addr::VcpuId;
+use tlbscope_trace::feed::Feed;
 use tlbscope_trace::import::{Moment, VmChoice};
 use tlbscope_trace::{Options, Recording, source};
 use xxhash_rust::xxh3::Xxh3;
@@ -104,15 +106,27 @@ fn whole(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Opens a trace of any form for replay, a native one as a stream where that can be.
+pub fn feed(path: &Path, reading: &Reading) -> Result<(Feed, Input)> {
+    let input = Input::of_file(path)?;
+    Ok((replay::open(path, &options(reading)?)?, input))
+}
+
 /// Whether an error is an input that is damaged so that nothing of it can be read.
 pub fn is_ruin(error: &anyhow::Error) -> bool {
+    use tlbscope_analyze::replay::StreamError;
     use tlbscope_trace::{Error, import::ImportError, native::NativeError, source::SourceError};
-    matches!(
-        error.downcast_ref(),
-        Some(
-            Error::Native(NativeError::Hopeless(_))
-                | Error::Import(ImportError::Container { .. })
-                | Error::Source(SourceError::Ruined { .. })
+    // A stream finds out while it is replayed, or counted.
+    let streamed =
+        matches!(error.downcast_ref(), Some(StreamError::Native(NativeError::Hopeless(_))))
+            || matches!(error.downcast_ref(), Some(NativeError::Hopeless(_)));
+    streamed
+        || matches!(
+            error.downcast_ref(),
+            Some(
+                Error::Native(NativeError::Hopeless(_))
+                    | Error::Import(ImportError::Container { .. })
+                    | Error::Source(SourceError::Ruined { .. })
+            )
         )
-    )
 }

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -97,12 +97,25 @@ pub fn envelope(
     Ok(serde_json::to_string_pretty(&Value::Object(object))?)
 }
 
-/// A progress bar on a terminal, nothing elsewhere. Short work shows none.
-pub fn progress(events: u64, global: &Global) -> ProgressBar {
+/// A progress bar on a terminal, nothing elsewhere: events per second and, where their number is
+/// known, what is left. Short work shows none.
+pub fn progress(events: Option<u64>, global: &Global) -> ProgressBar {
     /// Events that take no time worth a bar.
     const SHORT: u64 = 1 << 18;
-    if global.quiet || events < SHORT || !io::stderr().is_terminal() {
+    let short = events.is_some_and(|events| events < SHORT);
+    if global.quiet || short || !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    ProgressBar::new(events)
+    let (bar, template) = match events {
+        Some(events) => {
+            let template = "{wide_bar} {human_pos} of {human_len} events, {per_sec}, {eta} left";
+            (ProgressBar::new(events), template)
+        }
+        None => (ProgressBar::new_spinner(), "{spinner} {human_pos} events, {per_sec}"),
+    };
+    // The templates are constant and sound; without a style the bar has its default look.
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
 }

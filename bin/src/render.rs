@@ -1,20 +1,31 @@
 //! Findings and tables for people.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use comfy_table::{CellAlignment, Table, presets};
 use tlbscope_analyze::compare::Row;
 use tlbscope_analyze::explain::{Chain, StepKind};
 use tlbscope_analyze::finding::{Class, Finding, Findings, Kind};
-use tlbscope_analyze::replay::{Summary, Work};
+use tlbscope_analyze::replay::Summary;
 use tlbscope_analyze::tally::Counts;
 use tlbscope_sim::arch::required::RULES;
+use tlbscope_sim::engine::BOOT;
 use tlbscope_sim::policy::Policy;
 use tlbscope_sim::policy::rule::Register;
+use tlbscope_trace::op::Event;
 use tlbscope_trace::text;
 
+/// The events that findings name, and the trace that they are in.
+pub struct Cited<'a> {
+    /// Name of the trace.
+    pub trace: &'a str,
+    /// The events by number, with their lines in the source (0: it has none).
+    pub events: BTreeMap<u64, (Event, u32)>,
+}
+
 /// One finding, as a compiler would put it: what happened, where, why, by which rule.
-pub fn finding(work: &Work, number: usize, finding: &Finding, chain: &Chain) -> String {
+pub fn finding(cited: &Cited<'_>, number: usize, finding: &Finding, chain: &Chain) -> String {
     let mut out = format!("{number}. ");
     let head = match finding.kind {
         Kind::Missed { harmful: true } => "missed flush, harmful",
@@ -28,11 +39,11 @@ pub fn finding(work: &Work, number: usize, finding: &Finding, chain: &Chain) -> 
         Kind::Excessive(Class::Bookkeeping) => "bookkeeping",
     };
     let _ = write!(out, "{head} [{}]: {} on v{}", finding.rule, finding.op, finding.vcpu);
-    let _ = write!(out, "\n  --> {}", place(work, finding.cause));
-    let _ = write!(out, "\n  cause: {}", event(work, finding.cause));
+    let _ = write!(out, "\n  --> {}", place(cited, finding.cause));
+    let _ = write!(out, "\n  cause: {}", event(cited, finding.cause));
     if let Some(used) = finding.use_ {
-        let _ = write!(out, "\n  used:  {}", event(work, used));
-        let _ = write!(out, "\n         {}, through: {}", place(work, used), finding.mechanism);
+        let _ = write!(out, "\n  used:  {}", event(cited, used));
+        let _ = write!(out, "\n         {}, through: {}", place(cited, used), finding.mechanism);
     } else {
         let _ = write!(out, "\n  by:    {}", finding.mechanism);
     }
@@ -82,29 +93,31 @@ pub fn hanging(lead: &str, text: &str) -> String {
 }
 
 /// Where an event stands.
-fn place(work: &Work, event: u64) -> String {
-    let index = usize::try_from(event).unwrap_or(usize::MAX);
-    let time = work.events.get(index).map_or(String::new(), |e| format!(", {}", e.time));
-    match work.line(index) {
-        0 => format!("{}: event {event}{time}", work.trace),
-        line => format!("{}:{line}: event {event}{time}", work.trace),
+fn place(cited: &Cited<'_>, event: u64) -> String {
+    let trace = cited.trace;
+    match cited.events.get(&event) {
+        None => format!("{trace}: event {event}"),
+        Some((e, 0)) => format!("{trace}: event {event}, {}", e.time),
+        Some((e, line)) => format!("{trace}:{line}: event {event}, {}", e.time),
     }
 }
 
 /// An event as text.
-fn event(work: &Work, event: u64) -> String {
-    usize::try_from(event)
-        .ok()
-        .and_then(|index| work.events.get(index))
-        .map_or_else(|| "before the first event".to_owned(), text::write_event)
+fn event(cited: &Cited<'_>, event: u64) -> String {
+    match cited.events.get(&event) {
+        Some((event, _)) => text::write_event(event),
+        None if event == BOOT => "before the first event".to_owned(),
+        // A stream from standard input is gone.
+        None => format!("event {event}"),
+    }
 }
 
 /// Every kept finding, and a line for the rest.
-pub fn findings(work: &Work, all: &Findings, chains: &[Chain]) -> String {
+pub fn findings(cited: &Cited<'_>, all: &Findings, chains: &[Chain]) -> String {
     let mut out = String::new();
     let kept = all.sorted();
     for (n, (one, chain)) in kept.iter().zip(chains).enumerate() {
-        let _ = writeln!(out, "{}\n", finding(work, n + 1, one, chain));
+        let _ = writeln!(out, "{}\n", finding(cited, n + 1, one, chain));
     }
     let total: u64 = all.groups().map(|(_, count)| count).sum();
     let more = total.saturating_sub(kept.len() as u64);

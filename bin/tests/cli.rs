@@ -126,7 +126,7 @@ fn a_cr3_outside_memory_reaches_no_table() {
 fn a_refused_cr4_write_changes_nothing() {
     // CR4.PAE cannot be cleared in long mode; bit 31 is reserved.
     let answer = compare("v0 cr4 -PAE\nv0 cr4 0x80000020\n");
-    answer.succeeds();
+    answer.fails(0, &["t.txt:1: faults with #GP", "PAE", "t.txt:2: faults with #GP", "reserved"]);
     assert_eq!(answer.row("resets"), Vec::<u64>::new(), "{}", answer.out);
     assert_eq!(answer.row("excessive"), [0]);
     assert_eq!(answer.row("missed"), [0]);
@@ -235,9 +235,10 @@ fn a_recording_survives_import_and_export() {
     let policies = ["--policy", "kvm-5.17,kvm-patch-v2,kvm-5.19,never"];
     let run = |trace: &str| case.run(&["compare", trace, policies[0], policies[1]]);
     let (recorded, native, text) = (run(recording), run("r.tlbt"), run("r.txt"));
-    for answer in [&recorded, &native, &text] {
-        answer.succeeds();
-    }
+    recorded.succeeds();
+    native.succeeds();
+    // Event text does not say in which state the vCPUs were, so that two writes are refused.
+    text.fails(0, &["r.txt:15: faults with #GP"]);
     let rows = |answer: &Answer| answer.out.lines().skip(1).map(squeezed).collect::<Vec<_>>();
     assert_eq!(rows(&recorded), rows(&native));
     assert!(text.out.contains("flush-guest"), "{}", text.out);
@@ -320,4 +321,49 @@ fn time_does_not_run_backwards_in_a_scenario() {
     let scenario = "events = '''\n@20 v0 invlpg 0x1000\n@10 v0 invlpg 0x1000\n'''\n";
     let case = Case::new("back.toml", scenario);
     case.run(&["scenarios", "back.toml"]).fails(2, &["back.toml:3", "backwards"]);
+}
+
+#[test]
+fn operations_that_are_hardly_meant_so_are_told() {
+    // LA57 cannot change in long mode; 2 GiB lie outside the guest's 1 GiB.
+    let case = Case::new("w.txt", "v0 cr4 +LA57\nv0 cr3 0x80000000\nv0 read 0x7000\n");
+    let answer = case.run(&["simulate", "w.txt", "--policy", "kvm-5.17"]);
+    answer.fails(0, &["w.txt:1: faults with #GP", "LA57", "w.txt:2: CR3", "0x80000000"]);
+    let quiet = case.run(&["simulate", "w.txt", "--policy", "kvm-5.17", "-q"]);
+    quiet.succeeds();
+}
+
+#[test]
+fn one_operation_step_by_step() {
+    let case = Case::new("x", "");
+    let answer = case.run(&["policy", "explain", "kvm-5.19", "cr4 +SMEP"]);
+    answer.succeeds();
+    for words in ["intel ept, 4-level", "MMU reset", "TLB_FLUSH_CURRENT", "cr4-smep-set", "INVEPT"]
+    {
+        assert!(answer.out.contains(words), "{words}: {}", answer.out);
+    }
+    case.run(&["policy", "explain", "kvm-5.19", "cr4 +SMP"]).fails(2, &["unknown bit", "SMEP"]);
+    case.run(&["policy", "explain", "kvm-5.19", "read 0x7000"]).fails(2, &["invpcid"]);
+}
+
+#[test]
+fn a_policy_to_start_from_is_a_policy() {
+    let case = Case::new("x", "");
+    case.run(&["policy", "new", "--from", "kvm-6.12-lts", "-o", "mine.toml"]).succeeds();
+    case.run(&["policy", "check", "mine.toml"]).succeeds();
+    let text = fs::read_to_string(case.folder.path().join("mine.toml")).unwrap();
+    assert!(text.contains("extends = \"kvm-6.12-lts\"") && text.contains("name = \"mine\""));
+    let taken = case.run(&["policy", "new", "--from", "kvm-5.17", "--name", "kvm-5.19"]);
+    taken.fails(2, &["built-in"]);
+}
+
+#[test]
+fn completions_and_manual_pages() {
+    let case = Case::new("x", "");
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        assert!(case.run(&["completions", shell]).out.contains("simulate"), "{shell}");
+    }
+    case.run(&["completions", "man", "-o", "man"]).succeeds();
+    let page = fs::read_to_string(case.folder.path().join("man/tlbscope-policy-diff.1")).unwrap();
+    assert!(page.contains(".TH"));
 }

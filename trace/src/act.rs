@@ -258,6 +258,13 @@ pub enum GuestInv {
         /// Which page.
         gva: Gva,
     },
+    /// INVLPG with EFER.TCE (AMD): as `Address`, but of the paging-structure entries only the path.
+    AddressPath {
+        /// Whose.
+        pcid: Pcid,
+        /// Which page.
+        gva: Gva,
+    },
 }
 
 /// Which cache of the hardware, by what it maps (facts D.1).
@@ -705,6 +712,39 @@ pub enum FillKind {
     Translation,
     /// A paging-structure-cache entry reached through an entry of this level (2 = PDE).
     Structure(u8),
+}
+
+/// The tables on the way to where a paging-structure-cache entry leads, by level (1 = PT) less
+/// one: under TDP the guest-physical address of the table, in shadow mode the number of the shadow
+/// page; bit 0 and all above shifted by one, so that 0 is no table (see [`path_entry`]).
+pub type Path = [u64; 5];
+
+/// A table as [`Path`] keeps it.
+#[must_use]
+pub const fn path_entry(table: u64) -> u64 {
+    table << 1 | 1
+}
+
+/// The table that [`path_entry`] was given.
+#[must_use]
+pub const fn path_table(entry: u64) -> Option<u64> {
+    if entry & 1 == 0 { None } else { Some(entry >> 1) }
+}
+
+/// What a walk uses instead of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Instead {
+    /// A guest-physical mapping.
+    GuestPhysical,
+    /// A paging-structure-cache entry.
+    Structure {
+        /// The address that is translated.
+        gva: Gva,
+        /// log2 of the bytes that the entry covers.
+        shift: u32,
+        /// The tables above and at where it leads.
+        path: Path,
+    },
 }
 
 /// A copy that the hardware caches.

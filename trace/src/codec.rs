@@ -46,3 +46,11 @@ pub fn decode<T: Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
         more => Err(CodecError::Trailing(more)),
     }
 }
+
+/// Decodes a value at the front of the bytes.
+///
+/// # Errors
+/// The bytes do not begin with such a value.
+pub fn front<T: Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
+    Ok(bincode::decode_from_slice(bytes, CONFIG)?.0)
+}

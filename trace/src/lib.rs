@@ -5,17 +5,21 @@
 //! judge. Nothing here knows a policy or a cache.
 //!
 //! [`text`] is the event list of scenarios, [`source`] opens anything that can be read,
-//! [`import`] turns other programs' recordings into a [`Recording`], [`native`] keeps one in a file.
+//! [`import`] turns other programs' recordings into a [`Recording`], [`native`] keeps one in a file,
+//! [`generate`] makes traces of any length up, and [`feed`] hands a trace to a replay batch by batch.
 
 pub mod act;
 pub mod addr;
 pub mod codec;
+pub mod feed;
+pub mod generate;
 pub mod import;
 pub mod jsonl;
 pub mod native;
 pub mod nested;
 pub mod observe;
 pub mod op;
+pub mod record;
 pub mod recording;
 pub mod regs;
 pub mod source;
@@ -110,6 +114,43 @@ pub fn open_with(path: &Path, options: &Options) -> Result<Recording, Error> {
 /// # Errors
 /// As for [`open_with`], and when the sink fails.
 pub fn stream(path: &Path, options: &Options, sink: &mut dyn Sink) -> Result<Imported, Error> {
+    begin(path)?.go_on(path, options, sink)
+}
+
+/// A trace that is opened.
+pub enum Opened {
+    /// A native one, at its first block.
+    Native(Box<native::Reader<source::Stream>>),
+    /// Another one, or a part of one, whole.
+    Whole(Box<Recording>),
+}
+
+/// The same, but a native trace of which everything is wanted is only begun: to be read block by
+/// block.
+///
+/// # Errors
+/// As for [`open_with`].
+pub fn open_lazily(path: &Path, options: &Options) -> Result<Opened, Error> {
+    let begun = begin(path)?;
+    if begun.head.starts_with(&native::MAGIC) && options.everything() {
+        let Begun { name, stream, .. } = begun;
+        return Ok(Opened::Native(Box::new(native::Reader::new(stream, &name)?)));
+    }
+    let mut records = Vec::new();
+    let imported = begun.go_on(path, options, &mut records)?;
+    let recording = Recording { meta: imported.meta, census: imported.census, records };
+    Ok(Opened::Whole(Box::new(recording)))
+}
+
+/// An input whose first bytes are known.
+struct Begun {
+    name: String,
+    head: Vec<u8>,
+    /// The whole of it, the head included.
+    stream: source::Stream,
+}
+
+fn begin(path: &Path) -> Result<Begun, Error> {
     let name = path.display().to_string();
     let mut stream = source::open(path)?;
     // One read may give a few bytes only. An error behind some bytes comes again.
@@ -127,22 +168,28 @@ pub fn stream(path: &Path, options: &Options, sink: &mut dyn Sink) -> Result<Imp
         .into());
     }
     let whole = io::Cursor::new(head.clone()).chain(stream);
-    if import::dat::looks_like(&head) || import::perf::looks_like(&head) {
-        return anywhere(path, &name, whole, options, sink);
+    Ok(Begun { name, head, stream: source::Stream::new(Box::new(whole)) })
+}
+
+impl Begun {
+    fn go_on(self, path: &Path, options: &Options, sink: &mut dyn Sink) -> Result<Imported, Error> {
+        let Self { name, head, stream } = self;
+        if import::dat::looks_like(&head) || import::perf::looks_like(&head) {
+            return anywhere(path, &name, stream, options, sink);
+        }
+        if head.starts_with(&native::MAGIC) {
+            return part(native::decode(stream, &name)?, options, sink);
+        }
+        // A recording says what it is within its first lines.
+        let known = head.split(|&c| c == b'\n').take(64).any(import::ftrace::looks_like);
+        if known {
+            return Ok(import::ftrace::stream(stream, &name, options, sink)?);
+        }
+        if let Some(offset) = head.iter().take(4096).position(|&c| c == 0) {
+            return Err(Error::Binary { name, offset });
+        }
+        part(event_text(stream, name)?, options, sink)
     }
-    let stream = source::Stream::new(Box::new(whole));
-    if head.starts_with(&native::MAGIC) {
-        return part(native::decode(stream, &name)?, options, sink);
-    }
-    // A recording says what it is within its first lines.
-    let known = head.split(|&c| c == b'\n').take(64).any(import::ftrace::looks_like);
-    if known {
-        return Ok(import::ftrace::stream(stream, &name, options, sink)?);
-    }
-    if let Some(offset) = head.iter().take(4096).position(|&c| c == 0) {
-        return Err(Error::Binary { name, offset });
-    }
-    part(event_text(stream, name)?, options, sink)
 }
 
 /// The binary recordings, which are read here and there.

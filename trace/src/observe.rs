@@ -2,7 +2,7 @@
 //! answers nothing but the mark that stays with a cached copy. All calls are statically
 //! dispatched; an observer that ignores a call costs nothing.
 
-use crate::act::{Accessed, Act, ArchOp, At, Fill, Mark, Tag};
+use crate::act::{Accessed, Act, ArchOp, At, Fill, Instead, Mark, Tag};
 use crate::addr::{Gpa, Hpa, VcpuId};
 use crate::nested::L2;
 use crate::regs::{MmuKind, Regs, Vendor};
@@ -69,8 +69,8 @@ pub trait Observer {
 
     /// The walk under way uses this cached copy (a paging-structure-cache entry, or a
     /// guest-physical mapping) instead of reading memory.
-    fn walk_uses(&mut self, at: &At, mark: Mark, guest_physical: bool, tag: &Tag) {
-        let _ = (at, mark, guest_physical, tag);
+    fn walk_uses(&mut self, at: &At, mark: Mark, instead: Instead, tag: &Tag) {
+        let _ = (at, mark, instead, tag);
     }
 
     /// The hardware caches a copy; the answer stays with it.
@@ -118,9 +118,9 @@ impl<A: Observer, B: Observer> Observer for (A, B) {
         self.1.walk_begin(at);
     }
 
-    fn walk_uses(&mut self, at: &At, mark: Mark, guest_physical: bool, tag: &Tag) {
-        self.0.walk_uses(at, mark, guest_physical, tag);
-        self.1.walk_uses(at, mark, guest_physical, tag);
+    fn walk_uses(&mut self, at: &At, mark: Mark, instead: Instead, tag: &Tag) {
+        self.0.walk_uses(at, mark, instead, tag);
+        self.1.walk_uses(at, mark, instead, tag);
     }
 
     fn fill<W: World>(&mut self, at: &At, fill: &Fill, world: &W) -> Mark {

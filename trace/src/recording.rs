@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::act::Act;
 use crate::addr::{Time, VcpuId};
-use crate::op::{Actor, Op};
+use crate::op::{Actor, HostOp, Op};
 use crate::regs::{MmuKind, Regs, Vendor};
 
 /// One line of a recording: an operation, something that the hypervisor did, or a hole.
@@ -89,6 +89,22 @@ pub struct Recording {
     pub records: Vec<Record>,
 }
 
+impl Record {
+    /// Physical CPUs up to the one that it names; 0: it names none.
+    #[must_use]
+    pub fn pcpus(&self) -> u16 {
+        let named = match &self.body {
+            Body::Op(Op::Host(host)) => match **host {
+                HostOp::Migrate { pcpu, .. } | HostOp::Run { pcpu: Some(pcpu), .. } => Some(pcpu.0),
+                _ => None,
+            },
+            Body::Act(Act::VcpuLoad(pcpu)) => Some(pcpu.0),
+            _ => None,
+        };
+        named.map_or(0, |pcpu| pcpu.saturating_add(1))
+    }
+}
+
 impl Recording {
     /// The operations alone, in order.
     pub fn ops(&self) -> impl Iterator<Item = (&Record, &Op)> {
@@ -104,6 +120,12 @@ impl Recording {
             Body::Act(act) => Some((record, act)),
             _ => None,
         })
+    }
+
+    /// Physical CPUs that it names: the highest number plus one; 0 where it names none.
+    #[must_use]
+    pub fn pcpus(&self) -> u16 {
+        self.records.iter().map(Record::pcpus).max().unwrap_or(0)
     }
 
     /// Whether something is missing from it: the exit code of a tool that reads it is 3.

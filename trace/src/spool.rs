@@ -5,8 +5,10 @@ use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 
 use tempfile::SpooledTempFile;
 
+use crate::addr::Time;
 use crate::codec;
 use crate::import::Sink;
+use crate::op::Actor;
 use crate::recording::{Body, Record};
 
 /// Records of a block.
@@ -26,6 +28,11 @@ pub struct Spool {
     pub acts: u64,
     /// Gaps taken.
     pub gaps: u64,
+    /// Whether the operations came in the engine's order.
+    pub ordered: bool,
+    /// Physical CPUs that the records name; 0: none.
+    pub pcpus: u16,
+    last: (Time, Option<Actor>),
 }
 
 impl Default for Spool {
@@ -37,6 +44,9 @@ impl Default for Spool {
             operations: 0,
             acts: 0,
             gaps: 0,
+            ordered: true,
+            pcpus: 0,
+            last: (Time(0), None),
         }
     }
 }
@@ -44,10 +54,16 @@ impl Default for Spool {
 impl Sink for Spool {
     fn record(&mut self, record: Record) -> io::Result<()> {
         match record.body {
-            Body::Op(_) => self.operations += 1,
+            Body::Op(_) => {
+                let now = (record.time, Some(record.actor));
+                self.ordered &= self.last <= now;
+                self.last = now;
+                self.operations += 1;
+            }
             Body::Act(_) => self.acts += 1,
             Body::Gap(_) => self.gaps += 1,
         }
+        self.pcpus = self.pcpus.max(record.pcpus());
         self.block.push(record);
         if self.block.len() == BLOCK_RECORDS { self.flush() } else { Ok(()) }
     }
@@ -98,8 +114,6 @@ fn block(file: &mut impl Read) -> io::Result<(Vec<Record>, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::Time;
-    use crate::op::Actor;
 
     #[test]
     fn what_went_in_comes_out_in_order() {

@@ -4,12 +4,14 @@
 //! requirements, and answers one question: was this access missed, and was it harmful?
 
 mod nested;
+mod structures;
 mod walk;
 
 use tlbscope_sim::arch::nested::Whose;
 use tlbscope_sim::arch::required::{Scope, Strength, of_guest};
 use tlbscope_trace::act::{
-    Accessed, Act, ArchOp, At, Class, Copied, Fill, FillKind, Mark, Outcome, Source, Tag, Via,
+    Accessed, Act, ArchOp, At, Class, Copied, Fill, FillKind, Instead, Mark, Outcome, Source, Tag,
+    Via,
 };
 use tlbscope_trace::addr::{Gpa, VcpuId};
 use tlbscope_trace::observe::{Observer, World};
@@ -17,6 +19,7 @@ use tlbscope_trace::op::{AccessKind, Actor};
 use tlbscope_trace::regs::{Cr4, Regs};
 
 use nested::Made;
+use structures::Links;
 
 /// One copy in some cache of the hardware.
 #[derive(Clone, Debug)]
@@ -78,7 +81,9 @@ pub struct Naive {
     changes: Vec<Changed>,
     /// Tags of L1's processor that each vCPU has used.
     tags: Vec<(u16, u16)>,
-    used: Vec<Tag>,
+    /// The event in which a walk used a struck-out paging-structure copy last.
+    used_struck: Option<u64>,
+    links: Links,
     used_physical: bool,
     verdict: Option<bool>,
     /// Missed accesses: (event, vCPU, harmful).
@@ -212,19 +217,6 @@ impl Naive {
         })
     }
 
-    fn used_struck(&self, vcpu: u16, gva: u64) -> bool {
-        self.used.iter().any(|tag| {
-            let of = self.copies.iter().filter(|c| {
-                c.structure
-                    && c.vcpu == vcpu
-                    && c.tag == *tag
-                    && gva >= c.address
-                    && gva - c.address < c.bytes
-            });
-            of.min_by_key(|c| c.bytes).is_some_and(|c| c.struck)
-        })
-    }
-
     /// Whether an access came out otherwise than by the guest's tables as they are now.
     fn harmful<W: World>(
         &self,
@@ -269,8 +261,9 @@ impl Observer for Naive {
         self.now += 1;
     }
 
-    fn act<W: World>(&mut self, _: &At, act: &Act, _: &W) {
+    fn act<W: World>(&mut self, at: &At, act: &Act, _: &W) {
         self.now += 1;
+        self.links.act(at, act, self.now);
         match *act {
             Act::SpteSet { sp, index } => {
                 self.sptes.retain(|s| (s.sp, s.index) != (sp.0, index));
@@ -292,15 +285,13 @@ impl Observer for Naive {
     }
 
     fn walk_begin(&mut self, _: &At) {
-        self.used.clear();
         self.used_physical = false;
     }
 
-    fn walk_uses(&mut self, _: &At, _: Mark, guest_physical: bool, tag: &Tag) {
-        if guest_physical {
-            self.used_physical = true;
-        } else {
-            self.used.push(*tag);
+    fn walk_uses(&mut self, at: &At, _: Mark, instead: Instead, tag: &Tag) {
+        self.used_physical |= instead == Instead::GuestPhysical;
+        if self.structure_struck(at, tag, instead) {
+            self.used_struck = Some(at.event);
         }
     }
 
@@ -357,7 +348,7 @@ impl Observer for Naive {
         self.verdict = None;
         let Actor::Vcpu(VcpuId(vcpu)) = at.actor else { return };
         let gva = a.access.gva.0;
-        let mut struck = self.used_struck(vcpu, gva);
+        let mut struck = self.used_struck == Some(at.event);
         let mut used = None;
         if let Via::Copy { tag, global, copy, .. } = &a.via
             && let Some(place) = self.find(vcpu, tag, *global, gva, copy)
@@ -372,7 +363,7 @@ impl Observer for Naive {
             self.verdict = Some(harmful);
             self.missed.push((at.event, vcpu, harmful));
         }
-        self.used.clear();
+        self.used_struck = None;
         self.used_physical = false;
     }
 }

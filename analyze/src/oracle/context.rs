@@ -25,6 +25,8 @@ pub struct Contexts {
     tables: BTreeMap<Nested, Floors>,
     /// What tags those that are current.
     current: Option<Nested>,
+    /// The latest obligation of every tag: a tag that is used later begins with it.
+    every: Option<Obligation>,
 }
 
 /// What tags mappings through nested tables: on Intel the EP4TA, on AMD the ASID.
@@ -66,7 +68,7 @@ impl Contexts {
         if tag == self.tag {
             return;
         }
-        let floors = self.away.remove(&tag).unwrap_or_default();
+        let floors = self.away.remove(&tag).unwrap_or_else(|| self.born(tag));
         let floors = std::mem::replace(&mut self.here, floors);
         self.away.insert(std::mem::replace(&mut self.tag, tag), floors);
     }
@@ -108,13 +110,32 @@ impl Contexts {
         })
     }
 
+    /// The floors of a tag that was never current.
+    fn born(&self, tag: u16) -> Floors {
+        let mut floors = Floors::default();
+        if let Some(every) = &self.every {
+            floors.raise(Obligation { tag, ..every.clone() });
+        }
+        floors
+    }
+
     fn of(&mut self, tag: u16) -> &mut Floors {
-        if tag == self.tag { &mut self.here } else { self.away.entry(tag).or_default() }
+        if tag == self.tag {
+            return &mut self.here;
+        }
+        if !self.away.contains_key(&tag) {
+            let floors = self.born(tag);
+            self.away.insert(tag, floors);
+        }
+        self.away.entry(tag).or_default()
     }
 
     /// An obligation of an operation that names its tag or tables. False if it reaches nothing
     /// that was ever used.
     pub fn raise_for(&mut self, whose: Whose, o: &Obligation) -> bool {
+        if matches!(whose, Whose::Tags | Whose::TagsAndL1) {
+            self.every = Some(o.clone());
+        }
         let known: Vec<u16> = self.away.keys().copied().chain([self.tag]).collect();
         let tags: Vec<u16> = match whose {
             Whose::NewTag(tag) if self.knows(tag) => return false,

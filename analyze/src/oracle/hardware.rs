@@ -218,6 +218,7 @@ pub fn one_page(inv: &Inv, context: &Context) -> Option<(u32, u64)> {
         Inv::Guest(
             GuestInv::Address { gva, .. }
             | GuestInv::AddressNonglobal { gva, .. }
+            | GuestInv::AddressPath { gva, .. }
             | GuestInv::Fault { gva, .. },
         ) => Some((context.tag.id, gva.0)),
         _ => None,

@@ -48,8 +48,9 @@ pub struct Host {
     pub latest_dead: u64,
     /// Frames reused: (first byte, end, time, event), oldest first.
     pub releases: VecDeque<(u64, u64, u64, u64)>,
-    /// When each frame (page number at its size, log2 of the size) was filled last, and before.
-    fills: FxHashMap<(u64, u8), (u64, u64)>,
+    /// When each frame (page number at its size, log2 of the size, by a copy that can be written
+    /// through or not) was filled last, and before.
+    fills: FxHashMap<(u64, u8, bool), (u64, u64)>,
     sizes: u64,
 }
 
@@ -91,24 +92,26 @@ impl Host {
         self.releases.push_back((gpa, gpa.saturating_add(size), now, event));
     }
 
-    /// A frame was cached.
-    pub fn filled(&mut self, gpa: u64, shift: u32, now: u64) {
+    /// A frame was cached, by a copy that can be written through or not.
+    pub fn filled(&mut self, gpa: u64, shift: u32, write: bool, now: u64) {
         self.sizes |= 1 << shift;
-        let times = self.fills.entry((gpa >> shift, shift as u8)).or_default();
+        let times = self.fills.entry((gpa >> shift, shift as u8, write)).or_default();
         *times = (now, times.0);
     }
 
-    /// Whether a frame of the range was cached after `since` and before `until`.
-    #[must_use]
-    pub fn cached(&self, gpa: u64, end: u64, since: u64, until: u64) -> bool {
+    /// Whether a frame of the change's range was cached after `since` and before the change, by a copy
+    /// that it concerns.
+    fn cached(&self, change: &Change, since: u64) -> bool {
+        let (gpa, end, until) = (change.gpa, change.end, change.obligation.time);
         let within = |(last, before): &(u64, u64)| {
             (since..until).contains(last) || (since..until).contains(before)
         };
         let pages = (end - gpa) >> 12;
         if pages > self.fills.len() as u64 {
-            return self.fills.iter().any(|((page, shift), time)| {
+            return self.fills.iter().any(|((page, shift, write), time)| {
                 let from = page << shift;
-                within(time) && from < end && gpa < from.saturating_add(1 << shift)
+                let concerned = *write || !change.rights;
+                concerned && within(time) && from < end && gpa < from.saturating_add(1 << shift)
             });
         }
         (gpa >> 12..(end + 0xfff) >> 12).any(|page| {
@@ -116,8 +119,11 @@ impl Host {
             while sizes != 0 {
                 let shift = sizes.trailing_zeros();
                 sizes &= sizes - 1;
-                let key = (page << 12 >> shift, shift as u8);
-                if self.fills.get(&key).is_some_and(within) {
+                let filled = |write| {
+                    let key = (page << 12 >> shift, shift as u8, write);
+                    self.fills.get(&key).is_some_and(within)
+                };
+                if filled(true) || !change.rights && filled(false) {
                     return true;
                 }
             }
@@ -151,9 +157,16 @@ impl Host {
             c.dead != 0
                 && c.obligation.time > since
                 && !c.exposed.contains(&vcpu)
-                && self.cached(c.gpa, c.end, since, c.obligation.time)
+                && self.cached(c, since)
         });
         due.map(|(n, _)| n).collect()
+    }
+
+    /// The earliest change newer than `stamp` that reaches a copy of this frame, due or not: what owed
+    /// it before a release did.
+    pub fn owed_before(&self, gpa: u64, stamp: u64, write: bool) -> Option<&Obligation> {
+        let newer = |c: &&Change| c.obligation.time > stamp && c.reaches(gpa, write);
+        self.changes.iter().find(newer).map(|c| &c.obligation)
     }
 
     /// The release that forbids a copy of this frame made at `stamp`: its event.

@@ -9,28 +9,35 @@ use tlbscope_trace::regs::{Cr4, MmuKind};
 use super::floors::Target;
 use super::fresh::Fresh;
 use super::nested::fresh_now;
-use super::{Oracle, Stamp, frames_differ, mode};
+use super::{Oracle, STRAYED, Stamp, frames_differ, mode};
 use crate::finding::{Finding, Kind};
 
 /// Who outlawed a copy that was used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cause {
+pub(super) enum Cause {
+    /// An operation of the guest.
     Guest {
+        /// By a binding rule.
         must: bool,
     },
     /// L1, over what was made through its nested tables.
     Nested,
+    /// A change of what backs the frame.
     Host,
+    /// No obligation of a vCPU.
     Other {
+        /// By which rule.
         rule: &'static Rule,
+        /// The operation's name.
         op: &'static str,
+        /// Its event.
         event: u64,
     },
 }
 
 impl Oracle {
     pub(super) fn judge<W: World>(&mut self, at: &At, id: usize, a: &Accessed, world: &W) {
-        if self.used_count > 0 {
+        if !self.uses.is_empty() {
             self.judge_structures(at, id, a, world);
         }
         let Via::Copy { mark, tag, global, copy, .. } = a.via else { return };
@@ -49,7 +56,7 @@ impl Oracle {
         let faulted = matches!(a.outcome, Outcome::Fault(_));
         let shadow = world.mmu() == MmuKind::Shadow;
         let regs = world.regs(VcpuId(id as u16));
-        let other_mode = shadow && stamp.mode != mode(regs);
+        let other_mode = shadow && stamp.mode != STRAYED && stamp.mode != mode(regs);
         if cause.is_none() && !faulted && !other_mode {
             return;
         }
@@ -75,7 +82,7 @@ impl Oracle {
     }
 
     /// Whether a cause is of the row that this oracle's table lacks.
-    fn lacks(&self, cause: &Cause) -> bool {
+    pub(super) fn lacks(&self, cause: &Cause) -> bool {
         matches!(cause, Cause::Other { rule, .. } if self.without == Some(rule.id))
     }
 
@@ -99,7 +106,12 @@ impl Oracle {
         if !self.host.releases.is_empty()
             && let Some(event) = self.host.released(copy.gpa.0, s.g.min(s.h))
         {
-            return Some(Cause::Other { rule: &RELEASE, op: "release", event });
+            return Some(match self.host.owed_before(copy.gpa.0, s.h, copy.write) {
+                Some(owed) if owed.event <= event => {
+                    Cause::Other { rule: owed.rule, op: owed.op, event: owed.event }
+                }
+                _ => Cause::Other { rule: &RELEASE, op: "release", event },
+            });
         }
         if s.impossible {
             let (event, op) = self.vcpus[id].register;
@@ -128,30 +140,8 @@ impl Oracle {
         (!stored).then_some(Cause::Other { rule: &IMPOSSIBLE, op, event })
     }
 
-    /// Paging-structure copies that the access's walk used instead of memory.
-    fn judge_structures<W: World>(&mut self, at: &At, id: usize, a: &Accessed, world: &W) {
-        for n in 0..self.used_count {
-            let (g, pcid, shift) = self.used[n];
-            let gva = a.access.gva.0;
-            let target = Target { global: false, structure: true, pcid, gva, shift };
-            let (must, advised) = self.vcpus[id].floors.outlawed(&target, g);
-            if !must && !advised {
-                continue;
-            }
-            let now = fresh_now(world, id, world.regs(VcpuId(id as u16)), &a.access);
-            let harmful = a.outcome != now.outcome
-                || matches!(a.outcome, Outcome::Gpa(_)) && frames_differ(a.hpa, now.copied.hpa)
-                || now.sets_ad;
-            let stamp = Stamp { g, h: 0, n: 0, shift, impossible: false, mode: 0 };
-            let cause = Cause::Guest { must };
-            let copy = Copied::default();
-            let mechanism = "paging-structure";
-            self.report_use(at, id, a, cause, &target, &stamp, &copy, harmful, mechanism);
-        }
-    }
-
     #[expect(clippy::too_many_arguments, reason = "one use, all of it goes into the finding")]
-    fn report_use(
+    pub(super) fn report_use(
         &mut self,
         at: &At,
         id: usize,

@@ -10,7 +10,7 @@
 //! Limits. Address-sized obligations are judged as exposed for the root that is current at their
 //! deadline, and for a PCID that becomes current later in the hardware's caches alone. A recycled
 //! EP4TA raises no floor of its own: what the host changed outlaws its copies by their `h` stamp.
-//! A walk through a released frame as a page table is not judged. Birth floors are judged
+//! Birth floors are judged
 //! at uses, not as exposures. An SVM flush is expected as [`Act::Inv`] before [`Act::Entry`].
 //! A guest-physical mapping of a page-table frame is tested through the leaf's frame only.
 
@@ -25,11 +25,12 @@ mod host;
 mod judge;
 mod nested;
 mod shadow;
+mod structures;
 
 use rustc_hash::FxHashMap;
 use tlbscope_sim::arch::required::{self, Owed, Rule, Strength};
 use tlbscope_trace::act::{
-    Accessed, Act, ArchOp, At, Class, Context, Fill, FillKind, Mark, Source, Tag,
+    Accessed, Act, ArchOp, At, Class, Context, Fill, FillKind, Instead, Mark, Source, Tag,
 };
 use tlbscope_trace::addr::{Gpa, Gva, Hpa, PageSize, Sp, VcpuId};
 use tlbscope_trace::observe::{Observer, World};
@@ -43,6 +44,7 @@ use floors::Obligation;
 use hardware::{GroupKey, Hardware};
 use host::Host;
 use shadow::Shadow;
+use structures::{Structure, Uses};
 
 /// One vCPU, as the judge knows it.
 #[derive(Clone, Debug, Default)]
@@ -74,9 +76,6 @@ struct Vcpu {
     hooked: u64,
 }
 
-/// Paging-structure copies that the walk under way used: (stamp, PCID, log2 of the reach).
-type Used = [(u64, u16, u32); 6];
-
 /// The fast oracle.
 #[derive(Clone, Debug, Default)]
 pub struct Oracle {
@@ -86,9 +85,8 @@ pub struct Oracle {
     hardware: Hardware,
     shadow: Shadow,
     host: Host,
-    /// The walk under way.
-    used: Used,
-    used_count: usize,
+    /// The paging-structure copies that the access under way used.
+    uses: Uses,
     /// `h` and `n` of the guest-physical copies that it used.
     used_h: [(u64, u64); 32],
     used_h_count: usize,
@@ -112,6 +110,10 @@ const SHIFTS: [u32; 8] = [12, 21, 22, 30, 39, 48, 57, 63];
 /// Stands for the mode of a copy that grants other rights than the guest's entries: never equal to a
 /// mode, so that every use is compared.
 const GENEROUS: u8 = 0xff;
+
+/// Stands for the mode of a copy that was found through links which are gone (`structures`): LMA
+/// without PG, which no mode is. Whether a walk could have given it is not asked.
+const STRAYED: u8 = 1 << 7;
 
 /// A mark taken apart: `g` = stamp << 4 | impossible << 3 | size, `h` = stamp << 8 | mode, `n` as it
 /// is.
@@ -353,7 +355,9 @@ impl Oracle {
                 stamp.g = g.unwrap_or(now);
                 stamp.h = h.unwrap_or(now);
                 stamp.mode = mode(world.regs(VcpuId(id as u16)));
-                if fill.kind == FillKind::Translation {
+                if fill.kind == FillKind::Translation && self.uses.strayed {
+                    stamp.mode = STRAYED;
+                } else if fill.kind == FillKind::Translation {
                     let (impossible, generous) = self.impossible(id, sp, fill, world);
                     stamp.impossible = impossible;
                     if generous {
@@ -387,7 +391,7 @@ impl Oracle {
             && regs.cr4().contains(Cr4::PAE)
             && !regs.efer().contains(Efer::LMA)
             && world.vendor() == Vendor::Intel;
-        if !registers || self.used_count > 0 || fill.kind != FillKind::Translation {
+        if !registers || self.uses.any || fill.kind != FillKind::Translation {
             return false;
         }
         let walked = fresh::walk(world, regs, Gva(fill.address), |at| world.read(at));
@@ -505,23 +509,27 @@ impl Observer for Oracle {
     }
 
     fn walk_begin(&mut self, _: &At) {
-        self.used_count = 0;
+        self.uses.walk_begins();
         self.used_h_count = 0;
     }
 
-    fn walk_uses(&mut self, _: &At, mark: Mark, guest_physical: bool, tag: &Tag) {
+    fn walk_uses(&mut self, at: &At, mark: Mark, instead: Instead, tag: &Tag) {
         if mark.g == 0 && mark.h == 0 {
             return;
         }
         let stamp = Stamp::of(mark);
-        if guest_physical {
-            if self.used_h_count < self.used_h.len() {
+        match instead {
+            Instead::GuestPhysical if self.used_h_count < self.used_h.len() => {
                 self.used_h[self.used_h_count] = (stamp.h, stamp.n);
                 self.used_h_count += 1;
             }
-        } else if self.used_count < self.used.len() {
-            self.used[self.used_count] = (stamp.g, tag.pcid.0, stamp.shift);
-            self.used_count += 1;
+            Instead::GuestPhysical => {}
+            Instead::Structure { gva, shift, path } => {
+                let (g, h, tag) = (stamp.g, stamp.h, *tag);
+                if let Some(id) = self.vcpu(at) {
+                    self.structure_used(at, id, Structure { g, h, tag, gva, shift, path });
+                }
+            }
         }
     }
 
@@ -530,12 +538,15 @@ impl Observer for Oracle {
         let Some(id) = self.vcpu(at) else { return Mark::default() };
         let stamp = self.stamp(id, fill, world);
         self.vcpus[id].floors.saw_size(stamp.shift);
+        if fill.kind != FillKind::Translation {
+            return stamp.mark();
+        }
         let of = if fill.tag.class == Class::GuestPhysical { stamp.h } else { stamp.g };
         self.hardware.filled(&fill.tag, fill.global, self.now, of);
         if fill.kind == FillKind::Translation {
             let guest_physical = fill.tag.class == Class::GuestPhysical;
             let frame = fill.copy.gpa.0;
-            self.host.filled(frame, fill.size.shift(), self.now);
+            self.host.filled(frame, fill.size.shift(), fill.copy.write, self.now);
             if guest_physical {
                 let shift = fill.size.shift();
                 let (pcpu, ep4ta) = (fill.tag.pcpu.0, fill.tag.ep4ta.0);
@@ -557,7 +568,7 @@ impl Observer for Oracle {
         if let Some(id) = self.vcpu(at) {
             self.judge(at, id, access, world);
         }
-        self.used_count = 0;
+        self.uses.clear();
         self.used_h_count = 0;
     }
 }

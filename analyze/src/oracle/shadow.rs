@@ -5,6 +5,10 @@ use tlbscope_trace::act::Act;
 use tlbscope_trace::addr::{Gpa, Sp};
 use tlbscope_trace::observe::World;
 
+/// The bit of the raw role word that says that no guest table stands behind a page
+/// (facts/kvm.md 7.2).
+const DIRECT: u32 = 1 << 7;
+
 /// One shadow page.
 #[derive(Clone, Debug, Default)]
 struct Page {
@@ -22,6 +26,8 @@ struct Page {
     /// Entries of the guest's table that were overwritten since the freeze, and when first.
     overwritten: Vec<(u16, u64)>,
     parents: Vec<(u32, u16)>,
+    /// No guest table stands behind it.
+    direct: bool,
 }
 
 impl Page {
@@ -50,7 +56,8 @@ pub struct Shadow {
     pages: FxHashMap<u32, Page>,
     /// When each present leaf SPTE was made.
     set: FxHashMap<(u32, u16), u64>,
-    links: FxHashMap<(u32, u16), u32>,
+    /// Where the links point, and when each was made.
+    links: FxHashMap<(u32, u16), (u32, u64)>,
     /// Unsync pages, sorted.
     unsync: Vec<u32>,
     /// Entries of the guest's upper tables, by address.
@@ -66,11 +73,12 @@ impl Shadow {
     /// Takes in what the hypervisor did to its shadow pages.
     pub fn act<W: World>(&mut self, act: &Act, now: u64, world: &W) {
         match *act {
-            Act::SpNew { sp, gfn, level, .. } => {
+            Act::SpNew { sp, gfn, level, role } => {
                 self.forget(sp.0);
-                self.pages.insert(sp.0, Page { gfn, level, ..Page::default() });
+                let direct = role & DIRECT != 0;
+                self.pages.insert(sp.0, Page { gfn, level, direct, ..Page::default() });
             }
-            Act::SpLink { parent, index, child } => self.link(parent.0, index, child.0),
+            Act::SpLink { parent, index, child } => self.link(parent.0, index, child.0, now),
             Act::SpUnlink { parent, index, .. } => self.unlink(parent.0, index),
             Act::SpteSet { sp, index } => self.set_entry(sp.0, index, now, world),
             Act::SpteClear { sp, index } => self.clear_entry(sp.0, index),
@@ -85,14 +93,14 @@ impl Shadow {
         }
     }
 
-    fn link(&mut self, parent: u32, index: u16, child: u32) {
+    fn link(&mut self, parent: u32, index: u16, child: u32, now: u64) {
         self.unlink(parent, index);
-        self.links.insert((parent, index), child);
+        self.links.insert((parent, index), (child, now));
         self.pages.entry(child).or_default().parents.push((parent, index));
     }
 
     fn unlink(&mut self, parent: u32, index: u16) {
-        if let Some(child) = self.links.remove(&(parent, index))
+        if let Some((child, _)) = self.links.remove(&(parent, index))
             && let Some(page) = self.pages.get_mut(&child)
         {
             page.parents.retain(|p| *p != (parent, index));
@@ -164,6 +172,21 @@ impl Shadow {
             self.set.remove(&(sp, index));
             self.unlink(sp, index);
         }
+    }
+
+    /// Whether the link from `parent` to `child` on the way to `gva` has stood since.
+    #[must_use]
+    pub fn linked_since(&self, parent: Sp, child: Sp, gva: u64, since: u64) -> bool {
+        let Some(page) = self.pages.get(&parent.0) else { return false };
+        let index = gva >> (12 + 9 * u32::from(page.level.clamp(1, 5) - 1)) & 511;
+        let link = self.links.get(&(parent.0, index as u16));
+        link.is_some_and(|(to, made)| *to == child.0 && *made < since)
+    }
+
+    /// The guest table behind a page.
+    #[must_use]
+    pub fn guest_table(&self, sp: Sp) -> Option<u64> {
+        self.pages.get(&sp.0).filter(|page| !page.direct).map(|page| page.gfn << 12)
     }
 
     /// The stamps of a leaf entry: of the guest's entry (`None`: live) and of the frame in it
@@ -255,7 +278,7 @@ impl Shadow {
             }
             let index = (gva >> (12 + 9 * (u32::from(level) - 1)) & 511) as u16;
             match self.links.get(&(sp, index)) {
-                Some(child) if level > 1 => sp = *child,
+                Some((child, _)) if level > 1 => sp = *child,
                 _ => {
                     self.set.get(&(sp, index))?;
                     return self.entry(Sp(sp), index).0;

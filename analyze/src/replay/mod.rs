@@ -1,11 +1,14 @@
 //! Runs the operations of a trace on a machine under one policy, judged by the oracle and counted.
 //!
-//! The trace is decoded once and shared by all runs; each run owns its machine.
+//! The trace is decoded once and shared by all runs; each run owns its machine. [`run`] takes a
+//! trace that is in memory, [`stream`] one of any length.
 
 mod cost;
+mod creation;
 mod native;
 mod refused;
-mod setup;
+mod run;
+mod stream;
 mod summary;
 mod work;
 
@@ -16,11 +19,12 @@ use tlbscope_sim::policy::Policy;
 
 use crate::explain::{Chain, Witness};
 use crate::finding::{Finding, Findings};
-use crate::oracle::Oracle;
 use crate::tally::Tally;
 
+pub use run::{Oddities, Oddity, Run};
+pub use stream::{StreamError, explain_stream, open, stream};
 pub use summary::Summary;
-pub use work::{Work, WorkError};
+pub use work::{Setup, Work, WorkError};
 
 /// A finished run.
 #[derive(Clone, Debug)]
@@ -31,6 +35,10 @@ pub struct Replay {
     pub findings: Findings,
     /// The counts.
     pub tally: Tally,
+    /// Events behind a loss that did not fit the machine any more and were left out.
+    pub left_out: u64,
+    /// Operations that were hardly meant so.
+    pub oddities: Oddities,
 }
 
 /// A run that could not be finished.
@@ -50,7 +58,7 @@ pub enum ReplayError {
         /// The policy of the run.
         policy: String,
         /// Index of the event, from 0.
-        index: usize,
+        index: u64,
         /// Line in the source; 0 where it has none.
         line: u32,
         /// Why.
@@ -88,24 +96,13 @@ pub fn run(
 ) -> Result<Replay, ReplayError> {
     /// Events between two reports of progress.
     const STEP: usize = 1 << 16;
-    let vcpus = work.machine.vcpus;
-    let mut watching =
-        (Oracle::with_max_findings(vcpus, max_findings), Tally::new(usize::from(vcpus)));
-    let mut machine = machine(work, policy)?;
-    for (chunk, events) in work.events.chunks(STEP).enumerate() {
-        for (at, event) in events.iter().enumerate() {
-            let index = chunk * STEP + at;
-            machine
-                .run(event, index as u64, &mut watching)
-                .map_err(|refused| at_event(work, policy, index, refused))?;
-        }
+    let mut run = Run::new(&work.setup(), policy, max_findings)?;
+    let chunks = work.events.chunks(STEP).zip(work.lines().chunks(STEP));
+    for (chunk, (events, lines)) in chunks.enumerate() {
+        run.feed((chunk * STEP) as u64, events, lines)?;
         progress(events.len() as u64);
     }
-    watching.0.finish(&machine);
-    let (oracle, tally) = watching;
-    let findings = oracle.findings().clone();
-    let summary = Summary::new(work, policy, &findings, &tally, machine.digest());
-    Ok(Replay { summary, findings, tally })
+    Ok(run.finish())
 }
 
 /// The chains of cause of findings that [`run`] made of the same work under the same policy, in
@@ -123,28 +120,28 @@ pub fn explain(
     if findings.is_empty() {
         return Ok(Vec::new());
     }
-    let mut machine = machine(work, policy)?;
+    let setup = work.setup();
+    let mut machine = setup.machine(policy)?;
     let last = usize::try_from(witness.last_event()).unwrap_or(usize::MAX);
     for (index, event) in work.events.iter().enumerate().take(last.saturating_add(1)) {
         machine
             .run(event, index as u64, &mut witness)
-            .map_err(|refused| at_event(work, policy, index, refused))?;
+            .map_err(|refused| setup.refused(policy, index as u64, work.line(index), refused))?;
     }
     Ok(witness.chains())
 }
 
-fn machine(work: &Work, policy: &Policy) -> Result<Machine, ReplayError> {
-    let machine = Machine::new(&work.machine, policy)
-        .map_err(|error| ReplayError::Machine { policy: policy.name.clone(), error })?;
-    Ok(machine.with_regs(&work.regs))
-}
+impl Setup {
+    /// The machine under a policy.
+    fn machine(&self, policy: &Policy) -> Result<Machine, ReplayError> {
+        let machine = Machine::new(&self.machine, policy)
+            .map_err(|error| ReplayError::Machine { policy: policy.name.clone(), error })?;
+        Ok(machine.with_regs(&self.regs))
+    }
 
-fn at_event(work: &Work, policy: &Policy, index: usize, refused: Refused) -> ReplayError {
-    ReplayError::Event {
-        trace: work.trace.clone(),
-        policy: policy.name.clone(),
-        index,
-        line: work.line(index),
-        refused,
+    /// The error of an event that cannot be carried out.
+    fn refused(&self, policy: &Policy, index: u64, line: u32, refused: Refused) -> ReplayError {
+        let (trace, policy) = (self.trace.clone(), policy.name.clone());
+        ReplayError::Event { trace, policy, index, line, refused }
     }
 }

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer};
-use tlbscope_sim::policy::Policy;
 
-use super::work::Work;
+use super::work::Setup;
 use crate::finding::{Class, Findings, Kind};
 use crate::tally::{Key, Tally};
 
@@ -84,8 +83,9 @@ const FLUSHES: [Key; 16] = [
 
 impl Summary {
     pub(super) fn new(
-        work: &Work,
-        policy: &Policy,
+        setup: &Setup,
+        policy: &str,
+        events: u64,
         findings: &Findings,
         tally: &Tally,
         machine_digest: u64,
@@ -98,12 +98,12 @@ impl Summary {
             ("over-broad", class(Class::OverBroad)),
         ]
         .into();
-        let cost = super::cost::total(&work.processor, &total);
+        let cost = super::cost::total(&setup.processor, &total);
         Self {
-            trace: work.trace.clone(),
-            machine: work.processor.name.clone(),
-            policy: policy.name.clone(),
-            events: work.events.len() as u64,
+            trace: setup.trace.clone(),
+            machine: setup.processor.name.clone(),
+            policy: policy.to_owned(),
+            events,
             missed: findings.missed(),
             missed_harmful: findings.missed_harmful,
             exposed: findings.count(|kind| kind == Kind::Exposed),

@@ -2,14 +2,12 @@
 
 use std::fmt;
 
-use super::native;
-use super::refused;
-use super::setup::Setup;
+use super::creation::Creation;
+use super::{native, refused};
 use tlbscope_sim::machine::config::{MachineConfig, Mode};
 use tlbscope_sim::machine::{self, Processor};
-use tlbscope_trace::act::Act;
-use tlbscope_trace::op::{Event, HostOp, Op};
-use tlbscope_trace::recording::{Body, Recording};
+use tlbscope_trace::op::{Event, Op};
+use tlbscope_trace::recording::{Body, Meta, Recording};
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, Regs};
 
 /// Operations in order and their machine, shared by the runs of every policy.
@@ -47,6 +45,43 @@ impl fmt::Display for WorkError {
 
 impl std::error::Error for WorkError {}
 
+/// What a run starts from: the machine of a trace and the registers that it starts with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setup {
+    /// Name of the trace.
+    pub trace: String,
+    /// The machine.
+    pub machine: MachineConfig,
+    /// Its processor: what acts cost.
+    pub processor: Processor,
+    /// The registers that each vCPU starts with, where the recording shows them.
+    pub regs: Vec<Option<Regs>>,
+}
+
+impl Setup {
+    /// The machine that a trace shows, with `pcpus` physical CPUs at least and this processor (a
+    /// name or a path; `None`: hardware that never evicts).
+    ///
+    /// # Errors
+    ///
+    /// The trace does not show the vendor or the MMU mode, or there is no such processor.
+    pub fn new(
+        meta: &Meta,
+        pcpus: u16,
+        trace: &str,
+        processor: Option<&str>,
+    ) -> Result<Self, WorkError> {
+        let mut machine = shown(meta, pcpus, trace)?;
+        if let Some(name) = processor {
+            machine.tlb = name.to_owned();
+        }
+        let processor = machine::load(&machine.tlb)
+            .map_err(|error| WorkError { trace: trace.to_owned(), what: error.to_string() })?;
+        let regs = starts(meta, &machine);
+        Ok(Self { trace: trace.to_owned(), machine, processor, regs })
+    }
+}
+
 impl Work {
     /// The operations of a recording, on the machine that it shows with this processor (a name
     /// or a path; `None`: hardware that never evicts).
@@ -59,16 +94,12 @@ impl Work {
         trace: &str,
         processor: Option<&str>,
     ) -> Result<Self, WorkError> {
-        let mut machine = shown(recording, trace)?;
-        if let Some(name) = processor {
-            machine.tlb = name.to_owned();
-        }
-        let processor = machine::load(&machine.tlb)
-            .map_err(|error| WorkError { trace: trace.to_owned(), what: error.to_string() })?;
+        let creation = Creation::of(recording);
+        let meta = creation.left(&recording.meta);
+        let setup = Setup::new(&meta, recording.pcpus(), trace, processor)?;
         // The engine's order: (time, actor, place in the source).
-        let setup = Setup::of(recording);
         let records = recording.records.iter().enumerate();
-        let guest = records.filter(|(index, record)| !setup.has(record, *index));
+        let guest = records.filter(|(index, record)| !creation.has(record, *index));
         let (native, refused) = (native::writes(recording), refused::writes(recording));
         let mut ops = Vec::new();
         for (index, record) in guest {
@@ -84,8 +115,24 @@ impl Work {
             events.push(Event { time: record.time, actor: record.actor, op: op.clone() });
             lines.push(record.line);
         }
-        let regs = starts(recording, &setup, &machine);
-        Ok(Self { trace: trace.to_owned(), machine, processor, events, regs, lines })
+        let Setup { trace, machine, processor, regs } = setup;
+        Ok(Self { trace, machine, processor, events, regs, lines })
+    }
+
+    /// What its runs start from.
+    #[must_use]
+    pub fn setup(&self) -> Setup {
+        Setup {
+            trace: self.trace.clone(),
+            machine: self.machine.clone(),
+            processor: self.processor.clone(),
+            regs: self.regs.clone(),
+        }
+    }
+
+    /// Lines of the events, 0 where there are none.
+    pub(super) fn lines(&self) -> &[u32] {
+        &self.lines
     }
 
     /// Line of an event in its source; 0 if it has none.
@@ -96,12 +143,11 @@ impl Work {
 }
 
 /// The machine that a recording shows.
-fn shown(recording: &Recording, trace: &str) -> Result<MachineConfig, WorkError> {
-    let meta = &recording.meta;
+fn shown(meta: &Meta, pcpus: u16, trace: &str) -> Result<MachineConfig, WorkError> {
     // A list of events says nothing of a machine: it runs on the default one, as in a scenario.
     if meta.form == "text" && meta.vendor.is_none() && meta.mmu.is_none() {
         let vcpus = meta.vcpus.max(1);
-        let pcpus = vcpus.max(pcpus(recording));
+        let pcpus = vcpus.max(pcpus);
         return Ok(MachineConfig { vcpus, pcpus, ..MachineConfig::default() });
     }
     let missing = |what| WorkError {
@@ -116,7 +162,7 @@ fn shown(recording: &Recording, trace: &str) -> Result<MachineConfig, WorkError>
         mmu: meta.mmu.ok_or_else(|| missing("whether it shadows or uses TDP"))?,
         ..MachineConfig::default()
     };
-    machine.pcpus = machine.pcpus.max(pcpus(recording));
+    machine.pcpus = machine.pcpus.max(pcpus);
     if let Some(vpid) = meta.vpid {
         machine.vpid = vpid;
     }
@@ -126,26 +172,11 @@ fn shown(recording: &Recording, trace: &str) -> Result<MachineConfig, WorkError>
     Ok(machine)
 }
 
-/// Physical CPUs that the recording's vCPUs were seen on.
-fn pcpus(recording: &Recording) -> u16 {
-    let seen = recording.records.iter().filter_map(|record| match &record.body {
-        Body::Op(Op::Host(host)) => match **host {
-            HostOp::Migrate { pcpu, .. } => Some(pcpu.0 + 1),
-            _ => None,
-        },
-        Body::Act(Act::VcpuLoad(pcpu)) => Some(pcpu.0 + 1),
-        _ => None,
-    });
-    seen.max().unwrap_or(1)
-}
-
 /// The registers that each vCPU starts with. A vCPU of which the recording shows none is left out.
-fn starts(recording: &Recording, setup: &Setup, machine: &MachineConfig) -> Vec<Option<Regs>> {
+fn starts(meta: &Meta, machine: &MachineConfig) -> Vec<Option<Regs>> {
     let mode = machine.initial_regs();
-    let seen = recording.meta.initial_regs.iter().enumerate();
-    seen.map(|(v, regs)| setup.regs(v).unwrap_or(*regs))
-        .map(|regs| (regs != Regs::default()).then(|| completed(regs, &mode)))
-        .collect()
+    let seen = meta.initial_regs.iter();
+    seen.map(|regs| (*regs != Regs::default()).then(|| completed(*regs, &mode))).collect()
 }
 
 /// Registers that can be: a recording gives 0 for what it does not show. CR0 is never 0 (ET is
@@ -181,7 +212,8 @@ const fn mode(regs: &Regs) -> Mode {
 
 #[cfg(test)]
 mod tests {
-    use tlbscope_trace::recording::{Meta, Record};
+    use tlbscope_trace::op::Op;
+    use tlbscope_trace::recording::{Body, Record};
     use tlbscope_trace::regs::{MmuKind, Vendor};
 
     use super::*;

@@ -60,6 +60,11 @@ fn stores() -> impl Strategy<Value = Op> {
         2 => (gva(), perms(), root())
             .prop_map(|(gva, perms, root)| Op::Protect { gva, perms, root }),
         1 => large(),
+        1 => (gva(), 0u64..3, perms(), root()).prop_map(|(gva, table, perms, root)| {
+            // A page table of its own, or one of those that `map` makes first: a PDE moves there.
+            let table = Gpa([0x30_0000, 0x10_2000, 0x10_3000][table as usize]);
+            Op::Link { gva, level: 2, table, perms, root }
+        }),
         1 => entry.prop_map(|(table, index, bits, frame)| {
             let bits = [0x27, 0x67, 0x25, 0x167, 0x23, 0][bits as usize];
             Op::Store { gpa: Gpa(0x10_0000 + table * PAGE_BYTES + index * 8), value: frame | bits }
@@ -79,7 +84,7 @@ fn registers(amd: bool) -> impl Strategy<Value = Op> {
     if amd {
         cr4[4] = Cr4::PGE.bits();
     }
-    let efer = [Efer::NXE, Efer::SCE, Efer::LME].map(|b| b.bits());
+    let efer = [Efer::NXE, Efer::SCE, Efer::LME, Efer::TCE].map(|b| b.bits());
     let cr3 =
         (prop::sample::select(ROOTS.to_vec()), prop::sample::select(PCIDS.to_vec()), any::<bool>());
     prop_oneof![
@@ -105,6 +110,10 @@ fn invalidations() -> impl Strategy<Value = Op> {
         1 => Just(Op::Out),
         2 => Just(Op::In),
         1 => gpa().prop_map(|gpa| Op::Release { gpa, size: PAGE_BYTES }),
+        1 => (0u64..6).prop_map(|table| {
+            let gpa = Gpa(0x10_0000 + table * PAGE_BYTES);
+            Op::Release { gpa, size: PAGE_BYTES }
+        }),
     ]
 }
 

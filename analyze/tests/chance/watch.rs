@@ -4,7 +4,7 @@ use tlbscope_analyze::finding::Findings;
 use tlbscope_analyze::naive::Naive;
 use tlbscope_analyze::oracle::Oracle;
 use tlbscope_sim::engine::Machine;
-use tlbscope_trace::act::{Accessed, Act, ArchOp, At, Fill, Mark, Tag};
+use tlbscope_trace::act::{Accessed, Act, ArchOp, At, Fill, Instead, Mark, Tag};
 use tlbscope_trace::addr::Gpa;
 use tlbscope_trace::observe::{Observer, World};
 use tlbscope_trace::regs::Regs;
@@ -59,8 +59,8 @@ impl Observer for Watch {
         self.pair.walk_begin(at);
     }
 
-    fn walk_uses(&mut self, at: &At, mark: Mark, guest_physical: bool, tag: &Tag) {
-        self.pair.walk_uses(at, mark, guest_physical, tag);
+    fn walk_uses(&mut self, at: &At, mark: Mark, instead: Instead, tag: &Tag) {
+        self.pair.walk_uses(at, mark, instead, tag);
     }
 
     fn fill<W: World>(&mut self, at: &At, fill: &Fill, w: &W) -> Mark {

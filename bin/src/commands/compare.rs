@@ -1,12 +1,13 @@
 //! `compare`: traces under several policies, side by side.
 
 use anyhow::{Context, Result};
+use rayon::prelude::*;
 use serde_json::{Map, json};
 use tlbscope_analyze::compare;
-use tlbscope_analyze::replay::{Summary, Work};
+use tlbscope_analyze::replay::{self, Replay, Setup, Summary};
 use tlbscope_sim::policy;
 
-use super::simulate::{verdict, warn_of_losses};
+use super::simulate::{verdict_of, warn_of, warn_of_left_out, warn_of_oddities};
 use crate::Verdict;
 use crate::args::{Compare, Format, Global};
 use crate::{input, output, render};
@@ -18,25 +19,40 @@ pub fn run(command: &Compare, global: &Global) -> Result<Verdict> {
         policies
             .push(policy::load(name).with_context(|| format!("cannot load the policy {name}"))?);
     }
-    let (mut recordings, mut inputs, mut works) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut jobs, mut inputs) = (Vec::new(), Vec::new());
     for path in &command.traces {
-        let (recording, read) = input::open(path, &command.reading)?;
-        warn_of_losses(&recording);
-        works.push(Work::new(&recording, &read.path, command.machine.machine.as_deref())?);
-        recordings.push(recording);
+        let (feed, read) = input::feed(path, &command.reading)?;
+        let told = warn_of(feed.meta(), 0);
+        let processor = command.machine.machine.as_deref();
+        let setup = Setup::new(feed.meta(), feed.pcpus(), &read.path, processor)?;
+        jobs.push((feed, setup, told));
         inputs.push(read);
     }
-    let events: usize = works.iter().map(|work| work.events.len()).sum();
-    let bar = output::progress((events * policies.len()) as u64, global);
-    let runs = compare::run(&works, &policies, command.machine.max_findings, |n| bar.inc(n))?;
+    let events: Option<u64> = jobs.iter().map(|(feed, ..)| feed.operations()).sum();
+    let bar = output::progress(events.map(|n| n * policies.len() as u64), global);
+    let max = command.machine.max_findings;
+    let runs: Vec<Result<Vec<Replay>, _>> = jobs
+        .par_iter_mut()
+        .map(|(feed, setup, _)| replay::stream(feed, setup, &policies, max, |n| bar.inc(n)))
+        .collect();
     bar.finish_and_clear();
+    for (feed, _, told) in &jobs {
+        warn_of(feed.meta(), *told);
+    }
+    let runs = runs.into_iter().collect::<Result<Vec<_>, _>>()?.concat();
+    for ((feed, ..), run) in jobs.iter().zip(runs.iter().step_by(policies.len().max(1))) {
+        warn_of_oddities(feed.meta(), run, global);
+    }
+    for run in &runs {
+        warn_of_left_out(&run.summary.trace, run);
+    }
     let summaries: Vec<&Summary> = runs.iter().map(|run| &run.summary).collect();
-    let tables = works.iter().zip(summaries.chunks(policies.len()));
+    let tables = inputs.iter().map(|input| &input.path).zip(summaries.chunks(policies.len()));
     let text = match global.format {
         Format::Json => {
             let mut detail = Map::new();
             let rows: Vec<_> = tables
-                .map(|(work, of)| json!({ "trace": work.trace, "rows": compare::rows(of) }))
+                .map(|(trace, of)| json!({ "trace": trace, "rows": compare::rows(of) }))
                 .collect();
             detail.insert("comparisons".to_owned(), json!(rows));
             output::envelope("compare", &inputs, &summaries, detail)?
@@ -44,12 +60,13 @@ pub fn run(command: &Compare, global: &Global) -> Result<Verdict> {
         Format::Text => {
             let names: Vec<&str> = policies.iter().map(|policy| policy.name.as_str()).collect();
             let all: Vec<String> = tables
-                .map(|(work, of)| render::comparison(&work.trace, &names, &compare::rows(of)))
+                .map(|(trace, of)| render::comparison(trace, &names, &compare::rows(of)))
                 .collect();
             all.join("\n")
         }
     };
     output::print(&text)?;
     // What one policy misses is what a comparison is for: no reason to fail.
-    Ok(verdict(&recordings, false))
+    let damaged = jobs.iter().any(|(feed, ..)| !feed.meta().losses.is_empty());
+    Ok(verdict_of(damaged, false))
 }

@@ -2,8 +2,9 @@
 
 use anyhow::{Context, Result};
 use serde_json::{Map, json};
+use tlbscope_trace::native::{self, Packing};
 use tlbscope_trace::spool::Spool;
-use tlbscope_trace::{Imported, Recording, native};
+use tlbscope_trace::{Imported, Recording};
 
 use super::simulate::{verdict, warn_of_losses};
 use crate::Verdict;
@@ -18,11 +19,11 @@ pub fn run(command: &Import, global: &Global) -> Result<Verdict> {
     let Imported { meta, census } = tlbscope_trace::stream(&command.input, &options, &mut spool)?;
     let recording = Recording { meta, census, records: Vec::new() };
     warn_of_losses(&recording);
+    let packing = command.zstd.map_or(Packing::Plain, Packing::Zstd);
     let name = command.output.display().to_string();
     let (operations, acts) = (spool.operations, spool.acts);
-    let blocks = spool.blocks().context("cannot keep the records")?;
     output::write_file(&command.output, |mut out| {
-        native::encode_blocks(&recording.meta, &recording.census, blocks, &name, &mut out)
+        native::encode_spool(&recording.meta, &recording.census, spool, &name, &mut out, packing)
             .context("cannot encode the recording")
     })?;
     let unknown: u64 = recording.census.unknown.values().sum();

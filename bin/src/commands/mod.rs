@@ -8,11 +8,13 @@ mod conformance;
 mod explain;
 mod export;
 mod fidelity;
+mod generate;
 mod import;
 mod info;
 mod policy_diff;
 mod policy_explain;
 mod policy_new;
+mod record;
 mod scenarios;
 mod simulate;
 
@@ -37,7 +39,9 @@ pub fn run(args: &Args) -> Result<Verdict> {
         Command::Scenarios(command) => scenarios::run(command, global),
         Command::Conformance(command) => conformance::run(command, global),
         Command::Import(command) => import::run(command, global),
+        Command::Generate(command) => generate::run(command, global),
         Command::Export(command) => export::run(command),
+        Command::Record(command) => record::run(command),
         Command::Info(command) => info::run(command, global),
         Command::Policy(command) => catalog::policy(command, global),
         Command::Machine(command) => catalog::machine(command, global),

@@ -4,30 +4,46 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Map, json};
 use tlbscope_analyze::explain::Chain;
 use tlbscope_analyze::finding::Finding;
-use tlbscope_analyze::replay::{self, Work};
+use tlbscope_analyze::replay::{self, Replay, Setup};
 use tlbscope_sim::policy;
-use tlbscope_trace::Recording;
+use tlbscope_trace::{Meta, Recording};
 
 use crate::Verdict;
 use crate::args::{Format, Global, Simulate};
+use crate::render::Cited;
 use crate::{input, output, render};
 
 /// Runs the command.
 pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
-    let (recording, read) = input::open(&command.trace, &command.reading)?;
-    warn_of_losses(&recording);
-    let name = match (&command.policy, &recording.meta.kernel) {
-        (Some(name), _) => name,
-        (None, Some(kernel)) => kernel,
+    let (mut feed, read) = input::feed(&command.trace, &command.reading)?;
+    let told = warn_of(feed.meta(), 0);
+    let name = match (&command.policy, &feed.meta().kernel) {
+        (Some(name), _) => name.clone(),
+        (None, Some(kernel)) => kernel.clone(),
         (None, None) => bail!("{} does not show its kernel: name one with --policy", read.path),
     };
-    let policy = policy::load(name).with_context(|| format!("cannot load the policy {name}"))?;
-    let work = Work::new(&recording, &read.path, command.machine.machine.as_deref())?;
-    let bar = output::progress(work.events.len() as u64, global);
-    let run = replay::run(&work, &policy, command.machine.max_findings, |n| bar.inc(n))?;
+    let policy = policy::load(&name).with_context(|| format!("cannot load the policy {name}"))?;
+    let processor = command.machine.machine.as_deref();
+    let setup = Setup::new(feed.meta(), feed.pcpus(), &read.path, processor)?;
+    let bar = output::progress(feed.operations(), global);
+    let max = command.machine.max_findings;
+    let runs =
+        replay::stream(&mut feed, &setup, std::slice::from_ref(&policy), max, |n| bar.inc(n));
     bar.finish_and_clear();
+    warn_of(feed.meta(), told);
+    let run = runs?.pop().context("no run")?;
+    warn_of_left_out(&read.path, &run);
+    warn_of_oddities(feed.meta(), &run, global);
     let kept = run.findings.sorted();
-    let chains = replay::explain(&work, &policy, &kept)?;
+    let silent = global.quiet && global.format == Format::Text && command.explain.is_none();
+    // A second run finds the stories; where the trace is gone, findings are told without.
+    let chains = if !silent && !kept.is_empty() && feed.rewind(&command.trace)? {
+        replay::explain_stream(&mut feed, &setup, &policy, &kept)?
+    } else {
+        vec![Chain::default(); kept.len()]
+    };
+    let cited = if silent { Default::default() } else { run.findings.cited() };
+    let cited = Cited { trace: &read.path, events: feed.events(&command.trace, &cited)? };
     let text = match global.format {
         _ if command.explain.is_some() => {
             let number = command.explain.unwrap_or(1);
@@ -37,7 +53,7 @@ pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
                 bail!("there is no finding {number}: {} are kept", kept.len());
             };
             let policy_rules = render::rules_of(&policy, one.op);
-            render::finding(&work, number, one, chain) + "\n" + &policy_rules
+            render::finding(&cited, number, one, chain) + "\n" + &policy_rules
         }
         Format::Json => {
             let mut detail = Map::new();
@@ -50,7 +66,7 @@ pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
             let found = if global.quiet {
                 String::new()
             } else {
-                render::findings(&work, &run.findings, &chains)
+                render::findings(&cited, &run.findings, &chains)
             };
             let counts =
                 if global.verbose { render::counts(&run.tally.total()) } else { String::new() };
@@ -59,12 +75,17 @@ pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
     };
     output::print(&text)?;
     let found = run.summary.missed_harmful > 0 || run.summary.exposed > 0;
-    Ok(verdict(&[recording], found))
+    Ok(verdict_of(!feed.meta().losses.is_empty(), found))
 }
 
 /// Damage goes before findings: a result that covers only a part is no verdict on the whole.
 pub fn verdict(recordings: &[Recording], found: bool) -> Verdict {
-    if recordings.iter().any(Recording::damaged) {
+    verdict_of(recordings.iter().any(Recording::damaged), found)
+}
+
+/// The same, of what was told about the input.
+pub fn verdict_of(damaged: bool, found: bool) -> Verdict {
+    if damaged {
         Verdict::Damaged
     } else if found {
         Verdict::Found
@@ -75,8 +96,45 @@ pub fn verdict(recordings: &[Recording], found: bool) -> Verdict {
 
 /// Says on standard error what a recording lacks.
 pub fn warn_of_losses(recording: &Recording) {
-    for loss in &recording.meta.losses {
-        output::warn(&format!("{}: {loss}", recording.meta.source));
+    warn_of(&recording.meta, 0);
+}
+
+/// Says on standard error what a trace lacks, from the `told`-th loss on; how many are told then.
+pub fn warn_of(meta: &Meta, told: usize) -> usize {
+    for loss in meta.losses.iter().skip(told) {
+        output::warn(&format!("{}: {loss}", meta.source));
+    }
+    meta.losses.len()
+}
+
+/// Says how many events behind a loss could not be carried out.
+pub fn warn_of_left_out(trace: &str, run: &Replay) {
+    let Replay { left_out, summary, .. } = run;
+    if *left_out > 0 {
+        let policy = &summary.policy;
+        output::warn(&format!(
+            "{trace}: under {policy}, {left_out} events behind what is lost are left out: they need it"
+        ));
+    }
+}
+
+/// Says which operations of an event list were hardly meant so. In a recording they are what the
+/// guest did: told on demand.
+pub fn warn_of_oddities(meta: &Meta, run: &Replay, global: &Global) {
+    if global.quiet || meta.form != "text" && !global.verbose {
+        return;
+    }
+    let trace = &run.summary.trace;
+    for odd in &run.oddities.first {
+        let place = match odd.line {
+            0 => format!("{trace}: event {}", odd.event),
+            line => format!("{trace}:{line}"),
+        };
+        output::warn(&format!("{place}: {}", odd.what));
+    }
+    let more = run.oddities.count - run.oddities.first.len() as u64;
+    if more > 0 {
+        output::warn(&format!("{trace}: and {more} more of them"));
     }
 }
 

@@ -1,8 +1,8 @@
 //! One access: look it up, walk, fault, fill, again (facts A.4 to A.7).
 
 use tlbscope_trace::act::{
-    Accessed, Act, ArchOp, Class, Copied, Fill, FillKind, GuestInv, Inv, Mark, Outcome, Source,
-    Tag, Via,
+    Accessed, Act, ArchOp, Class, Copied, Fill, FillKind, GuestInv, Instead, Inv, Mark, Outcome,
+    Source, Tag, Via,
 };
 use tlbscope_trace::addr::{Gpa, Gva, Hpa, PAGE_BYTES, PageSize, Pcid};
 use tlbscope_trace::nested::VIOLATION;
@@ -11,7 +11,9 @@ use tlbscope_trace::op::{Access, AccessKind};
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs, Vendor};
 
 use super::Machine;
+use super::structures::shadow_mode;
 use crate::arch::access::{self, Rights};
+use crate::arch::mode::Mode;
 use crate::kvm::fault::Fixed;
 use crate::paging::walk;
 use crate::tlb::Entry;
@@ -65,7 +67,7 @@ impl Machine {
             let pcpu = self.vcpus[v].pcpu.0 as usize;
             let hit = self.pcpus[pcpu].tlb.lookup(&tag, access.gva).copied();
             let Some(entry) = hit else {
-                match self.walk(v, access, o) {
+                match self.walk(v, access, true, o) {
                     Walked::Filled(entry) => {
                         match self.use_copy(v, access, &entry, true, &mut spurious, o) {
                             Used::Done(outcome) => return Some(outcome),
@@ -176,7 +178,7 @@ impl Machine {
     }
 
     /// A page fault drops the page and the path to it (facts B.1).
-    fn page_fault_effects<O: Observer>(&mut self, v: usize, gva: Gva, o: &mut O) {
+    pub(super) fn page_fault_effects<O: Observer>(&mut self, v: usize, gva: Gva, o: &mut O) {
         let regs = self.vcpus[v].regs;
         let at = self.at_vcpu(v);
         o.arch(&at, &ArchOp::PageFault(gva), &regs, true, self);
@@ -253,25 +255,39 @@ impl Machine {
         }
     }
 
-    /// The hardware walks.
-    fn walk<O: Observer>(&mut self, v: usize, access: &Access, o: &mut O) -> Walked {
+    /// The hardware walks, from below a paging-structure-cache entry if it may use one.
+    fn walk<O: Observer>(&mut self, v: usize, access: &Access, cached: bool, o: &mut O) -> Walked {
         let at = self.at_vcpu(v);
         o.walk_begin(&at);
         match self.config.mmu {
-            MmuKind::Shadow => self.walk_shadow(v, access, o),
-            MmuKind::Tdp => self.walk_nested(v, access, o),
+            MmuKind::Shadow => self.walk_shadow(v, access, cached, o),
+            MmuKind::Tdp => self.walk_nested(v, access, cached, o),
         }
     }
 
-    fn walk_shadow<O: Observer>(&mut self, v: usize, access: &Access, o: &mut O) -> Walked {
+    fn walk_shadow<O: Observer>(
+        &mut self,
+        v: usize,
+        access: &Access,
+        cached: bool,
+        o: &mut O,
+    ) -> Walked {
         let root = self.vcpus[v].context.shadow_root;
-        let found = root.and_then(|root| self.shadow.walk(root, access.gva.0));
+        let levels = root.map_or(0, |root| self.shadow.page(root).role.level());
+        let mode = shadow_mode(levels);
+        let start =
+            if cached && root.is_some() { self.structure(v, mode, access.gva, o) } else { None };
+        let descent = root.map(|root| self.descend(root, start.as_ref(), access.gva));
+        let found = descent.as_ref().and_then(|descent| descent.leaf);
         let regs = self.hardware_regs(v);
         let allowed = found.filter(|(_, _, leaf)| {
             let rights = Rights { write: leaf.write, user: leaf.user, xd: leaf.xd, key: 0 };
             access::check(rights, access, &regs).is_ok()
         });
-        let Some((sp, index, leaf)) = allowed else {
+        let (Some((sp, index, leaf)), Some(descent)) = (allowed, &descent) else {
+            if start.is_some() {
+                self.drop_shadow_path(v, access.gva, o);
+            }
             self.exit(v, None, o);
             let fixed = self.shadow_fault(v, access, o);
             if fixed == Fixed::Wait {
@@ -293,29 +309,50 @@ impl Machine {
             dirty: leaf.write,
             key: 0,
         };
-        let levels = self.vcpus[v].mmu.role.level();
+        self.keep_descent(v, mode, access.gva, descent, o);
+        // Entries read (facts E.3); the PDPTEs of PAE paging are registers on Intel (A.3).
+        let registers = mode == Mode::Pae && self.config.vendor == Vendor::Intel;
+        let refs = start.map_or(levels - u8::from(registers), |entry| entry.level - 1);
         let source = Source::Shadow { sp, index };
-        Walked::Filled(self.fill(v, access.gva, copy, PageSize::Size4K, false, source, levels, o))
+        Walked::Filled(self.fill(v, access.gva, copy, PageSize::Size4K, false, source, refs, o))
     }
 
-    fn walk_nested<O: Observer>(&mut self, v: usize, access: &Access, o: &mut O) -> Walked {
+    fn walk_nested<O: Observer>(
+        &mut self,
+        v: usize,
+        access: &Access,
+        cached: bool,
+        o: &mut O,
+    ) -> Walked {
         if let Some(tables) = self.tables12(v) {
             return self.walk_l2(v, tables, access, o);
         }
         let vcpu = &self.vcpus[v];
         let regs = Regs { pdpte: vcpu.vmcs_pdpte, ..vcpu.regs };
-        let walk = walk::walk(self, &regs, access);
-        for step in &walk.steps[..walk.count as usize] {
-            if let Err(stopped) = self.nested(v, step.gpa, false, o) {
-                return stopped;
-            }
+        let start = if cached { self.structure(v, Mode::of(&regs), access.gva, o) } else { None };
+        let walk = match &start {
+            Some(entry) => walk::walk_from(self, &regs, access, entry.start()),
+            None => walk::walk(self, &regs, access),
+        };
+        let mut tables = [Hpa(0); 5];
+        for (n, step) in walk.read().iter().enumerate() {
+            // A combined entry holds the host's address of the table it leads to.
+            tables[n] = match (&start, n) {
+                (Some(entry), 0) => entry.hpa,
+                _ => match self.nested(v, step.gpa, false, o) {
+                    Ok(table) => table.hpa,
+                    Err(stopped) => return self.violation(v, access.gva, stopped),
+                },
+            };
         }
         let leaf = match walk.result {
             Ok(leaf) => leaf,
+            Err(code) if start.is_some() => return self.structure_fault(v, access, code, o),
             Err(code) => return Walked::Fault(code),
         };
         let write = access.kind == AccessKind::Write;
         self.set_accessed(&walk, &regs, write);
+        self.keep_walk(v, access.gva, &walk, &tables, start.as_ref(), o);
         let page = access.gva.0 & (leaf.size.bytes() - 1) & !(PAGE_BYTES - 1);
         let gpa = Gpa(leaf.gpa.0 + page);
         if gpa.0 >= self.config.memory || !self.host.has_slot(gpa.0 / PAGE_BYTES) {
@@ -323,7 +360,7 @@ impl Machine {
         }
         let host = match self.nested(v, gpa, write, o) {
             Ok(host) => host,
-            Err(stopped) => return stopped,
+            Err(stopped) => return self.violation(v, access.gva, stopped),
         };
         let copy = Copied {
             gpa,
@@ -334,7 +371,9 @@ impl Machine {
             dirty: (leaf.dirty && host.dirty) || write,
             key: leaf.rights.key,
         };
-        let refs = (walk.count + 1) * 5 - 1;
+        // Guest entries read, and four of the host's for each table and the page (facts E.3): from
+        // below a combined entry the first table needs none.
+        let refs = walk.count * 5 + if start.is_some() { 0 } else { 4 };
         let (size, global) = (leaf.size, leaf.global);
         let mut entry = self.fill(v, access.gva, copy, size, global, Source::Guest, refs, o);
         if !host.write {
@@ -366,7 +405,7 @@ impl Machine {
         if intel && let Some(entry) = self.pcpus[pcpu].tlb.lookup_gpa(&tag, gpa).copied() {
             let Copied { hpa, write: writable, dirty, .. } = entry.copy;
             if !write || writable && dirty {
-                o.walk_uses(&at, entry.mark, true, &tag);
+                o.walk_uses(&at, entry.mark, Instead::GuestPhysical, &tag);
                 return Ok(HostLeaf { hpa, write: writable, dirty });
             }
         }
@@ -440,7 +479,7 @@ impl Machine {
         entry
     }
 
-    /// The hardware fills for an address if a walk succeeds, and faults for nobody.
+    /// The hardware fills for an address if a walk from the root succeeds, and faults for nobody.
     pub(super) fn prefetch<O: Observer>(&mut self, v: usize, gva: Gva, o: &mut O) {
         let access = Access { gva, kind: AccessKind::Read, user: false, ac: true };
         if self.vcpus[v].in_guest && self.own_walk(v, &access).result.is_ok() {
@@ -450,7 +489,7 @@ impl Machine {
                 (MmuKind::Tdp, _) => true,
             };
             if present {
-                self.walk(v, &access, o);
+                self.walk(v, &access, false, o);
             }
         }
     }

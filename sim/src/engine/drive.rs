@@ -301,7 +301,7 @@ impl Machine {
                 }
                 MmuKind::Shadow => {
                     let gfn = (pgd & 0x000f_ffff_ffff_f000) >> 12;
-                    let found = self.shadow.find(gfn, role).filter(|_| !special);
+                    let found = self.shadow.find(gfn, role, 0).filter(|_| !special);
                     let sp = found.unwrap_or_else(|| self.shadow.create(gfn, role, special));
                     let (hpa, sp) = (ShadowPages::hpa(sp), Some(sp));
                     Root { pgd, hpa, role, sp, special, obsolete: false }

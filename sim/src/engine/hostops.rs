@@ -12,6 +12,7 @@ use tlbscope_trace::regs::{MmuKind, Vendor};
 
 use super::{Machine, Point, Refused, Step};
 use crate::kvm::root::Root;
+use crate::policy::Ideal;
 use crate::policy::mechanics::ZapAllRequest;
 
 /// What is done to the backing while its SPTEs are gone.
@@ -108,7 +109,13 @@ impl Machine {
 
     /// Takes the SPTEs of these frames away. True if there were any.
     fn zap_frames<O: Observer>(&mut self, frames: &Range<u64>, o: &mut O) -> bool {
-        let mut zapped = self.trees.zap(frames.start, frames.end - frames.start);
+        let (first, count) = (frames.start, frames.end - frames.start);
+        if !self.ideal() {
+            // A huge SPTE goes whole, and a flush of a range has to cover all of it.
+            let (first, count) = self.trees.reach(first, count);
+            self.note_lost(first, count);
+        }
+        let mut zapped = self.trees.zap(first, count);
         // Shadow paging, or the shadow of L1's nested tables.
         if self.shadow.next() != tlbscope_trace::addr::Sp(0) {
             for gfn in frames.clone() {
@@ -155,6 +162,9 @@ impl Machine {
             Backing::Moved(_) if rewritten || zapped => mechanics.pfn_change,
             _ => zapped && mechanics.zap,
         };
+        // An exact flush of one frame under a huge SPTE leaves translations of the others behind, of
+        // which no SPTE tells any more.
+        let wanted = wanted || self.policy.ideal == Ideal::ArchMin;
         if wanted && mechanics.before_unlock {
             self.remote_flush_range(gpa, size, o);
         }
@@ -236,8 +246,8 @@ impl Machine {
         changed && self.policy.mechanics.remote_flush.write_protect
     }
 
-    /// clear_flush_young: a flush if some accessed bit was set. Without A bits in the EPT the SPTE
-    /// is made not present, and the next use of it exits.
+    /// clear_young flushes nothing, clear_flush_young if some accessed bit was set (`age-flush`; facts
+    /// 5.9). Without A bits in the EPT the SPTE is made not present, and the next use of it exits.
     fn age<O: Observer>(&mut self, gpa: Gpa, size: u64, o: &mut O) {
         let mut young = false;
         for gfn in self.frames(gpa, size) {
@@ -246,7 +256,7 @@ impl Machine {
             young |= mapped && self.host.age(gfn);
         }
         // A stale accessed bit misleads nobody but the host's reclaim: no ideal flushes for it.
-        if young && !self.ideal() {
+        if young && self.policy.mechanics.age_flush && !self.ideal() {
             self.remote_flush_range(gpa, size, o);
         }
     }

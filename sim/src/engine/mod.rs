@@ -33,6 +33,7 @@ mod presence;
 mod run;
 mod schedule;
 mod scheduling;
+mod structures;
 mod tables;
 
 pub use schedule::{Choice, Chooser, Interleaved, Point};
@@ -178,7 +179,7 @@ impl Machine {
         let vcpus = (0..config.vcpus).map(|n| Self::vcpu(config, policy, n, regs)).collect();
         let max = config.asids.saturating_sub(1).max(1);
         let pcpu = Pcpu {
-            tlb: Tlb::new(config.tlb_geometry()?),
+            tlb: Tlb::with_structures(config.tlb_geometry()?, config.structure_caches()?),
             asids: AsidPool { generation: 1, next: max + 1, max },
         };
         let actor = Actor::Host;

@@ -1,7 +1,7 @@
 //! Accesses and stores of L2 on L1's nested tables: two page-table walks, the second through the
 //! shadow of those tables.
 
-use tlbscope_trace::act::{Act, Copied, Fill, FillKind, Source, Tag};
+use tlbscope_trace::act::{Act, Copied, Fill, FillKind, Instead, Source, Tag};
 use tlbscope_trace::addr::{Gpa, Gva, PAGE_BYTES, PageSize};
 use tlbscope_trace::nested::{Tables, VIOLATION};
 use tlbscope_trace::observe::Observer;
@@ -133,7 +133,7 @@ impl Machine {
             let leaf = Leaf { gpa, hpa, write, user, xd };
             if allows(&leaf) {
                 let vcpu = self.at_vcpu(v);
-                o.walk_uses(&vcpu, cached.mark, true, &tag);
+                o.walk_uses(&vcpu, cached.mark, Instead::GuestPhysical, &tag);
                 return Stage2::Mapped(leaf, None);
             }
         }

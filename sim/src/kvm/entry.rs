@@ -116,6 +116,10 @@ impl Machine {
         if self.serve(v, Request::TlbFlush, o) {
             self.vcpus[v].requests.take(Request::TlbFlushCurrent);
             self.flush_hook(v, Hook::All, HookBy::Request, o);
+            if self.ideal() && self.tdp() && self.vcpus[v].requests.take(Request::HvTlbFlush) {
+                // KVM goes through the list all the same; an ideal has flushed its pages with the rest.
+                self.vcpus[v].hv.purge();
+            }
         }
         if self.serve(v, Request::TlbFlushCurrent, o) {
             self.flush_hook(v, Hook::Current, HookBy::Request, o);

@@ -81,7 +81,10 @@ impl Machine {
             (0..=u64::from(more & MORE)).map(move |n| Gva(page.wrapping_add(n * PAGE_BYTES)))
         });
         for page in pages.take(OWED) {
-            self.owe_remote(v, Some(page), o);
+            // No translation of an address that is not canonical can exist.
+            if self.canonical(v, page) {
+                self.owe_remote(v, Some(page), o);
+            }
         }
     }
 
@@ -102,20 +105,18 @@ impl Machine {
         }
     }
 
+    /// Whether an address is canonical on a vCPU, whatever its mode.
+    fn canonical(&self, v: usize, gva: Gva) -> bool {
+        let five = self.vcpus[v].regs.cr4 & tlbscope_trace::regs::Cr4::LA57.bits() != 0;
+        let top = (gva.0 as i64) >> if five { 56 } else { 47 };
+        top == 0 || top == -1
+    }
+
     fn hv_flush_entry<O: Observer>(&mut self, v: usize, gva: Gva, more: u16, o: &mut O) {
         let page = gva.0 & !(PAGE_BYTES - 1);
-        let width = if self.vcpus[v].regs.cr4 & tlbscope_trace::regs::Cr4::LA57.bits() != 0 {
-            57
-        } else {
-            48
-        };
-        let canonical = |a: u64| {
-            let top = (a as i64) >> (width - 1);
-            top == 0 || top == -1
-        };
         for n in 0..=u64::from(more) {
             let page = page.wrapping_add(n * PAGE_BYTES);
-            if canonical(page) {
+            if self.canonical(v, Gva(page)) {
                 // The counter ticks once for an entry, however many pages it names.
                 let by = if n == 0 { HookBy::Request } else { HookBy::Direct };
                 self.flush_hook(v, Hook::Gva(Gva(page)), by, o);

@@ -3,10 +3,10 @@
 //! `hw-min` uses the instructions that exist, so a flush may be wider than what is owed; `arch-min`
 //! invalidates the owed scope exactly (`scope = "exact"`). Neither is a test of the judge, which reads the same table.
 
-use tlbscope_trace::act::{ArchOp, FreeWhy, GuestInv, Hook, HookBy, Inv, RootSlot};
+use tlbscope_trace::act::{ArchOp, FreeWhy, GuestInv, Hook, HookBy, Inv, Request, RootSlot};
 use tlbscope_trace::addr::{Gva, Pcid, Sp};
 use tlbscope_trace::observe::Observer;
-use tlbscope_trace::regs::{CR3_PCID_MASK, Cr4, MmuKind, Regs};
+use tlbscope_trace::regs::{CR3_PCID_MASK, Cr4, MmuKind, Regs, Vendor};
 
 use super::root::PREV_ROOTS_MAX;
 use super::shadow::Spte;
@@ -42,14 +42,31 @@ impl Machine {
 
     pub(super) fn serve_scope<O: Observer>(&mut self, v: usize, scope: Scope, o: &mut O) {
         match scope {
-            Scope::Everything | Scope::EveryAsid => self.serve_wide(v, None, GuestInv::All, o),
+            Scope::Everything | Scope::EveryAsid => {
+                // It serves what Hyper-V's list asks for with the rest.
+                if self.tdp() {
+                    self.vcpus[v].requests.take(Request::HvTlbFlush);
+                    self.vcpus[v].hv.purge();
+                }
+                self.serve_wide(v, None, GuestInv::All, o);
+            }
             Scope::NonGlobal => self.serve_wide(v, None, GuestInv::Nonglobal, o),
             Scope::Pcid(pcid) => self.serve_wide(v, Some(pcid), GuestInv::Pcid(pcid), o),
             Scope::PcidNonGlobal(pcid) => {
                 self.serve_wide(v, Some(pcid), GuestInv::PcidNonglobal(pcid), o);
             }
-            Scope::Address { pcid, gva, .. } => {
-                self.serve_address(v, None, gva, GuestInv::Address { pcid, gva }, o);
+            Scope::Address { pcid, gva, path: true } => {
+                self.serve_address(v, None, gva, GuestInv::AddressPath { pcid, gva }, o);
+            }
+            // INVVPID 0 leaves the paging-structure entries of other addresses (facts D.2). Those of
+            // shadow tables the hypervisor drops with the link they copy.
+            Scope::Address { pcid, gva, path: false } => {
+                let exact = GuestInv::Address { pcid, gva };
+                let invvpid = self.config.vendor == Vendor::Intel && self.tdp();
+                if invvpid && self.policy.mechanics.scope != ScopeKind::Exact {
+                    return self.flush_hook(v, Hook::Guest, HookBy::Direct, o);
+                }
+                self.serve_address(v, None, gva, exact, o);
             }
             Scope::AddressNonGlobal { pcid, gva } => {
                 let inv = GuestInv::AddressNonglobal { pcid, gva };

@@ -267,7 +267,7 @@ impl Machine {
         o: &mut O,
     ) -> Sp {
         use crate::policy::mechanics::LinkUnsync;
-        if let Some(sp) = self.shadow.find(gfn, role) {
+        if let Some(sp) = self.shadow.find(gfn, role, role::ignored(&self.policy.mechanics)) {
             self.act(o, Act::SpFound { sp });
             if self.hints.is_some() {
                 return sp;
@@ -287,8 +287,11 @@ impl Machine {
         let sp = self.shadow.create(gfn, role, false);
         self.act(o, Act::SpNew { sp, gfn, level: role.level(), role: role.0 });
         let flush = self.policy.mechanics.remote_flush.write_protect;
-        if self.hints.is_none() && !role.direct() && self.write_protect(gfn, o) && flush {
-            self.remote_flush(o);
+        if self.hints.is_none() && !role.direct() {
+            if self.write_protect(gfn, o) && flush {
+                self.remote_flush(o);
+            }
+            self.protected_tables(&[sp], o);
         }
         sp
     }

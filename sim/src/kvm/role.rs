@@ -100,6 +100,13 @@ impl Role {
 
 const ALL: (bool, bool, bool) = (true, true, true);
 
+/// What `role-omit` leaves out of the key by which a page is found below the root: a page keeps the
+/// path's rights, or the quadrant, that it was made for, and serves others (CVE-2021-38198).
+pub fn ignored(mechanics: &Mechanics) -> u32 {
+    let of = |name, bits| if mechanics.role_omit.contains(name) { bits } else { 0 };
+    of(RoleBits::ACCESS, 7 << Role::ACCESS) | of(RoleBits::QUADRANT, 3 << Role::QUADRANT)
+}
+
 /// The bits that a policy's `role-omit` leaves out of the word: a defect on purpose.
 fn omitted(mechanics: &Mechanics) -> u32 {
     let table = [

@@ -103,10 +103,11 @@ impl ShadowPages {
         pages.iter().copied().filter(|sp| !self.page(*sp).role.direct())
     }
 
-    /// A live page for this frame with this very role.
+    /// A live page for this frame with this very role, but for the bits that a defect ignores.
     #[must_use]
-    pub fn find(&self, gfn: u64, role: Role) -> Option<Sp> {
-        self.by_gfn.get(&gfn)?.iter().copied().find(|sp| self.page(*sp).role == role)
+    pub fn find(&self, gfn: u64, role: Role, ignored: u32) -> Option<Sp> {
+        let fits = |sp: &Sp| (self.page(*sp).role.0 ^ role.0) & !ignored == 0;
+        self.by_gfn.get(&gfn)?.iter().copied().find(fits)
     }
 
     /// A new page.

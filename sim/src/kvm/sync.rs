@@ -6,7 +6,7 @@ use tlbscope_trace::observe::Observer;
 
 use super::shadow::{Leaf, Spte};
 use crate::engine::Machine;
-use crate::policy::mechanics::InvlpgRemoteFlush;
+use crate::policy::mechanics::{InvlpgKind, InvlpgRemoteFlush};
 
 impl Machine {
     /// Bytes of one guest entry behind this page, and the address of the entry at `index`.
@@ -117,7 +117,7 @@ impl Machine {
     }
 
     /// From here on the host counts on seeing every store to these tables.
-    fn protected_tables<O: Observer>(&mut self, pages: &[Sp], o: &mut O) {
+    pub(crate) fn protected_tables<O: Observer>(&mut self, pages: &[Sp], o: &mut O) {
         for sp in pages {
             let gpa = Gpa(self.shadow.page(*sp).gfn * PAGE_BYTES);
             let op = ArchOp::HostDead { gpa, size: PAGE_BYTES };
@@ -187,8 +187,10 @@ impl Machine {
             return;
         }
         let changed = self.sync_entry(sp, index, leaf, o);
-        let always = self.policy.mechanics.invlpg_remote_flush == InvlpgRemoteFlush::Always;
-        if changed || always {
+        let mechanics = &self.policy.mechanics;
+        let always = mechanics.invlpg_remote_flush == InvlpgRemoteFlush::Always;
+        let wanted = always || changed && mechanics.remote_flush.sync;
+        if wanted && mechanics.invlpg != InvlpgKind::None {
             self.remote_flush(o);
         }
     }

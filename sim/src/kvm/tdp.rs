@@ -144,6 +144,20 @@ impl Trees {
         any
     }
 
+    /// The range, widened to the huge SPTEs that it meets: (first frame, how many).
+    #[must_use]
+    pub fn reach(&self, first: u64, frames: u64) -> (u64, u64) {
+        let (mut from, mut end) = (first, first + frames);
+        for (shift, page) in self.trees.iter().flat_map(|tree| tree.huge.keys()) {
+            let base = page << (shift - 12);
+            let above = base + (1 << (shift - 12));
+            if base < first + frames && first < above {
+                (from, end) = (from.min(base), end.max(above));
+            }
+        }
+        (from, end - from)
+    }
+
     /// Whether some tree maps a frame of the range.
     #[must_use]
     pub fn maps_any(&self, frames: &std::ops::Range<u64>) -> bool {

@@ -378,7 +378,12 @@ impl Machine {
             };
             self.run_rules(v, Register::Invlpg, &change, regs.pcid(), o);
         } else if canonical {
-            let inv = GuestInv::Address { pcid: regs.pcid(), gva };
+            let pcid = regs.pcid();
+            let tce = self.config.vendor == Vendor::Amd && regs.efer().contains(Efer::TCE);
+            let inv = match tce {
+                true => GuestInv::AddressPath { pcid, gva },
+                false => GuestInv::Address { pcid, gva },
+            };
             self.invalidate(v, Inv::Guest(inv), o);
         }
     }
@@ -389,10 +394,10 @@ impl Machine {
         if !canonical {
             return;
         }
-        if self.policy.mechanics.invlpg == InvlpgKind::All {
-            self.post(v, Request::TlbFlush, o);
-        } else {
-            self.flush_hook(v, Hook::Gva(gva), HookBy::Direct, o);
+        match self.policy.mechanics.invlpg {
+            InvlpgKind::All => self.post(v, Request::TlbFlush, o),
+            InvlpgKind::Gva => self.flush_hook(v, Hook::Gva(gva), HookBy::Direct, o),
+            InvlpgKind::None => {}
         }
         if !self.never() {
             let cached = self.policy.mechanics.invlpg_roots == InvlpgRoots::All;

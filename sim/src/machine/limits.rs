@@ -48,4 +48,20 @@ impl MachineConfig {
             Geometry::Sets { entries, ways }
         }))
     }
+
+    /// The paging-structure caches that it gives him, for PDEs, PDPTEs, PML4Es and PML5Es; `None`:
+    /// not modelled.
+    ///
+    /// # Errors
+    /// There is no such processor.
+    pub fn structure_caches(&self) -> Result<[Option<Geometry>; 4], MachineError> {
+        let Some(geometry) = self.processor()?.geometry else {
+            return Ok([Some(Geometry::Unbounded); 4]);
+        };
+        Ok([2, 3, 4, 5].map(|level| {
+            let of = geometry.structure.iter().filter(|cache| cache.level == level);
+            let entries = of.map(|cache| cache.entries).fold(0, u32::saturating_add);
+            (entries > 0).then_some(Geometry::Sets { entries, ways: entries })
+        }))
+    }
 }

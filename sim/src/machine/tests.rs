@@ -104,3 +104,16 @@ fn errors_have_a_place() {
     assert_eq!(error, "unknown machine \"zen5\"; did you mean \"zen2\"?");
     assert!(load("no/such.toml").unwrap_err().to_string().contains("cannot be read"));
 }
+
+#[test]
+fn structure_caches_are_those_of_the_processor() {
+    use crate::machine::config::MachineConfig;
+    use crate::tlb::Geometry::{Sets, Unbounded};
+    let of = |tlb: &str| {
+        let config = MachineConfig { tlb: tlb.to_owned(), ..MachineConfig::default() };
+        config.structure_caches().unwrap()
+    };
+    let full = |entries| Some(Sets { entries, ways: entries });
+    assert_eq!(of("unbounded"), [Some(Unbounded); 4]);
+    assert_eq!(of("skylake-sp"), [full(32), full(4), full(2), None]);
+}

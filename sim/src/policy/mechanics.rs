@@ -151,6 +151,9 @@ knobs! {
         /// mmu_set_spte raises a remote flush when a fault re-installs an SPTE (up to 6.12;
         /// facts 15.7).
         set_spte_remote_flush("set-spte-remote-flush"): bool = false, &[];
+        /// Ageing is followed by a remote flush if something was young: clear_flush_young. Without,
+        /// clear_young, which idle-page tracking and the multi-generational LRU call (facts 5.9).
+        age_flush("age-flush"): bool = false, &[];
         /// CR0.PG 1 -> 0 in 64-bit code.
         pg_clear_in_64_bit("pg-clear-in-64-bit"): PgClearIn64Bit = PgClearIn64Bit::Gp, &[];
         /// The VPID of the guest hook.

@@ -150,14 +150,6 @@ pub enum Drop {
     Processor,
     /// Every ASID.
     EveryAsid,
-    /// INVLPG with EFER.TCE: as [`GuestInv::Address`], but of the paging-structure entries only the
-    /// path.
-    AddressPath {
-        /// Whose.
-        pcid: Pcid,
-        /// Which page.
-        gva: Gva,
-    },
     /// The combined mappings of an address under these tags, and the path to it.
     Combined {
         /// Whose.
@@ -326,7 +318,8 @@ fn register(cpu: &Processor, after: &Processor, instruction: &Instruction) -> Dr
 fn invlpg(cpu: &Processor, gva: Gva) -> (Effect, Drop) {
     let pcid = cpu.regs.pcid();
     if cpu.amd() && cpu.regs.efer().contains(Efer::TCE) {
-        return (Effect::InvlpgTce, Drop::AddressPath { pcid, gva });
+        let inv = GuestInv::AddressPath { pcid, gva };
+        return (Effect::InvlpgTce, Drop::Inv(Inv::Guest(inv)));
     }
     (Effect::Invlpg, Drop::Inv(Inv::Guest(GuestInv::Address { pcid, gva })))
 }

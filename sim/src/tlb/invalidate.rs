@@ -110,6 +110,10 @@ impl Tlb {
                 self.address(|c| of(c, pcid), Upper::All, gva, None, event, dropped);
                 self.address(global, Upper::Keep, gva, None, event, dropped);
             }
+            GuestInv::AddressPath { pcid, gva } => {
+                self.address(|c| of(c, pcid), Upper::Path, gva, None, event, dropped);
+                self.address(global, Upper::Keep, gva, None, event, dropped);
+            }
             GuestInv::AddressNonglobal { pcid, gva } => {
                 self.address(|c| of(c, pcid), Upper::Path, gva, None, event, dropped);
             }
@@ -253,8 +257,10 @@ impl Tlb {
         for mode in [Mode::Level5, Mode::Bits32] {
             for level in 2..=mode.levels() {
                 let key: Key = super::psc_key(index as u32, mode, gva.0, level);
-                if let Some(at) = self.psc.find(key)
-                    && let Some(slot) = &mut self.psc.slots[at]
+                let store = super::psc_place(level).and_then(|place| self.psc[place].as_mut());
+                let Some(store) = store else { continue };
+                if let Some(at) = store.find(key)
+                    && let Some(slot) = &mut store.slots[at]
                 {
                     slot.epoch = DEAD;
                 }
@@ -264,7 +270,7 @@ impl Tlb {
 
     /// Drops the paging-structure entries whose region meets `first..=last`, of either entry size.
     pub(super) fn drop_paths(&mut self, index: usize, first: u64, last: u64) {
-        for slot in self.psc.slots.iter_mut().flatten() {
+        for slot in self.psc.iter_mut().flatten().flat_map(|s| s.slots.iter_mut()).flatten() {
             let (mode, level) = super::psc_region(slot.key.size);
             let shift = mode.shift(level);
             let meets = (first >> shift..=last >> shift).contains(&slot.key.page);
@@ -291,6 +297,13 @@ impl Tlb {
                     (first..first + e.size.bytes() / PAGE_BYTES).any(hit)
                 });
             }
+        }
+    }
+
+    /// Drops the paging-structure entries that a walk of `gva` would use.
+    pub fn drop_structures(&mut self, tag: &Tag, gva: Gva) {
+        if let Some(index) = self.pair(tag)[0] {
+            self.drop_path(index as usize, gva);
         }
     }
 

@@ -9,7 +9,7 @@ mod store;
 use std::ops::RangeInclusive;
 
 use rustc_hash::FxHashMap;
-use tlbscope_trace::act::{Class, Copied, Mark, Tag};
+use tlbscope_trace::act::{Class, Copied, Mark, Path, Tag};
 use tlbscope_trace::addr::{Gpa, Gva, Hpa, PageSize, Pcid};
 
 use crate::arch::access::Rights;
@@ -62,6 +62,8 @@ pub struct PscEntry {
     pub hpa: Hpa,
     /// The rights so far.
     pub rights: Rights,
+    /// The tables that led here, for the observer alone.
+    pub path: Path,
     /// The observer's mark.
     pub mark: Mark,
 }
@@ -112,11 +114,12 @@ pub struct Tlb {
     containers: Vec<Container>,
     by_key: FxHashMap<ContainerKey, u32>,
     entries: Store<Entry>,
-    psc: Store<PscEntry>,
+    /// The paging-structure caches by level less 2; `None`: the processor has none.
+    psc: [Option<Store<PscEntry>>; 4],
     /// The last tag looked up and its PCID and global containers.
     last: Option<(Tag, [Option<u32>; 2])>,
     sweep_at: usize,
-    psc_sweep_at: usize,
+    psc_sweep_at: [usize; 4],
 }
 
 /// Slots of unbounded stores that are kept before dead ones are swept out.
@@ -129,21 +132,23 @@ fn key(container: u32, address: u64, size: PageSize) -> Key {
 }
 
 impl Tlb {
-    /// An empty TLB. Finite ones have paging-structure caches of 64 entries, 4 ways.
+    /// An empty TLB with unbounded paging-structure caches.
     #[must_use]
     pub fn new(geometry: Geometry) -> Self {
-        let psc = match geometry {
-            Geometry::Unbounded => geometry,
-            Geometry::Sets { .. } => Geometry::Sets { entries: 64, ways: 4 },
-        };
+        Self::with_structures(geometry, [Some(Geometry::Unbounded); 4])
+    }
+
+    /// An empty TLB and its paging-structure caches for PDEs, PDPTEs, PML4Es and PML5Es.
+    #[must_use]
+    pub fn with_structures(geometry: Geometry, psc: [Option<Geometry>; 4]) -> Self {
         Self {
             containers: Vec::new(),
             by_key: FxHashMap::default(),
             entries: Store::new(geometry),
-            psc: Store::new(psc),
+            psc: psc.map(|geometry| geometry.map(Store::new)),
             last: None,
             sweep_at: SWEEP,
-            psc_sweep_at: SWEEP,
+            psc_sweep_at: [SWEEP; 4],
         }
     }
 
@@ -265,18 +270,18 @@ impl Tlb {
 
     /// Caches an upper-level entry; `mode` is that of the tables walked.
     pub fn psc_insert(&mut self, tag: &Tag, mode: Mode, gva: Gva, entry: PscEntry) {
-        if self.psc.unbounded() && self.psc.slots.len() >= self.psc_sweep_at {
-            let containers = &self.containers;
-            self.psc.sweep(|s| containers[s.key.container as usize].psc_epoch == s.epoch);
-            self.psc_sweep_at = SWEEP.max(2 * self.psc.slots.len());
-        }
         let container = self.container_or_new(tag, psc_space(tag));
-        let key = psc_key(container, mode, gva.0, entry.level);
-        let epoch = self.containers[container as usize].psc_epoch;
         let containers = &self.containers;
-        self.psc.put(Slot { key, epoch, killer: 0, used: 0, value: entry }, |s| {
-            containers[s.key.container as usize].psc_epoch == s.epoch
-        });
+        let alive = |s: &Slot<PscEntry>| containers[s.key.container as usize].psc_epoch == s.epoch;
+        let Some(place) = psc_place(entry.level) else { return };
+        let Some(store) = &mut self.psc[place] else { return };
+        if store.unbounded() && store.slots.len() >= self.psc_sweep_at[place] {
+            store.sweep(alive);
+            self.psc_sweep_at[place] = SWEEP.max(2 * store.slots.len());
+        }
+        let key = psc_key(container, mode, gva.0, entry.level);
+        let epoch = containers[container as usize].psc_epoch;
+        store.put(Slot { key, epoch, killer: 0, used: 0, value: entry }, alive);
     }
 
     /// The lowest cached upper-level entry of these levels for `gva`.
@@ -292,14 +297,15 @@ impl Tlb {
             space => self.container(tag, space)?,
         };
         let epoch = self.containers[container as usize].psc_epoch;
-        let at = (*levels.start().max(&2)..=*levels.end().min(&5)).find_map(|level| {
-            let at = self.psc.find(psc_key(container, mode, gva.0, level))?;
-            (self.psc.slots[at].as_ref()?.epoch == epoch).then_some(at)
-        })?;
-        if !self.psc.unbounded() {
-            self.psc.touch(at);
-        }
-        self.psc.slots[at].as_ref().map(|s| s.value)
+        levels.filter_map(|level| Some((level, psc_place(level)?))).find_map(|(level, place)| {
+            let store = self.psc[place].as_mut()?;
+            let at = store.find(psc_key(container, mode, gva.0, level))?;
+            let found = store.slots[at].as_ref().filter(|slot| slot.epoch == epoch)?.value;
+            if !store.unbounded() {
+                store.touch(at);
+            }
+            Some(found)
+        })
     }
 
     /// Whether this very translation is usable, whatever else translates the address.
@@ -367,6 +373,11 @@ fn container_key(tag: &Tag, space: Space) -> ContainerKey {
 
 const fn psc_space(tag: &Tag) -> Space {
     if matches!(tag.class, Class::GuestPhysical) { Space::Physical } else { Space::Pcid }
+}
+
+/// Which of the paging-structure caches holds entries of a level.
+const fn psc_place(level: u8) -> Option<usize> {
+    if level >= 2 && level <= 5 { Some(level as usize - 2) } else { None }
 }
 
 fn psc_key(container: u32, mode: Mode, gva: u64, level: u8) -> Key {

@@ -101,13 +101,6 @@ impl Tlb {
             Drop::Inv(inv) => self.invalidate(inv, current, 0, quiet),
             Drop::Processor => self.wide(|_| true, 0, quiet),
             Drop::EveryAsid => self.invalidate(Inv::TlbControlAll, current, 0, quiet),
-            Drop::AddressPath { pcid, gva } => {
-                let own = |c: &Container| c.tag.class == Class::Asid && c.tag.id == current.id;
-                let of = |c: &Container| own(c) && c.space == Space::Pcid && c.tag.pcid == pcid;
-                self.address(of, Upper::Path, gva, None, 0, quiet);
-                let global = |c: &Container| own(c) && c.space == Space::Global;
-                self.address(global, Upper::Keep, gva, None, 0, quiet);
-            }
             Drop::Combined { vpid, root, pcid, gva } => {
                 let own = |c: &Container| {
                     c.tag.class == Class::Combined

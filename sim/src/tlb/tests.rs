@@ -62,6 +62,8 @@ fn guest_instructions_have_the_scopes_of_b1() {
         (GuestInv::PcidNonglobal(pcid), "---- ABpp G"),
         (GuestInv::Address { pcid, gva: A }, "-B-- ABpp G"),
         (GuestInv::Address { pcid: Pcid(2), gva: G }, "ABpp AB-- -"),
+        (GuestInv::AddressPath { pcid, gva: A }, "-B-p ABpp G"),
+        (GuestInv::AddressPath { pcid, gva: G }, "AB-p ABpp -"),
         (GuestInv::AddressNonglobal { pcid, gva: A }, "-B-p ABpp G"),
         (GuestInv::AddressNonglobal { pcid, gva: G }, "AB-p ABpp G"),
         (GuestInv::Fault { pcid, gva: A }, "-B-p ABpp G"),
@@ -178,4 +180,27 @@ fn sets_evict_the_least_recently_used() {
     assert!(t.lookup(&tag, Gva(0x2000)).is_none());
     assert!(t.lookup(&tag, Gva(0)).is_some());
     assert_eq!(t.live(), 2);
+}
+
+#[test]
+fn structure_caches_have_sizes_of_their_own() {
+    let two = Some(Geometry::Sets { entries: 2, ways: 2 });
+    let caches = [two, Some(Geometry::Unbounded), None, None];
+    let mut t = Tlb::with_structures(Geometry::Unbounded, caches);
+    let tag = tag(Class::Linear, 1, 0, 0);
+    let region = |n: u64| Gva(n << 21);
+    for n in 0..3 {
+        for level in 2..=4 {
+            let entry = PscEntry { level, ..PscEntry::default() };
+            t.psc_insert(&tag, Mode::Level4, region(n), entry);
+        }
+    }
+    let found = |t: &mut Tlb, n| {
+        t.psc_lookup(&tag, Mode::Level4, region(n), 2..=4).map(|entry| entry.level)
+    };
+    // The PDE of region 0 made room; its PDPTE is in another cache. There is none for PML4Es.
+    assert_eq!([0, 1, 2].map(|n| found(&mut t, n)), [Some(3), Some(2), Some(2)]);
+    assert_eq!(t.psc_lookup(&tag, Mode::Level4, region(0), 4..=4), None);
+    t.drop_structures(&tag, region(1));
+    assert_eq!([0, 1, 2].map(|n| found(&mut t, n)), [None, None, Some(2)]);
 }

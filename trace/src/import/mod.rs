@@ -36,6 +36,17 @@ pub struct Options {
     pub to: Option<Moment>,
 }
 
+impl Options {
+    /// Whether nothing is left out.
+    #[must_use]
+    pub fn everything(&self) -> bool {
+        self.vm == VmChoice::Only
+            && self.vcpus.is_empty()
+            && self.from.is_none()
+            && self.to.is_none()
+    }
+}
+
 /// Which VM of a recording is read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum VmChoice {

@@ -81,6 +81,8 @@ values! {
         Gva = "gva",
         /// Everything: KVM_REQ_TLB_FLUSH.
         All = "all",
+        /// Nothing: the shadow pages alone. A defect of hypervisors that forgot their tags.
+        None = "none",
     }
 }
 

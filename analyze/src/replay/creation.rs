@@ -6,21 +6,31 @@ use tlbscope_trace::Recording;
 use tlbscope_trace::act::Act;
 use tlbscope_trace::addr::VcpuId;
 use tlbscope_trace::op::{Actor, Op};
-use tlbscope_trace::recording::{Body, Record};
+use tlbscope_trace::recording::{Body, Meta, Record};
 use tlbscope_trace::regs::{Cr0, Regs};
 
 /// The set-up of each vCPU that a recording shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Setup {
+pub(super) struct Creation {
     /// By vCPU: how many of its records belong to it, and the registers after it.
     vcpus: Vec<Option<(usize, Regs)>>,
 }
 
-impl Setup {
+impl Creation {
     /// Reads a recording. A vCPU whose creation is not in it has no set-up.
     pub fn of(recording: &Recording) -> Self {
         let vcpus = (0..recording.meta.vcpus).map(|v| of_vcpu(recording, VcpuId(v))).collect();
         Self { vcpus }
+    }
+
+    /// What a recording shows, with the registers of each vCPU after its set-up as those it starts
+    /// with.
+    pub fn left(&self, meta: &Meta) -> Meta {
+        let mut meta = meta.clone();
+        for (v, regs) in meta.initial_regs.iter_mut().enumerate() {
+            *regs = self.regs(v).unwrap_or(*regs);
+        }
+        meta
     }
 
     /// The registers of a vCPU after its set-up.

@@ -1,0 +1,91 @@
+//! Paging-structure copies for the slow oracle: which one a walk used, and, in shadow mode, whether
+//! the links it copies stand.
+
+use tlbscope_trace::act::{Act, At, Instead, Path, Tag, path_table};
+use tlbscope_trace::addr::{Sp, VcpuId};
+use tlbscope_trace::op::Actor;
+
+use super::Naive;
+
+/// One link between shadow pages.
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    parent: Sp,
+    index: u16,
+    child: Sp,
+    made: u64,
+}
+
+/// The links between shadow pages that stand.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Links {
+    links: Vec<Link>,
+    /// The level of each page.
+    levels: Vec<(Sp, u8)>,
+    /// The current root of each vCPU.
+    roots: Vec<(Actor, Option<Sp>)>,
+}
+
+impl Links {
+    pub(super) fn act(&mut self, at: &At, act: &Act, now: u64) {
+        match *act {
+            Act::SpNew { sp, level, .. } => {
+                self.levels.retain(|l| l.0 != sp);
+                self.levels.push((sp, level));
+            }
+            Act::SpLink { parent, index, child } => {
+                self.links.retain(|l| (l.parent, l.index) != (parent, index));
+                self.links.push(Link { parent, index, child, made: now });
+            }
+            Act::SpUnlink { parent, index, .. } => {
+                self.links.retain(|l| (l.parent, l.index) != (parent, index));
+            }
+            Act::SpZap { sp } => self.links.retain(|l| l.parent != sp && l.child != sp),
+            Act::Entry(context) => {
+                self.roots.retain(|(actor, _)| *actor != at.actor);
+                self.roots.push((at.actor, context.shadow_root));
+            }
+            _ => {}
+        }
+    }
+
+    fn stands(&self, parent: Sp, child: Sp, gva: u64, since: u64) -> bool {
+        let Some((_, level)) = self.levels.iter().find(|l| l.0 == parent) else { return false };
+        let index = gva >> (u32::from(*level) * 9 + 3) & 0x1ff;
+        self.links.iter().any(|l| {
+            (l.parent, l.child, u64::from(l.index)) == (parent, child, index) && l.made < since
+        })
+    }
+
+    /// The current root, where it is a shadow page.
+    fn root(&self, actor: Actor) -> Option<Sp> {
+        self.roots.iter().find(|(of, _)| *of == actor)?.1
+    }
+
+    /// Whether a path read at `since` is still that of the tables below `root`.
+    fn all_stand(&self, root: Sp, path: &Path, gva: u64, since: u64) -> bool {
+        let pages: Vec<Sp> =
+            path.iter().rev().filter_map(|e| path_table(*e)).map(|sp| Sp(sp as u32)).collect();
+        pages.first() == Some(&root)
+            && pages.windows(2).all(|pair| self.stands(pair[0], pair[1], gva, since))
+    }
+}
+
+impl Naive {
+    /// A walk uses a paging-structure copy instead of memory: whether it is struck out.
+    pub(super) fn structure_struck(&self, at: &At, tag: &Tag, instead: Instead) -> bool {
+        let Instead::Structure { gva, shift, path } = instead else { return false };
+        let Actor::Vcpu(VcpuId(vcpu)) = at.actor else { return false };
+        let found = self.copies.iter().rev().find(|c| {
+            c.structure
+                && (c.vcpu, c.tag, c.bytes) == (vcpu, *tag, 1 << shift)
+                && gva.0 >= c.address
+                && gva.0 - c.address < c.bytes
+        });
+        let Some(copy) = found else { return false };
+        match self.links.root(at.actor) {
+            Some(root) => copy.struck && !self.links.all_stand(root, &path, gva.0, copy.read),
+            None => copy.struck || self.host_struck(&copy.content, copy.host_read),
+        }
+    }
+}

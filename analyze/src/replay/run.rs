@@ -1,0 +1,144 @@
+//! One trace under one policy, fed piece by piece.
+
+use tlbscope_sim::engine::{Machine, Step};
+use tlbscope_sim::policy::Policy;
+use tlbscope_trace::native::Batch;
+use tlbscope_trace::observe::World;
+use tlbscope_trace::op::{Actor, Event, Op};
+
+use super::work::Setup;
+use super::{Replay, ReplayError, Summary};
+use crate::oracle::Oracle;
+use crate::tally::Tally;
+
+/// A run under way: it owns its machine and what watches it, and nothing of the trace.
+pub struct Run {
+    setup: Setup,
+    policy: Policy,
+    machine: Machine,
+    watching: (Oracle, Tally),
+    events: u64,
+    left_out: u64,
+    oddities: Oddities,
+}
+
+/// Operations that were carried out and hardly meant so: a write that faults with #GP, a CR3
+/// outside guest memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Oddities {
+    /// How many there are.
+    pub count: u64,
+    /// The first of them.
+    pub first: Vec<Oddity>,
+}
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Oddity {
+    /// Number of the event.
+    pub event: u64,
+    /// Its line in the source, 0 where there is none.
+    pub line: u32,
+    /// What is odd.
+    pub what: String,
+}
+
+impl Oddities {
+    /// The first so many are kept.
+    const KEPT: usize = 10;
+
+    fn add(&mut self, event: u64, line: u32, what: impl FnOnce() -> String) {
+        self.count += 1;
+        if self.first.len() < Self::KEPT {
+            self.first.push(Oddity { event, line, what: what() });
+        }
+    }
+}
+
+impl Run {
+    /// A run of this machine under `policy`, keeping the first `max_findings` of each group.
+    ///
+    /// # Errors
+    ///
+    /// The machine cannot be made.
+    pub fn new(setup: &Setup, policy: &Policy, max_findings: usize) -> Result<Self, ReplayError> {
+        let vcpus = setup.machine.vcpus;
+        let watching =
+            (Oracle::with_max_findings(vcpus, max_findings), Tally::new(usize::from(vcpus)));
+        let machine = setup.machine(policy)?;
+        let policy = policy.clone();
+        let (setup, oddities) = (setup.clone(), Oddities::default());
+        Ok(Self { setup, policy, machine, watching, events: 0, left_out: 0, oddities })
+    }
+
+    /// Carries a batch out. Behind a loss, an event that does not fit the machine is left out and
+    /// counted: what made it fit may be lost.
+    ///
+    /// # Errors
+    ///
+    /// The first event that the machine cannot carry out, where nothing is lost.
+    pub fn batch(&mut self, batch: &Batch) -> Result<(), ReplayError> {
+        if !batch.after_loss {
+            return self.feed(batch.first, &batch.events, &batch.lines);
+        }
+        for (index, event) in (batch.first..).zip(&batch.events) {
+            match self.machine.run(event, index, &mut self.watching) {
+                Ok(_) => self.events += 1,
+                Err(_) => self.left_out += 1,
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries events out. `first` is the number of the first in the trace, `lines` are their lines
+    /// in the source.
+    ///
+    /// # Errors
+    ///
+    /// The first event that the machine cannot carry out.
+    pub fn feed(&mut self, first: u64, events: &[Event], lines: &[u32]) -> Result<(), ReplayError> {
+        for (at, event) in events.iter().enumerate() {
+            let index = first + at as u64;
+            let line = || lines.get(at).copied().unwrap_or(0);
+            match self.machine.run(event, index, &mut self.watching) {
+                Ok(Step { fault: Some(fault), .. }) => self
+                    .oddities
+                    .add(index, line(), || format!("faults with #GP and has no effect: {fault}")),
+                Ok(_) => self.root(event, index, line()),
+                Err(refused) => {
+                    return Err(self.setup.refused(&self.policy, index, line(), refused));
+                }
+            }
+        }
+        self.events += events.len() as u64;
+        Ok(())
+    }
+
+    /// A CR3 whose tables would lie outside guest memory.
+    fn root(&mut self, event: &Event, index: u64, line: u32) {
+        let (Op::Cr3(_), Actor::Vcpu(vcpu)) = (&event.op, event.actor) else { return };
+        let root = self.machine.regs(vcpu).root().0;
+        let bytes = self.setup.machine.memory;
+        if root >= bytes {
+            self.oddities.add(index, line, || {
+                format!(
+                    "CR3 points to {root:#x}, outside the guest's {bytes:#x} bytes of memory: every \
+                     walk finds an empty table"
+                )
+            });
+        }
+    }
+
+    /// Ends the run.
+    #[must_use]
+    pub fn finish(mut self) -> Replay {
+        self.watching.0.finish(&self.machine);
+        let (oracle, tally) = self.watching;
+        let findings = oracle.findings().clone();
+        let digest = self.machine.digest();
+        let summary =
+            Summary::new(&self.setup, &self.policy.name, self.events, &findings, &tally, digest);
+        let (left_out, oddities) = (self.left_out, self.oddities);
+        Replay { summary, findings, tally, left_out, oddities }
+    }
+}

@@ -1,0 +1,139 @@
+//! A trace of any length under several policies: one decode feeds them all.
+
+use std::path::Path;
+
+use rayon::prelude::*;
+use thiserror::Error;
+use tlbscope_sim::policy::Policy;
+use tlbscope_trace::feed::Feed;
+use tlbscope_trace::native::{Batch, NativeError};
+use tlbscope_trace::op::Op;
+use tlbscope_trace::recording::{Body, Record};
+use tlbscope_trace::{Error, Opened, Options};
+
+use super::creation::Creation;
+use super::run::Run;
+use super::work::Setup;
+use super::{Replay, ReplayError, native, refused};
+use crate::explain::{Chain, Witness};
+use crate::finding::Finding;
+
+/// Why a stream could not be run to its end.
+#[derive(Debug, Error)]
+pub enum StreamError {
+    /// A run could not be finished.
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
+    /// The trace cannot be read.
+    #[error(transparent)]
+    Native(#[from] NativeError),
+}
+
+/// Opens a trace of any form for replay: a native one of operations alone as a stream; any other
+/// whole, the set-up of its vCPUs left out. `-` is standard input.
+///
+/// # Errors
+/// It cannot be read, or its form is not known.
+pub fn open(path: &Path, options: &Options) -> Result<Feed, Error> {
+    let mut recording = match tlbscope_trace::open_lazily(path, options)? {
+        Opened::Whole(recording) => *recording,
+        Opened::Native(reader) => match Feed::of_native(reader) {
+            Ok(feed) => return Ok(feed),
+            Err(reader) => reader.into_recording()?,
+        },
+    };
+    let creation = Creation::of(&recording);
+    recording.meta = creation.left(&recording.meta);
+    let (native, refused) = (native::writes(&recording), refused::writes(&recording));
+    let mut records = Vec::with_capacity(recording.records.len() + native.len());
+    for (index, mut record) in std::mem::take(&mut recording.records).into_iter().enumerate() {
+        if creation.has(&record, index) {
+            continue;
+        }
+        if let Ok(at) = native.binary_search_by_key(&index, |(before, _)| *before) {
+            records.push(Record { body: Body::Op(native[at].1.clone()), ..record.clone() });
+        }
+        if refused.contains(&index) {
+            record.body = Body::Op(Op::Exit(None));
+        }
+        records.push(record);
+    }
+    recording.records = records;
+    Ok(Feed::of(recording, |_, _| true))
+}
+
+/// Runs a trace under every policy, in parallel. While the runs work on one batch the next is
+/// decoded; no more than these two are ever in memory. Each run sees every event in order, so the
+/// results, which come in the order of the policies, do not depend on the number of threads.
+/// `progress` is told the number of events that one more run has done.
+///
+/// # Errors
+///
+/// The trace cannot be read, or the first policy in their order could not be finished.
+pub fn stream(
+    feed: &mut Feed,
+    setup: &Setup,
+    policies: &[Policy],
+    max_findings: usize,
+    progress: impl Fn(u64) + Sync,
+) -> Result<Vec<Replay>, StreamError> {
+    let runs: Result<Vec<Run>, _> =
+        policies.iter().map(|policy| Run::new(setup, policy, max_findings)).collect();
+    let mut runs = runs?;
+    let (mut now, mut next) = (Batch::default(), Batch::default());
+    let mut more = feed.next_batch(&mut now)?;
+    while more {
+        let (decoded, done) = rayon::join(
+            || feed.next_batch(&mut next),
+            || {
+                let work = |run: &mut Run| {
+                    let done = run.batch(&now);
+                    progress(now.events.len() as u64);
+                    done
+                };
+                runs.par_iter_mut().with_max_len(1).map(work).collect::<Vec<_>>()
+            },
+        );
+        done.into_iter().collect::<Result<(), _>>()?;
+        more = decoded?;
+        std::mem::swap(&mut now, &mut next);
+    }
+    Ok(runs.into_par_iter().map(Run::finish).collect())
+}
+
+/// The chains of cause of findings that [`stream`] made of the same trace under the same policy, in
+/// their order. `feed` begins again, and is run as far as the last of them, or the 2^26th event:
+/// what lies behind is told without its story.
+///
+/// # Errors
+///
+/// Those of [`stream`], which would have met them before.
+pub fn explain_stream(
+    feed: &mut Feed,
+    setup: &Setup,
+    policy: &Policy,
+    findings: &[Finding],
+) -> Result<Vec<Chain>, StreamError> {
+    const EVENTS_MAX: u64 = 1 << 26;
+    let mut witness = Witness::new(findings);
+    if findings.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut machine = setup.machine(policy)?;
+    let last = witness.last_event().min(EVENTS_MAX);
+    let mut batch = Batch::default();
+    while feed.next_batch(&mut batch)? {
+        for (index, (event, line)) in (batch.first..).zip(batch.events.iter().zip(&batch.lines)) {
+            if index > last {
+                return Ok(witness.chains());
+            }
+            match machine.run(event, index, &mut witness) {
+                Err(refused) if !batch.after_loss => {
+                    return Err(setup.refused(policy, index, *line, refused).into());
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(witness.chains())
+}
