@@ -5,6 +5,8 @@
 
 mod cost;
 mod creation;
+mod native;
+mod refused;
 mod run;
 mod stream;
 mod summary;

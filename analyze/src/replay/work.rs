@@ -3,9 +3,10 @@
 use std::fmt;
 
 use super::creation::Creation;
+use super::{native, refused};
 use tlbscope_sim::machine::config::{MachineConfig, Mode};
 use tlbscope_sim::machine::{self, Processor};
-use tlbscope_trace::op::Event;
+use tlbscope_trace::op::{Event, Op};
 use tlbscope_trace::recording::{Body, Meta, Recording};
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, Regs};
 
@@ -99,12 +100,15 @@ impl Work {
         // The engine's order: (time, actor, place in the source).
         let records = recording.records.iter().enumerate();
         let guest = records.filter(|(index, record)| !creation.has(record, *index));
-        let mut ops: Vec<_> = guest
-            .filter_map(|(_, record)| match &record.body {
-                Body::Op(op) => Some((record, op)),
-                _ => None,
-            })
-            .collect();
+        let (native, refused) = (native::writes(recording), refused::writes(recording));
+        let mut ops = Vec::new();
+        for (index, record) in guest {
+            if let Body::Op(op) = &record.body {
+                let before = native.binary_search_by_key(&index, |(at, _)| *at);
+                ops.extend(before.ok().map(|at| (record, &native[at].1)));
+                ops.push((record, if refused.contains(&index) { &Op::Exit(None) } else { op }));
+            }
+        }
         ops.sort_by_key(|(record, _)| (record.time, record.actor));
         let (mut events, mut lines) = (Vec::new(), Vec::new());
         for (record, op) in ops {
