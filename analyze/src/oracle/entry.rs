@@ -2,7 +2,7 @@
 //! which obligations are past their deadline with something reachable that may violate them.
 
 use tlbscope_sim::arch::required::{NOFLUSH_RESIDENCE, Scope};
-use tlbscope_trace::act::{Class, Context, Inv};
+use tlbscope_trace::act::{At, Class, Context, Inv};
 use tlbscope_trace::addr::{Sp, VcpuId};
 use tlbscope_trace::observe::World;
 use tlbscope_trace::regs::{Cr4, MmuKind};
@@ -113,7 +113,7 @@ impl Oracle {
     }
 
     /// Guest instructions run from here on.
-    pub(super) fn entry<W: World>(&mut self, id: usize, context: &Context, world: &W) {
+    pub(super) fn entry<W: World>(&mut self, at: &At, id: usize, context: &Context, world: &W) {
         let vcpu = &mut self.vcpus[id];
         let same = vcpu.entered && vcpu.context == *context;
         vcpu.context = *context;
@@ -126,7 +126,7 @@ impl Oracle {
         }
         let owner = (id as u16, vcpu.floors.tag());
         let shadow = context.shadow_root.is_some();
-        self.hardware.own(&context.tag, owner, shadow, self.now);
+        self.hardware.own(&context.tag, owner, shadow, self.now, at.event);
         self.reside(id, world);
         if self.auditing {
             self.advise(id);

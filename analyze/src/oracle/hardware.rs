@@ -50,12 +50,28 @@ pub type Group = BTreeMap<(u16, bool), Held>;
 /// Whose a tag is: the vCPU and the tag of L1's processor that runs under it (0: L1).
 pub type Owner = (u16, u16);
 
+/// A tag's owner, and how it came by the tag.
+#[derive(Clone, Copy, Debug)]
+struct Ownership {
+    owner: Owner,
+    /// Since when, if another had the tag before; else 0.
+    since: u64,
+    /// The event that gave the tag away, and its operation.
+    given: Given,
+}
+
+/// Event and name of the operation that gave a tag away.
+pub type Given = (u64, &'static str);
+
+/// Owns what a destroyed vCPU left behind: no vCPU has this number.
+const NOBODY: Owner = (u16::MAX, 0);
+
 /// All containers and who owns their tags.
 #[derive(Clone, Debug, Default)]
 pub struct Hardware {
     groups: BTreeMap<GroupKey, Group>,
-    /// Owner of (pCPU, VPID or ASID, EP4TA), and since when if another had it before.
-    owners: BTreeMap<(u16, u32, u64), (Owner, u64)>,
+    /// Owner of (pCPU, VPID or ASID, EP4TA).
+    owners: BTreeMap<(u16, u32, u64), Ownership>,
     /// Tags that their owner runs under no more: it was given another ASID.
     abandoned: BTreeSet<(u16, u32, u64)>,
     /// The latest change of owner.
@@ -112,7 +128,7 @@ impl Hardware {
                 && self
                     .owners
                     .get(&(key.pcpu, key.id, key.ep4ta))
-                    .is_some_and(|(of, _)| *of == owner)
+                    .is_some_and(|of| of.owner == owner)
         })
     }
 
@@ -121,53 +137,60 @@ impl Hardware {
     pub fn has(&self, pcpu: u16, owner: Owner) -> bool {
         self.owners
             .range((pcpu, 0, 0)..=(pcpu, u32::MAX, u64::MAX))
-            .any(|(key, (of, _))| *of == owner && !self.abandoned.contains(key))
+            .any(|(key, of)| of.owner == owner && !self.abandoned.contains(key))
     }
 
     /// A vCPU gets another ASID: those that it had on this pCPU are no longer its own.
     pub fn abandon(&mut self, pcpu: u16, vcpu: u16) {
         let of = self.owners.range((pcpu, 0, 0)..=(pcpu, u32::MAX, u64::MAX));
-        self.abandoned.extend(of.filter(|(_, (of, _))| of.0 == vcpu).map(|(key, _)| *key));
+        self.abandoned.extend(of.filter(|(_, of)| of.owner.0 == vcpu).map(|(key, _)| *key));
     }
 
-    /// A vCPU enters under this tag, on a shadow root or not. Returns whether the tag belonged to
-    /// another owner.
-    pub fn own(&mut self, tag: &Tag, owner: Owner, shadow: bool, now: u64) -> bool {
+    /// A vCPU is destroyed in this event: its tags are free on every pCPU, and whoever is given one,
+    /// be it a vCPU of the same number, must find it clean.
+    pub fn orphan(&mut self, vcpu: u16, event: u64) {
+        for of in self.owners.values_mut().filter(|of| of.owner.0 == vcpu) {
+            of.owner = NOBODY;
+            of.given = (event, "vcpu-destroy");
+        }
+    }
+
+    /// A vCPU enters under this tag, on a shadow root or not, in this event. A tag of another owner is
+    /// born anew.
+    pub fn own(&mut self, tag: &Tag, owner: Owner, shadow: bool, now: u64, event: u64) {
         let key = (tag.pcpu.0, tag.id, tag.ep4ta.0);
         self.abandoned.remove(&key);
+        let fresh = Ownership { owner, since: 0, given: (event, "entry") };
         // VPID 0 is everybody's: every entry and exit drops it.
         if tag.id == 0 {
-            self.owners.insert(key, (owner, 0));
-            return false;
+            self.owners.insert(key, fresh);
+            return;
         }
         match self.owners.get_mut(&key) {
             None => {
-                self.owners.insert(key, (owner, 0));
-                false
+                self.owners.insert(key, fresh);
             }
-            Some((of, _)) if *of == owner => false,
+            Some(of) if of.owner == owner => {}
             // What shadow pages froze keeps its stamp whichever tag of L1 uses it: within a vCPU
             // the floors of each tag say what may be used.
-            Some((of, _)) if of.0 == owner.0 && shadow => {
-                *of = owner;
-                false
-            }
-            Some(entry) => {
-                *entry = (owner, now);
+            Some(of) if of.owner.0 == owner.0 && shadow => of.owner = owner,
+            Some(of) => {
+                let given = if of.owner == NOBODY { of.given } else { fresh.given };
+                *of = Ownership { owner, since: now, given };
                 self.latest_birth = now;
-                true
             }
         }
     }
 
-    /// Since when the tag has its owner; copies with an older stamp are another's.
+    /// The operation that gave the tag away to its owner, if a copy with this stamp is the old
+    /// owner's.
     #[must_use]
-    pub fn birth(&self, tag: &Tag, stamp: u64) -> Option<u64> {
+    pub fn birth(&self, tag: &Tag, stamp: u64) -> Option<Given> {
         if stamp >= self.latest_birth {
             return None;
         }
-        let (_, birth) = self.owners.get(&(tag.pcpu.0, tag.id, tag.ep4ta.0))?;
-        (*birth > stamp).then_some(*birth)
+        let of = self.owners.get(&(tag.pcpu.0, tag.id, tag.ep4ta.0))?;
+        (of.since > stamp).then_some(of.given)
     }
 
     /// An invalidation on this pCPU; `context` is what ran there last.

@@ -96,9 +96,8 @@ impl Oracle {
         if nested.is_some_and(|floors| floors.outlawed(t, s.n).0) {
             return Some(Cause::Nested);
         }
-        if self.hardware.birth(tag, s.g).is_some() {
-            let event = self.vcpus[id].op.0;
-            return Some(Cause::Other { rule: &BIRTH, op: "entry", event });
+        if let Some((event, op)) = self.hardware.birth(tag, s.g) {
+            return Some(Cause::Other { rule: &BIRTH, op, event });
         }
         if s.h <= self.host.latest_due && self.host.outlaws(copy.gpa.0, s.h, copy.write) {
             return Some(Cause::Host);

@@ -30,7 +30,7 @@ mod structures;
 use rustc_hash::FxHashMap;
 use tlbscope_sim::arch::required::{self, Owed, Rule, Strength};
 use tlbscope_trace::act::{
-    Accessed, Act, ArchOp, At, Class, Context, Fill, FillKind, Instead, Mark, Source, Tag,
+    Accessed, Act, ArchOp, At, Class, Context, Fill, FillKind, FreeWhy, Instead, Mark, Source, Tag,
 };
 use tlbscope_trace::addr::{Gpa, Gva, Hpa, PageSize, Sp, VcpuId};
 use tlbscope_trace::observe::{Observer, World};
@@ -481,13 +481,17 @@ impl Observer for Oracle {
         self.shadow.act(act, self.now, world);
         let Some(id) = self.vcpu(at) else { return };
         match act {
-            Act::Entry(context) => self.entry(id, context, world),
+            Act::Entry(context) => self.entry(at, id, context, world),
             Act::EntrySeen => {
                 let context = self.vcpus[id].context;
-                self.entry(id, &context, world);
+                self.entry(at, id, &context, world);
             }
             Act::EntryAborted { failed: true } => self.vcpus[id].window.failed(),
             Act::Exit(_) => self.vcpus[id].in_guest = false,
+            Act::FreeRoot { why: FreeWhy::Destroy, .. } => {
+                self.hardware.orphan(id as u16, at.event);
+                self.excess(at, id, act, world);
+            }
             Act::VcpuLoad(pcpu) => {
                 let vcpu = &mut self.vcpus[id];
                 vcpu.window.moved |= vcpu.pcpu != pcpu.0 || !vcpu.entered;
