@@ -9,17 +9,21 @@ use tlbscope_analyze::explain::{Chain, StepKind};
 use tlbscope_analyze::finding::{Class, Finding, Findings, Kind};
 use tlbscope_analyze::replay::Summary;
 use tlbscope_analyze::tally::Counts;
-use tlbscope_sim::arch::required::RULES;
+use tlbscope_sim::arch::required::elsewhere::elsewhere;
+use tlbscope_sim::arch::required::{RULES, Rule};
 use tlbscope_sim::engine::BOOT;
 use tlbscope_sim::policy::Policy;
 use tlbscope_sim::policy::rule::Register;
 use tlbscope_trace::op::Event;
+use tlbscope_trace::regs::Vendor;
 use tlbscope_trace::text;
 
 /// The events that findings name, and the trace that they are in.
 pub struct Cited<'a> {
     /// Name of the trace.
     pub trace: &'a str,
+    /// Whose processor.
+    pub vendor: Vendor,
     /// The events by number, with their lines in the source (0: it has none).
     pub events: BTreeMap<u64, (Event, u32)>,
 }
@@ -54,7 +58,7 @@ pub fn finding(cited: &Cited<'_>, number: usize, finding: &Finding, chain: &Chai
         let _ = write!(out, ", {} times", finding.count);
     }
     if let Some(rule) = RULES.iter().find(|rule| rule.id == finding.rule) {
-        let _ = write!(out, "\n  rule:  {} ({})", rule.sentence, rule.citation);
+        let _ = write!(out, "\n  rule:  {}", rule_line(rule, cited.vendor));
     }
     for (depth, step) in chain.story() {
         let at = step.event.map_or_else(|| "at the start".to_owned(), |event| format!("@{event}"));
@@ -68,6 +72,15 @@ pub fn finding(cited: &Cited<'_>, number: usize, finding: &Finding, chain: &Chai
         let lead = format!("  {:1$}{head} ", "", 2 * depth);
         let when = if step.kind == StepKind::Answer { String::new() } else { format!("{at} ") };
         let _ = write!(out, "\n{}", hanging(&lead, &format!("{when}{}", step.what)));
+    }
+    out
+}
+
+/// What a rule says and where; and where the other vendor differs, so.
+pub fn rule_line(rule: &Rule, machine: Vendor) -> String {
+    let mut out = format!("{} ({})", rule.sentence, rule.citation);
+    if let Some(what) = elsewhere(rule.id, machine) {
+        let _ = write!(out, "\n         {what}");
     }
     out
 }

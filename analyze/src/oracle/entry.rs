@@ -125,8 +125,11 @@ impl Oracle {
             vcpu.uses(root, context.tag.pcid.0, tag);
         }
         let owner = (id as u16, vcpu.floors.tag());
+        let vcpu_op = vcpu.op;
         let shadow = context.shadow_root.is_some();
-        self.hardware.own(&context.tag, owner, shadow, self.now, at.event);
+        // The operation after which the vCPU entered, if it did anything yet.
+        let event = if vcpu_op.1.is_empty() { at.event } else { vcpu_op.0 };
+        self.hardware.own(&context.tag, owner, shadow, self.now, event);
         self.reside(id, world);
         if self.auditing {
             self.advise(id);

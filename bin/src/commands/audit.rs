@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use tlbscope_analyze::audit::{self, Audit, COLUMNS, Found, Line, Story, Summary, Transitions};
 use tlbscope_analyze::finding::{Class, Kind};
 use tlbscope_sim::arch::required::RULES;
+use tlbscope_sim::arch::required::elsewhere::elsewhere;
 use tlbscope_trace::Recording;
 
 use super::simulate::{verdict, warn_of_losses};
@@ -77,7 +78,15 @@ fn detail_of(command: &args::Audit, one: &Audited) -> Value {
     let findings: Vec<Value> = audit
         .found
         .iter()
-        .map(|found| json!({ "finding": found.finding, "story": Story::of(&one.recording, found) }))
+        .map(|found| {
+            let story = Story::of(&one.recording, found);
+            let other = one.recording.meta.vendor.and_then(|v| elsewhere(found.finding.rule, v));
+            let mut value = json!({ "finding": found.finding, "story": story });
+            if let Some(what) = other {
+                value["other_vendor"] = json!(what);
+            }
+            value
+        })
         .collect();
     let groups: Vec<Value> = audit
         .groups
@@ -195,7 +204,9 @@ fn finding(recording: &Recording, trace: &str, found: &Found) -> String {
     }
     out.push('\n');
     if let Some(rule) = RULES.iter().find(|rule| rule.id == f.rule) {
-        let _ = writeln!(out, "  rule:  {} ({})", rule.sentence, rule.citation);
+        let machine = recording.meta.vendor.or(rule.vendor);
+        let line = machine.map(|machine| crate::render::rule_line(rule, machine));
+        let _ = writeln!(out, "  rule:  {}", line.unwrap_or_else(|| rule.sentence.to_owned()));
     }
     out
 }

@@ -5,7 +5,9 @@ use serde_json::{Map, json};
 use tlbscope_analyze::explain::Chain;
 use tlbscope_analyze::finding::Finding;
 use tlbscope_analyze::replay::{self, Replay, Setup};
+use tlbscope_sim::arch::required::elsewhere::elsewhere;
 use tlbscope_sim::policy;
+use tlbscope_trace::regs::Vendor;
 use tlbscope_trace::{Meta, Recording};
 
 use crate::Verdict;
@@ -43,7 +45,8 @@ pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
         vec![Chain::default(); kept.len()]
     };
     let cited = if silent { Default::default() } else { run.findings.cited() };
-    let cited = Cited { trace: &read.path, events: feed.events(&command.trace, &cited)? };
+    let vendor = setup.machine.vendor;
+    let cited = Cited { trace: &read.path, vendor, events: feed.events(&command.trace, &cited)? };
     let text = match global.format {
         _ if command.explain.is_some() => {
             let number = command.explain.unwrap_or(1);
@@ -57,7 +60,7 @@ pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
         }
         Format::Json => {
             let mut detail = Map::new();
-            detail.insert("findings".to_owned(), explained(&kept, &chains));
+            detail.insert("findings".to_owned(), explained(&kept, &chains, setup.machine.vendor));
             detail.insert("groups".to_owned(), json!(groups(&run.findings)));
             detail.insert("counts".to_owned(), json!(run.tally.total()));
             output::envelope("simulate", &[read], [&run.summary], detail)?
@@ -139,10 +142,13 @@ pub fn warn_of_oddities(meta: &Meta, run: &Replay, global: &Global) {
 }
 
 /// Findings, each with its chain of cause.
-fn explained(kept: &[Finding], chains: &[Chain]) -> serde_json::Value {
+fn explained(kept: &[Finding], chains: &[Chain], machine: Vendor) -> serde_json::Value {
     let with_chain = |(finding, chain): (&Finding, &Chain)| {
         let mut value = json!(finding);
         value["chain"] = json!(chain);
+        if let Some(what) = elsewhere(finding.rule, machine) {
+            value["other_vendor"] = json!(what);
+        }
         value
     };
     kept.iter().zip(chains).map(with_chain).collect()

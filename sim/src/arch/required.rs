@@ -117,6 +117,7 @@ macro_rules! rules {
     };
 }
 
+pub mod elsewhere;
 pub mod processor;
 
 const INTEL: Option<Vendor> = Some(Vendor::Intel);
