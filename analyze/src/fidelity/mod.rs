@@ -2,7 +2,7 @@
 //! the machine under a policy, and what both did between each exit and the next entry is compared,
 //! action by action.
 //!
-//! Taken from the recording besides the operations ([`Inputs`]): whether a sync changed entries,
+//! Taken from the recording besides the operations (`inputs_taken`): whether a sync changed entries,
 //! which pages are unsync, what the host zapped, whether a shadow page is new or existing. All of
 //! these rest on memory that a recording does not show. Everything else is predicted.
 
