@@ -33,7 +33,7 @@ fn recording(options: &Options) -> Recording {
 fn run(options: &Options, names: &[&str]) -> Vec<Summary> {
     let policies: Vec<Policy> =
         names.iter().map(|name| policy::load(name).expect("a built-in")).collect();
-    let mut feed = Feed::of(recording(options), |_, _| true);
+    let mut feed = Feed::of(recording(options));
     let pcpus = options.header().pcpus;
     let setup = Setup::new(feed.meta(), pcpus, "t", None).expect("a machine");
     let runs = replay::stream(&mut feed, &setup, &policies, 10, |_| ()).expect("it runs");

@@ -36,7 +36,7 @@ impl Case {
     }
 
     fn feed(&self) -> Feed {
-        Feed::of(self.recording.clone(), |_, _| true)
+        Feed::of(self.recording.clone())
     }
 
     fn run(&self, feed: &mut Feed, policies: &[Policy]) {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::native::{Batch, Header, NativeError, Reader};
 use crate::op::Event;
-use crate::recording::{Body, Census, Meta, Record, Recording};
+use crate::recording::{Census, Meta, Recording};
 use crate::source::Stream;
 use crate::{Error, Opened, Options};
 
@@ -48,17 +48,10 @@ impl Feed {
         }
     }
 
-    /// The operations of a recording that `wanted` wants, by their record and its place.
+    /// The operations of a recording.
     #[must_use]
-    pub fn of(recording: Recording, wanted: impl Fn(&Record, usize) -> bool) -> Self {
-        let records = recording.records.iter().enumerate();
-        let mut ops: Vec<_> = records
-            .filter(|(place, record)| wanted(record, *place))
-            .filter_map(|(_, record)| match &record.body {
-                Body::Op(op) => Some((record, op)),
-                _ => None,
-            })
-            .collect();
+    pub fn of(recording: Recording) -> Self {
+        let mut ops: Vec<_> = recording.ops().collect();
         // The engine's order: (time, actor, place in the source).
         ops.sort_by_key(|(record, _)| (record.time, record.actor));
         let (mut events, mut lines) = (Vec::new(), Vec::new());

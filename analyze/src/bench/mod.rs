@@ -49,7 +49,7 @@ fn guest(
         })
         .collect();
     let recording = Recording { meta: header.meta, records, ..Recording::default() };
-    let feed = Feed::of(recording, |_, _| true);
+    let feed = Feed::of(recording);
     let setup = Setup::new(feed.meta(), header.pcpus, name, processor)?;
     Ok((feed, setup))
 }

@@ -6,6 +6,7 @@
 mod cost;
 mod creation;
 mod native;
+mod recorded;
 mod refused;
 mod run;
 mod stream;

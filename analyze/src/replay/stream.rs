@@ -7,14 +7,12 @@ use thiserror::Error;
 use tlbscope_sim::policy::Policy;
 use tlbscope_trace::feed::Feed;
 use tlbscope_trace::native::{Batch, NativeError};
-use tlbscope_trace::op::Op;
-use tlbscope_trace::recording::{Body, Record};
 use tlbscope_trace::{Error, Opened, Options};
 
-use super::creation::Creation;
+use super::recorded::guest_work;
 use super::run::Run;
 use super::work::Setup;
-use super::{Replay, ReplayError, native, refused};
+use super::{Replay, ReplayError};
 use crate::explain::{Chain, Witness};
 use crate::finding::Finding;
 
@@ -35,31 +33,14 @@ pub enum StreamError {
 /// # Errors
 /// It cannot be read, or its form is not known.
 pub fn open(path: &Path, options: &Options) -> Result<Feed, Error> {
-    let mut recording = match tlbscope_trace::open_lazily(path, options)? {
+    let recording = match tlbscope_trace::open_lazily(path, options)? {
         Opened::Whole(recording) => *recording,
         Opened::Native(reader) => match Feed::of_native(reader) {
             Ok(feed) => return Ok(feed),
             Err(reader) => reader.into_recording()?,
         },
     };
-    let creation = Creation::of(&recording);
-    recording.meta = creation.left(&recording.meta);
-    let (native, refused) = (native::writes(&recording), refused::writes(&recording));
-    let mut records = Vec::with_capacity(recording.records.len() + native.len());
-    for (index, mut record) in std::mem::take(&mut recording.records).into_iter().enumerate() {
-        if creation.has(&record, index) {
-            continue;
-        }
-        if let Ok(at) = native.binary_search_by_key(&index, |(before, _)| *before) {
-            records.push(Record { body: Body::Op(native[at].1.clone()), ..record.clone() });
-        }
-        if refused.contains(&index) {
-            record.body = Body::Op(Op::Exit(None));
-        }
-        records.push(record);
-    }
-    recording.records = records;
-    Ok(Feed::of(recording, |_, _| true))
+    Ok(Feed::of(guest_work(recording)))
 }
 
 /// Runs a trace under every policy, in parallel. While the runs work on one batch the next is

@@ -2,12 +2,11 @@
 
 use std::fmt;
 
-use super::creation::Creation;
-use super::{native, refused};
+use super::recorded::guest_work;
 use tlbscope_sim::machine::config::{MachineConfig, Mode};
 use tlbscope_sim::machine::{self, Processor};
-use tlbscope_trace::op::{Event, Op};
-use tlbscope_trace::recording::{Body, Meta, Recording};
+use tlbscope_trace::op::Event;
+use tlbscope_trace::recording::{Meta, Recording};
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, Regs};
 
 /// Operations in order and their machine, shared by the runs of every policy.
@@ -94,21 +93,11 @@ impl Work {
         trace: &str,
         processor: Option<&str>,
     ) -> Result<Self, WorkError> {
-        let creation = Creation::of(recording);
-        let meta = creation.left(&recording.meta);
-        let setup = Setup::new(&meta, recording.pcpus(), trace, processor)?;
+        let pcpus = recording.pcpus();
+        let recording = guest_work(recording.clone());
+        let setup = Setup::new(&recording.meta, pcpus, trace, processor)?;
         // The engine's order: (time, actor, place in the source).
-        let records = recording.records.iter().enumerate();
-        let guest = records.filter(|(index, record)| !creation.has(record, *index));
-        let (native, refused) = (native::writes(recording), refused::writes(recording));
-        let mut ops = Vec::new();
-        for (index, record) in guest {
-            if let Body::Op(op) = &record.body {
-                let before = native.binary_search_by_key(&index, |(at, _)| *at);
-                ops.extend(before.ok().map(|at| (record, &native[at].1)));
-                ops.push((record, if refused.contains(&index) { &Op::Exit(None) } else { op }));
-            }
-        }
+        let mut ops: Vec<_> = recording.ops().collect();
         ops.sort_by_key(|(record, _)| (record.time, record.actor));
         let (mut events, mut lines) = (Vec::new(), Vec::new());
         for (record, op) in ops {
