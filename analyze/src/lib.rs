@@ -4,7 +4,8 @@
 //! [`finding`] what both report. [`tally`] counts without judging. [`replay`] runs a trace under
 //! policies, [`compare`] sets the runs side by side, and [`scenario`] holds runs to what a file
 //! expects of them. [`audit`] judges what a real host did,
-//! from its own recording. [`diff`] compares two policies without a trace, and [`conformance`] holds
+//! from its own recording. What somebody looked at and
+//! accepts is a [`suppress`]ion. [`diff`] compares two policies without a trace, and [`conformance`] holds
 //! hardware model and table of requirements to architecture cases.
 
 pub mod audit;
@@ -19,4 +20,5 @@ pub mod naive;
 pub mod oracle;
 pub mod replay;
 pub mod scenario;
+pub mod suppress;
 pub mod tally;
