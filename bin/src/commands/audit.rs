@@ -13,6 +13,7 @@ use tlbscope_sim::arch::required::RULES;
 use tlbscope_sim::arch::required::elsewhere::elsewhere;
 use tlbscope_trace::Recording;
 
+use super::policy_diff::machine;
 use super::simulate::{verdict, warn_of_losses};
 use crate::Verdict;
 use crate::args::{self, Format, Global};
@@ -20,6 +21,7 @@ use crate::formats;
 use crate::formats::document::{self, Document, Item, Place};
 use crate::input::{self, Input};
 use crate::output;
+use crate::render;
 use crate::showing::Showing;
 
 /// One recording with its audit.
@@ -245,15 +247,11 @@ fn finding(recording: &Recording, trace: &str, found: &Found) -> String {
         let _ = writeln!(out, "         ... and {} more", story.more);
     }
     let _ = writeln!(out, "  at:    {}: {}", place(&story.seen), story.seen.what);
-    let _ = write!(out, "  so:    {}", story.verdict);
-    if let Some(address) = f.address {
-        let _ = write!(out, ", address {address:#x}");
-    }
-    out.push('\n');
+    let address = f.address.map(|address| format!(", address {address:#x}")).unwrap_or_default();
+    let _ =
+        writeln!(out, "{}", render::hanging("  so:    ", &format!("{}{address}", story.verdict)));
     if let Some(rule) = RULES.iter().find(|rule| rule.id == f.rule) {
-        let machine = recording.meta.vendor.or(rule.vendor);
-        let line = machine.map(|machine| crate::render::rule_line(rule, machine));
-        let _ = writeln!(out, "  rule:  {}", line.unwrap_or_else(|| rule.sentence.to_owned()));
+        let _ = writeln!(out, "{}", render::rule_lines(rule, recording.meta.vendor));
     }
     out
 }
@@ -263,8 +261,11 @@ fn summary(s: &Summary) -> String {
     let kernel = s.kernel.as_deref().unwrap_or("a kernel that does not show");
     let _ = writeln!(
         out,
-        "{}: {:?} {:?}, {kernel}: {} events, {} entries",
-        s.trace, s.vendor, s.mmu, s.events, s.entries
+        "{}: {}, {kernel}: {} events, {} entries",
+        s.trace,
+        machine(s.vendor, s.mmu),
+        s.events,
+        s.entries
     );
     let _ = writeln!(
         out,
@@ -286,8 +287,42 @@ fn summary(s: &Summary) -> String {
     out
 }
 
-/// The table: one row for each kind of operation, columns that are 0 everywhere left out.
+/// What the host did for each kind of operation: a table, where one fits; columns that are 0
+/// everywhere are left out.
 fn transitions(all: &Transitions) -> String {
+    let table = table(all);
+    let fits = table.lines().all(|line| line.chars().count() <= WIDTH);
+    if fits { table } else { list(all) }
+}
+
+/// The same as a list: a kind of operation, how many, and what was done for them.
+fn list(all: &Transitions) -> String {
+    let mut out = String::from("what was done for each kind of operation, up to the next entry\n");
+    for (name, row) in all.rows() {
+        let times = if row.operations == 1 { "once" } else { "times" };
+        let count =
+            if row.operations == 1 { String::new() } else { format!("{} ", row.operations) };
+        let acts: Vec<String> = COLUMNS
+            .iter()
+            .zip(row.acts)
+            .filter(|(_, n)| *n > 0)
+            .map(
+                |(name, n)| {
+                    if n == row.operations { (*name).to_owned() } else { format!("{name} {n}") }
+                },
+            )
+            .collect();
+        let acts = if acts.is_empty() { "nothing".to_owned() } else { acts.join(", ") };
+        let _ = writeln!(out, "  {name}, {count}{times}\n{}", render::hanging("      ", &acts));
+    }
+    out += "without a number: as often as the operation\n";
+    out
+}
+
+/// Columns of a line.
+const WIDTH: usize = 100;
+
+fn table(all: &Transitions) -> String {
     let used: Vec<usize> = (0..COLUMNS.len())
         .filter(|column| all.rows().any(|(_, row)| row.acts[*column] > 0))
         .collect();
