@@ -308,7 +308,7 @@ fn list(all: &Transitions) -> String {
             .filter(|(_, n)| *n > 0)
             .map(
                 |(name, n)| {
-                    if n == row.operations { (*name).to_owned() } else { format!("{name} {n}") }
+                    if n == row.operations { (*name).to_owned() } else { format!("{name}={n}") }
                 },
             )
             .collect();
