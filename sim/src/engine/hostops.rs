@@ -115,7 +115,8 @@ impl Machine {
             let (first, count) = self.trees.reach(first, count);
             self.note_lost(first, count);
         }
-        let mut zapped = self.trees.zap(first, count);
+        let invalid = self.policy.mechanics.remote_flush.invalid_roots;
+        let mut zapped = self.trees.zap(first, count, invalid);
         // Shadow paging, or the shadow of L1's nested tables.
         if self.shadow.next() != tlbscope_trace::addr::Sp(0) {
             for gfn in frames.clone() {
@@ -356,8 +357,13 @@ impl Machine {
                 self.zap_page(sp, o);
             }
         }
+        self.trees.zap_invalid();
         self.notifier.seq += 1;
-        self.remote_flush_range(Gpa(0), self.config.memory, o);
+        // Nobody can use what a VM without vCPUs leaves; who gets its tags next starts clean.
+        let used = self.vcpus.iter().any(|vcpu| !vcpu.destroyed);
+        if used || self.policy.mechanics.remote_flush.teardown {
+            self.remote_flush_range(Gpa(0), self.config.memory, o);
+        }
         self.arch(o, None, &ArchOp::HostDead { gpa, size }, false);
     }
 }
