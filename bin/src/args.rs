@@ -292,6 +292,9 @@ pub struct Scenarios {
     /// Files and folders
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
+    /// Tell what the machine does at each event, under the policy of each expectation
+    #[arg(long, conflicts_with = "interleave")]
+    pub steps: bool,
     /// Run other orders of the events of host and hypervisor too: `all` of them (up to 10000 for
     /// each expectation, those closest to the file first), or N drawn by the seed
     #[arg(long, value_name = "all|N", value_parser = interleave)]
