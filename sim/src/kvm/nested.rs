@@ -18,7 +18,7 @@ use super::vcpu::Vmcb;
 use crate::arch::mode::Mode;
 use crate::engine::{Machine, Refused};
 use crate::policy::mechanics::{
-    NestedCr3Bit63,     GuestFlushVpid, MigrateVmx, NestedDrain, NestedTlbControl, NestedTransition,
+    GuestFlushVpid, MigrateVmx, NestedCr3Bit63, NestedDrain, NestedTlbControl, NestedTransition,
     NestedTransitionWhen, SvmNestedAsid, SvmNestedTransition, Vpid02Alloc, Vpid12Change,
 };
 
@@ -156,11 +156,7 @@ impl Machine {
         let cr3 = enter.cr3.unwrap_or(loaded.cr3);
         let owes = cr3 & CR3_NOFLUSH == 0
             || self.policy.mechanics.nested_cr3_bit63 == NestedCr3Bit63::Drop;
-        let regs = Regs {
-            cr3: cr3 & !CR3_NOFLUSH,
-            cr4: enter.cr4.unwrap_or(loaded.cr4),
-            ..loaded
-        };
+        let regs = Regs { cr3: cr3 & !CR3_NOFLUSH, cr4: enter.cr4.unwrap_or(loaded.cr4), ..loaded };
         self.change_level(v, Some(l2), regs, o);
         let op = NestedOp::Enter { l2, tlb_control: enter.tlb_control.unwrap_or(0) };
         self.report_nested(v, op, &before, o);

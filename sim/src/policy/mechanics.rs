@@ -159,6 +159,9 @@ knobs! {
         /// mmu_set_spte raises a remote flush when a fault re-installs an SPTE (up to 6.12;
         /// facts 15.7).
         set_spte_remote_flush("set-spte-remote-flush"): bool = false, &[];
+        /// A page fault on a frame whose invalidation is under way is taken again (facts 5.9). Without, it
+        /// maps the page that is about to go.
+        fault_retry("fault-retry"): bool = true, &[];
         /// Ageing is followed by a remote flush if something was young: clear_flush_young. Without,
         /// clear_young, which idle-page tracking and the multi-generational LRU call (facts 5.9).
         age_flush("age-flush"): bool = false, &[];

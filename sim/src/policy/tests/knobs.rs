@@ -45,6 +45,7 @@ nested-cr3-bit63 = "drop" | "noflush"
 hv-flush = "full" | "request" | "fifo"
 pv-flush = "atomic" | "read-then-clear"
 pv-preempt-store = "merge" | "overwrite"
+fault-retry = true | false
 sregs = "reset" | "reset+guest"
 link-unsync = "sync" | "as-is"
 own-cr0 = ["TS"] | ["TS", "WP"]
