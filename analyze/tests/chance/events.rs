@@ -2,10 +2,10 @@
 
 use proptest::prelude::*;
 use tlbscope_sim::machine::config::{MachineConfig, Mode};
-use tlbscope_trace::addr::{Asid, Gpa, Gva, Hpa, PAGE_BYTES, PageSize, PcpuId, Time, VcpuId};
+use tlbscope_trace::addr::{Asid, Gpa, Gva, Hpa, PAGE_BYTES, PageSize, Pcid, PcpuId, Time, VcpuId};
 use tlbscope_trace::op::{
-    Access, AccessKind, Actor, Event, HostOp, HvFlush, Invpcid, InvpcidType, MemslotChange, Op,
-    Perms, RegWrite,
+    Access, AccessKind, Actor, Event, HostOp, HvFlush, Invlpgb, Invpcid, InvpcidType,
+    MemslotChange, Op, Perms, RegWrite,
 };
 use tlbscope_trace::regs::{CR3_NOFLUSH, Cr0, Cr4, Efer, Vendor};
 
@@ -98,8 +98,15 @@ fn registers(amd: bool) -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Without INVLPGB: what it owes on a vCPU that never ran, or runs under another ASID of the same
-/// processor, is judged otherwise than the ideal policies serve it. Open.
+fn invlpgb() -> impl Strategy<Value = Op> {
+    let pcid = prop::option::of(prop::sample::select(PCIDS.to_vec()));
+    let operands = (prop::option::of(gva()), pcid, any::<bool>(), 0u16..3);
+    operands.prop_map(|(va, pcid, global, count)| {
+        let pcid = pcid.map(|pcid| Pcid(pcid as u16));
+        Op::Invlpgb(Box::new(Invlpgb { va, pcid, asid: None, global, count }))
+    })
+}
+
 fn invalidations() -> impl Strategy<Value = Op> {
     let kinds =
         vec![InvpcidType::Addr, InvpcidType::Single, InvpcidType::All, InvpcidType::AllNonglobal];
@@ -111,6 +118,7 @@ fn invalidations() -> impl Strategy<Value = Op> {
         1 => Just(Op::Smi),
         2 => Just(Op::Rsm),
         1 => (gva(), 0u32..3).prop_map(|(gva, asid)| Op::Invlpga { gva, asid: Asid(asid) }),
+        1 => invlpgb(),
         1 => Just(Op::Tlbsync),
         1 => gva().prop_map(Op::Prefetch),
         1 => Just(Op::Exit(None)),
