@@ -24,6 +24,8 @@ pub struct Change {
     pub rights: bool,
     /// When the old backing was declared dead; 0: not yet.
     pub dead: u64,
+    /// On which processors every copy that it concerns was dropped, whatever its tag.
+    served: Vec<u16>,
     /// On which vCPUs an exposure was reported.
     pub exposed: Vec<u16>,
     /// On which vCPUs a missed use was reported, where, and whether it is harmful.
@@ -67,6 +69,7 @@ impl Host {
             end,
             rights,
             dead: 0,
+            served: Vec::new(),
             exposed: Vec::new(),
             missed: Vec::new(),
         });
@@ -81,6 +84,13 @@ impl Host {
                 change.dead = now;
                 self.latest_due = self.latest_due.max(change.obligation.time);
             }
+        }
+    }
+
+    /// Exactly what the changes so far concern was dropped on this processor.
+    pub fn serve(&mut self, pcpu: u16) {
+        for change in self.changes.iter_mut().rev().take_while(|c| !c.served.contains(&pcpu)) {
+            change.served.push(pcpu);
         }
     }
 
@@ -149,13 +159,14 @@ impl Host {
         self.changes.iter().any(|c| late(c) && c.reaches(gpa, write))
     }
 
-    /// Changes past their deadline that a vCPU may violate from containers that are filled since
-    /// `since`, and that were not reported for it.
+    /// Changes past their deadline that a vCPU may violate from containers of this processor that are
+    /// filled since `since`, and that were not reported for it.
     #[must_use]
-    pub fn due(&self, since: u64, vcpu: u16) -> Vec<usize> {
+    pub fn due(&self, since: u64, vcpu: u16, pcpu: u16) -> Vec<usize> {
         let due = self.changes.iter().enumerate().filter(|(_, c)| {
             c.dead != 0
                 && c.obligation.time > since
+                && !c.served.contains(&pcpu)
                 && !c.exposed.contains(&vcpu)
                 && self.cached(c, since)
         });

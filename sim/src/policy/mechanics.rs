@@ -128,6 +128,11 @@ knobs! {
         role("role"): RoleVersion = RoleVersion::V72, &[];
         /// Bits left out of it.
         role_omit("role-omit"): RoleBits = RoleBits(0), RoleBits::NAMES;
+        /// EFER.NX in the role of shadow pages.
+        role_shadow_nx("role-shadow-nx"): RoleShadowNx = RoleShadowNx::ByVersion, &[];
+        /// A supervisor's write to a read-only user page with CR0.WP = 0 in shadow mode.
+        wp_clear_user_write("wp-clear-user-write"): WpClearUserWrite
+            = WpClearUserWrite::SupervisorPage, &[];
         /// The TDP MMU is used if the machine has it on; off in 5.10 by default (facts 7.1).
         tdp_mmu("tdp-mmu"): bool = true, &[];
         /// The life of its roots.

@@ -102,6 +102,30 @@ values! {
 }
 
 values! {
+    /// EFER.NX in the role of shadow pages (facts 7.2).
+    RoleShadowNx {
+        /// What `role` says: from 5.19 on it counts as set, for KVM's own walks need it. A page whose
+        /// entries have XD set is then shared with a guest that has cleared NXE.
+        #[default]
+        ByVersion = "by-version",
+        /// The guest's: pages made with NXE and without are kept apart.
+        Guest = "guest",
+    }
+}
+
+values! {
+    /// A supervisor's write to a read-only user page with CR0.WP = 0 in shadow mode (facts 7.2).
+    WpClearUserWrite {
+        /// The entry becomes a writable one of the supervisor: KVM counts on SMAP having refused the
+        /// write, which it does not with EFLAGS.AC = 1.
+        #[default]
+        SupervisorPage = "supervisor-page",
+        /// The same without SMAP; with it the write is emulated and no entry made.
+        EmulateUnderSmap = "emulate-under-smap",
+    }
+}
+
+values! {
     /// How long a TDP MMU root lives (facts 7.3).
     TdpRootLifetime {
         /// The last user frees and zaps the tree, in its own context (5.10 to 5.17).
