@@ -74,7 +74,13 @@ pub enum Command {
                             tlbscope simulate trace.txt --policy never --explain 1")]
     Simulate(Simulate),
     /// The same guest work under several policies, side by side
-    #[command(after_help = "Example:\n  tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19")]
+    #[command(
+        after_help = "Examples:\n  tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19\n  \
+                            tlbscope compare a.tlbt b.tlbt --policy kvm-6.12-lts,./mine.toml --by \
+                            transition\n\nA `*` marks what differs from the first policy; `<` is the \
+                            best of a row, `>` the worst; `!` a policy that misses a flush or leaves \
+                            something exposed: its costs are not ranked."
+    )]
     Compare(Compare),
     /// Does the model do what the recorded kernel did, operation by operation
     #[command(after_help = "Example:\n  tlbscope fidelity trace.txt.zst --policy kvm-6.1-lts")]
@@ -255,15 +261,29 @@ pub struct Compare {
     /// The traces
     #[arg(required = true)]
     pub traces: Vec<PathBuf>,
-    /// Policies, separated by commas
+    /// Policies, separated by commas; the others are compared with the first
     #[arg(long, required = true, value_delimiter = ',', value_name = "P,P,...")]
     pub policy: Vec<String>,
+    /// Take the numbers apart, too
+    #[arg(long, value_enum)]
+    pub by: Option<By>,
     /// The machine.
     #[command(flatten)]
     pub machine: Machine,
     /// How it is read.
     #[command(flatten)]
     pub reading: Reading,
+}
+
+/// By what `compare` takes numbers apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum By {
+    /// By vCPU.
+    Vcpu,
+    /// By the register or the kind of operation that caused them.
+    Register,
+    /// By what a write changed: each set of bits of CR0, CR4 and EFER, each kind of CR3 write.
+    Transition,
 }
 
 /// Arguments of `audit`.
