@@ -24,6 +24,7 @@ mod hardware;
 mod host;
 mod judge;
 mod nested;
+mod recent;
 mod shadow;
 mod structures;
 
