@@ -5,7 +5,8 @@
 //! policies, [`compare`] sets the runs side by side, and [`scenario`] holds runs to what a file
 //! expects of them. [`audit`] judges what a real host did,
 //! from its own recording. [`diff`] compares two policies without a trace, and [`conformance`] holds
-//! hardware model and table of requirements to architecture cases.
+//! hardware model and table of requirements to architecture cases. [`timeline`] gathers what a report
+//! shows of a run.
 
 pub mod audit;
 pub mod bench;
@@ -20,3 +21,4 @@ pub mod oracle;
 pub mod replay;
 pub mod scenario;
 pub mod tally;
+pub mod timeline;
