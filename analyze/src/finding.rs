@@ -113,6 +113,9 @@ pub struct Findings {
     pub bookkeeping: u64,
     #[serde(skip)]
     max: usize,
+    /// How often a finding was added or seen again, and which one was last.
+    #[serde(skip)]
+    touched: (u64, Option<Slot>),
 }
 
 fn groups_as_list<S: serde::Serializer>(
@@ -149,6 +152,7 @@ impl Findings {
             spurious_faults: 0,
             bookkeeping: 0,
             max,
+            touched: (0, None),
         }
     }
 
@@ -160,17 +164,21 @@ impl Findings {
         *self.by_vcpu.entry((finding.vcpu, group.kind)).or_default() += 1;
         let count = self.groups.entry(group).or_default();
         *count += 1;
-        if *count > self.max as u64 || self.kept.len() >= u32::MAX as usize {
-            return Slot::UNKEPT;
-        }
-        self.kept.push(finding);
-        Slot((self.kept.len() - 1) as u32)
+        let slot = if *count > self.max as u64 || self.kept.len() >= u32::MAX as usize {
+            Slot::UNKEPT
+        } else {
+            self.kept.push(finding);
+            Slot((self.kept.len() - 1) as u32)
+        };
+        self.touched = (self.touched.0 + 1, Some(slot));
+        slot
     }
 
     /// Counts another use of a finding; a harmful one makes the finding harmful. `was` tells
     /// whether it was so already.
     pub fn again(&mut self, slot: Slot, harmful: bool, was: bool) {
         self.missed_harmful += u64::from(harmful && !was);
+        self.touched = (self.touched.0 + 1, Some(slot));
         if let Some(finding) = self.kept.get_mut(slot.0 as usize) {
             finding.count += 1;
             if harmful {
@@ -191,6 +199,20 @@ impl Findings {
     #[must_use]
     pub fn kept(&self) -> &[Finding] {
         &self.kept
+    }
+
+    /// How many of each group are kept.
+    #[must_use]
+    pub const fn max(&self) -> usize {
+        self.max
+    }
+
+    /// How often a finding was added or seen again so far, and which was last, by its place among
+    /// [`Findings::kept`]; `None` for one that was not kept.
+    #[must_use]
+    pub fn touched(&self) -> (u64, Option<usize>) {
+        let (times, slot) = self.touched;
+        (times, slot.filter(|slot| *slot != Slot::UNKEPT).map(|slot| slot.0 as usize))
     }
 
     /// The events that the kept findings name.

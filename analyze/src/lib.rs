@@ -6,7 +6,7 @@
 //! expects of them. [`audit`] judges what a real host did,
 //! from its own recording. [`diff`] compares two policies without a trace, and [`conformance`] holds
 //! hardware model and table of requirements to architecture cases. [`reproduce`] makes a scenario of
-//! one finding.
+//! one finding, and [`timeline`] gathers what a report shows of a run.
 
 pub mod audit;
 pub mod bench;
@@ -22,3 +22,4 @@ pub mod replay;
 pub mod reproduce;
 pub mod scenario;
 pub mod tally;
+pub mod timeline;
