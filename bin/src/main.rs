@@ -6,13 +6,14 @@
 mod args;
 mod commands;
 mod comparison;
+mod formats;
 mod input;
 mod output;
 mod render;
+mod schema;
+mod showing;
 
 use std::process::ExitCode;
-
-use clap::Parser;
 
 use args::Args;
 
@@ -38,7 +39,7 @@ impl Verdict {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Args::read();
     match commands::run(&args) {
         Ok(verdict) => verdict.exit_code(),
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,

@@ -82,6 +82,16 @@ pub fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>)
     Ok(())
 }
 
+/// The name and version of the schema of a command's JSON.
+pub fn schema(command: &str) -> String {
+    format!("tlbscope/{command}/1")
+}
+
+/// The program, as outputs name it.
+pub fn tool() -> Value {
+    json!({ "name": "tlbscope", "version": env!("CARGO_PKG_VERSION") })
+}
+
 /// The object that `--format json` prints: `schema`, `tool`, `inputs`, `summary` and the detail.
 pub fn envelope(
     command: &str,
@@ -90,9 +100,8 @@ pub fn envelope(
     detail: Map<String, Value>,
 ) -> Result<String> {
     let mut object = Map::new();
-    object.insert("schema".to_owned(), json!(format!("tlbscope/{command}/1")));
-    let tool = json!({ "name": "tlbscope", "version": env!("CARGO_PKG_VERSION") });
-    object.insert("tool".to_owned(), tool);
+    object.insert("schema".to_owned(), json!(schema(command)));
+    object.insert("tool".to_owned(), tool());
     object.insert("inputs".to_owned(), serde_json::to_value(inputs)?);
     object.insert("summary".to_owned(), serde_json::to_value(summary)?);
     object.extend(detail);

@@ -28,6 +28,8 @@ mod recent;
 mod shadow;
 mod structures;
 
+use std::sync::Arc;
+
 use rustc_hash::FxHashMap;
 use tlbscope_sim::arch::required::{self, Owed, Rule, Strength};
 use tlbscope_trace::act::{
@@ -39,6 +41,7 @@ use tlbscope_trace::op::Actor;
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs, Vendor};
 
 use crate::finding::{Class as Excess, Findings, Slot};
+use crate::suppress::Suppressions;
 use context::Contexts;
 use credit::{By, Open, Window};
 use floors::Obligation;
@@ -201,6 +204,11 @@ impl Oracle {
     #[must_use]
     pub fn new(vcpus: u16) -> Self {
         Self::with_max_findings(vcpus, 100)
+    }
+
+    /// The same oracle with findings that are accepted under this policy.
+    pub fn accept(&mut self, suppressions: Arc<Suppressions>, policy: &str) {
+        self.findings.accept(suppressions, policy);
     }
 
     /// An oracle that keeps the first `max` findings of each group.

@@ -66,8 +66,9 @@ impl Run {
     /// The machine cannot be made.
     pub fn new(setup: &Setup, policy: &Policy, wanted: &Wanted) -> Result<Self, ReplayError> {
         let vcpus = setup.machine.vcpus;
-        let watching =
+        let mut watching =
             (Oracle::with_max_findings(vcpus, wanted.max_findings), Tally::new(usize::from(vcpus)));
+        watching.0.accept(wanted.suppressions.clone(), &policy.name);
         let machine = setup.machine(policy)?;
         let breakdown = wanted.by.map(|by| Breakdown::new(by, &watching.1));
         let policy = policy.clone();

@@ -18,6 +18,7 @@ mod policy_explain;
 mod policy_new;
 mod record;
 mod scenarios;
+mod schema;
 mod simulate;
 
 use anyhow::{Context, Result};
@@ -49,6 +50,7 @@ pub fn run(args: &Args) -> Result<Verdict> {
         Command::Machine(command) => catalog::machine(command, global),
         Command::Explain(command) => explain::explain(command, global),
         Command::Bench(command) => bench::run(command, global),
+        Command::Schema(command) => schema::run(command),
         Command::Completions(command) => completions::run(command),
     }
 }
