@@ -136,6 +136,9 @@ pub struct Findings {
     accepted: BTreeMap<Group, Option<usize>>,
     #[serde(skip)]
     max: usize,
+    /// How often a finding was added or seen again, and which one was last.
+    #[serde(skip)]
+    touched: (u64, Option<Slot>),
 }
 
 fn groups_as_list<S: serde::Serializer>(
@@ -157,6 +160,12 @@ impl Slot {
 
     const fn new(place: u32, accepted: bool) -> Self {
         Self(if accepted { place | Self::ACCEPTED } else { place })
+    }
+
+    /// The place among the findings kept.
+    fn place(self) -> Option<usize> {
+        let place = self.0 & !Self::ACCEPTED;
+        (place != Self::UNKEPT).then_some(place as usize)
     }
 }
 
@@ -180,6 +189,7 @@ impl Findings {
             accepts: None,
             accepted: BTreeMap::new(),
             max,
+            touched: (0, None),
         }
     }
 
@@ -219,11 +229,14 @@ impl Findings {
         }
         let count = self.groups.entry(group).or_default();
         *count += 1;
-        if *count > self.max as u64 || self.kept.len() >= Slot::UNKEPT as usize {
-            return Slot::new(Slot::UNKEPT, accepted);
-        }
-        self.kept.push(finding);
-        Slot::new((self.kept.len() - 1) as u32, accepted)
+        let slot = if *count > self.max as u64 || self.kept.len() >= Slot::UNKEPT as usize {
+            Slot::new(Slot::UNKEPT, accepted)
+        } else {
+            self.kept.push(finding);
+            Slot::new((self.kept.len() - 1) as u32, accepted)
+        };
+        self.touched = (self.touched.0 + 1, Some(slot));
+        slot
     }
 
     /// Counts another use of a finding; a harmful one makes the finding harmful. `was` tells
@@ -231,7 +244,8 @@ impl Findings {
     pub fn again(&mut self, slot: Slot, harmful: bool, was: bool) {
         let accepted = slot.0 & Slot::ACCEPTED != 0;
         self.missed_harmful += u64::from(harmful && !was && !accepted);
-        if let Some(finding) = self.kept.get_mut((slot.0 & !Slot::ACCEPTED) as usize) {
+        self.touched = (self.touched.0 + 1, Some(slot));
+        if let Some(finding) = slot.place().and_then(|place| self.kept.get_mut(place)) {
             finding.count += 1;
             if harmful {
                 finding.kind = Kind::Missed { harmful: true };
@@ -251,6 +265,20 @@ impl Findings {
     #[must_use]
     pub fn kept(&self) -> &[Finding] {
         &self.kept
+    }
+
+    /// How many of each group are kept.
+    #[must_use]
+    pub const fn max(&self) -> usize {
+        self.max
+    }
+
+    /// How often a finding was added or seen again so far, and which was last, by its place among
+    /// [`Findings::kept`]; `None` for one that was not kept.
+    #[must_use]
+    pub fn touched(&self) -> (u64, Option<usize>) {
+        let (times, slot) = self.touched;
+        (times, slot.and_then(Slot::place))
     }
 
     /// The events that the kept findings name.

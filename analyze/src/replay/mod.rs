@@ -25,10 +25,12 @@ use crate::finding::{Finding, Findings};
 use crate::tally::Tally;
 
 pub use breakdown::{By, Part, Verdicts};
+pub use cost::{CAUSES, cycles_by_cause};
 pub use run::{Oddities, Oddity, Run};
 pub use stream::{StreamError, explain_stream, open, stream};
 pub use summary::{FLUSHES, Summary};
 pub use wanted::Wanted;
+pub(crate) use work::mode;
 pub use work::{Setup, Work, WorkError};
 
 /// A finished run.
@@ -140,14 +142,20 @@ pub fn explain(
 
 impl Setup {
     /// The machine under a policy.
-    fn machine(&self, policy: &Policy) -> Result<Machine, ReplayError> {
+    pub(crate) fn machine(&self, policy: &Policy) -> Result<Machine, ReplayError> {
         let machine = Machine::new(&self.machine, policy)
             .map_err(|error| ReplayError::Machine { policy: policy.name.clone(), error })?;
         Ok(machine.with_regs(&self.regs))
     }
 
     /// The error of an event that cannot be carried out.
-    fn refused(&self, policy: &Policy, index: u64, line: u32, refused: Refused) -> ReplayError {
+    pub(crate) fn refused(
+        &self,
+        policy: &Policy,
+        index: u64,
+        line: u32,
+        refused: Refused,
+    ) -> ReplayError {
         let (trace, policy) = (self.trace.clone(), policy.name.clone());
         ReplayError::Event { trace, policy, index, line, refused }
     }
