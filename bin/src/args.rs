@@ -71,16 +71,21 @@ pub enum Color {
 pub enum Command {
     /// Replay a trace under one policy: findings, counts and costs
     #[command(after_help = "Examples:\n  tlbscope simulate trace.txt --policy kvm-5.17\n  \
-                            tlbscope simulate trace.txt --policy never --explain 1")]
+                            tlbscope simulate trace.txt --policy never --explain 1\n  \
+                            tlbscope simulate trace.txt --policy never --report never.html")]
     Simulate(Simulate),
     /// The same guest work under several policies, side by side
-    #[command(after_help = "Example:\n  tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19")]
+    #[command(
+        after_help = "Examples:\n  tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19\n  \
+                            tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19 --report c.html"
+    )]
     Compare(Compare),
     /// Does the model do what the recorded kernel did, operation by operation
     #[command(after_help = "Example:\n  tlbscope fidelity trace.txt.zst --policy kvm-6.1-lts")]
     Fidelity(Fidelity),
     /// Judge what a real host did, from its own recording
-    #[command(after_help = "Example:\n  tlbscope audit trace.txt.zst")]
+    #[command(after_help = "Examples:\n  tlbscope audit trace.txt.zst\n  \
+                            tlbscope audit trace.txt.zst --report audit.html")]
     Audit(Audit),
     /// Run scenario files, and folders of them
     #[command(after_help = "Example:\n  tlbscope scenarios testdata/scenarios")]
@@ -225,6 +230,9 @@ pub struct Simulate {
     /// Only the finding of this number, at full length
     #[arg(long, value_name = "N")]
     pub explain: Option<usize>,
+    /// Write a page with charts, timeline and findings; it needs neither network nor server
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
     /// The machine.
     #[command(flatten)]
     pub machine: Machine,
@@ -258,6 +266,9 @@ pub struct Compare {
     /// Policies, separated by commas
     #[arg(long, required = true, value_delimiter = ',', value_name = "P,P,...")]
     pub policy: Vec<String>,
+    /// Write a page with charts, timeline and findings; it needs neither network nor server
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
     /// The machine.
     #[command(flatten)]
     pub machine: Machine,
@@ -281,6 +292,9 @@ pub struct Audit {
     /// List excessive flushes and resets one by one, not only their numbers
     #[arg(long)]
     pub excessive: bool,
+    /// Write a page with charts, timeline and findings; it needs neither network nor server
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
     /// How it is read.
     #[command(flatten)]
     pub reading: Reading,

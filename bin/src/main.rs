@@ -8,6 +8,7 @@ mod commands;
 mod input;
 mod output;
 mod render;
+mod report;
 
 use std::process::ExitCode;
 

@@ -18,6 +18,7 @@ use crate::Verdict;
 use crate::args::{self, Format, Global};
 use crate::input::{self, Input};
 use crate::output;
+use crate::report::{self, Recorded};
 
 /// One recording with its audit.
 struct Audited {
@@ -28,6 +29,7 @@ struct Audited {
 
 /// Runs the command: recordings in parallel, printed in the order in which they were named.
 pub fn run(command: &args::Audit, global: &Global) -> Result<Verdict> {
+    report::check(command.report.as_deref())?;
     let all: Result<Vec<Audited>> = command
         .recordings
         .par_iter()
@@ -38,6 +40,13 @@ pub fn run(command: &args::Audit, global: &Global) -> Result<Verdict> {
     let all = all?;
     for one in &all {
         warn_of_losses(&one.recording);
+    }
+    if let Some(path) = &command.report {
+        let parts = all.iter().map(|one| {
+            let Audited { recording, input, audit } = one;
+            Recorded { recording, input, audit }
+        });
+        report::audit(path, &parts.collect::<Vec<_>>())?;
     }
     let text = match global.format {
         Format::Json => json_text(command, &all)?,

@@ -10,10 +10,12 @@ use tlbscope_sim::policy;
 use super::simulate::{verdict_of, warn_of, warn_of_left_out, warn_of_oddities};
 use crate::Verdict;
 use crate::args::{Compare, Format, Global};
+use crate::report::{self, Replayed};
 use crate::{input, output, render};
 
 /// Runs the command.
 pub fn run(command: &Compare, global: &Global) -> Result<Verdict> {
+    report::check(command.report.as_deref())?;
     let mut policies = Vec::new();
     for name in &command.policy {
         policies
@@ -45,6 +47,20 @@ pub fn run(command: &Compare, global: &Global) -> Result<Verdict> {
     }
     for run in &runs {
         warn_of_left_out(&run.summary.trace, run);
+    }
+    if let Some(path) = &command.report {
+        let of = jobs.iter_mut().zip(runs.chunks(policies.len()));
+        let mut traces: Vec<Replayed<'_>> = of
+            .zip(command.traces.iter().zip(&inputs))
+            .map(|(((feed, setup, _), runs), (path, input))| Replayed {
+                feed,
+                setup,
+                runs,
+                path,
+                input,
+            })
+            .collect();
+        report::replay(path, "compare", &mut traces, &policies)?;
     }
     let summaries: Vec<&Summary> = runs.iter().map(|run| &run.summary).collect();
     let tables = inputs.iter().map(|input| &input.path).zip(summaries.chunks(policies.len()));
