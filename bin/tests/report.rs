@@ -72,7 +72,7 @@ fn a_finding_is_there_with_its_chain_its_window_and_its_uses() {
     assert_eq!(about.len(), 2, "{about:?}");
     for pair in about {
         let kind = timeline["kind"][pair[0].as_u64().unwrap() as usize].as_u64().unwrap();
-        assert_eq!(data["kinds"][kind as usize][0], "stale use");
+        assert_eq!(data["kinds"][kind as usize][0], "stale");
     }
     let texts = timeline["texts"].as_array().unwrap();
     assert!(texts.iter().any(|text| text.as_str().unwrap().starts_with("CR3 0x1000")), "{texts:?}");
@@ -137,7 +137,7 @@ fn an_audit_has_its_recording_and_what_was_not_judged() {
     assert_eq!(tables, ["What the host did", "Not judged"]);
     let timeline = &data["runs"][0]["timeline"];
     assert!(timeline["total"].as_u64().unwrap() > 100);
-    assert_eq!(timeline["whole_until"], Value::Null);
+    assert_eq!(timeline["wholeUntil"], Value::Null);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use tlbscope_trace::Recording;
 use super::data::{
     self, Card, Chart, Columns, Finding, Form, Page, Run, Section, Step, Table, Tone,
 };
-use super::replays::{counted, rules, source, verdict};
+use super::replays::{counted, file, instant, rules, source, verdict};
 use super::{EFFECTS_MAX, write};
 use crate::input::Input;
 
@@ -52,7 +52,7 @@ fn card(one: &Recorded<'_>) -> Card {
     };
     let kernel = s.kernel.as_deref().unwrap_or("a kernel that does not show");
     Card {
-        title: s.trace.clone(),
+        title: file(&s.trace),
         subtitle: format!("{:?} {:?}, {kernel}", s.vendor, s.mmu),
         tone,
         verdict,
@@ -79,12 +79,13 @@ fn section(one: &Recorded<'_>) -> Section {
                     line at all.",
             head: vec!["operations".to_owned()],
             rows: unjudged.into_iter().map(row).collect(),
+            sparse: false,
         });
     }
     Section { title: one.input.path.clone(), charts: vec![flushes(one.audit)], tables }
 }
 
-/// The first column that counts flushes.
+/// The columns that count flushes.
 const FLUSHES: [&str; 5] = ["load-flush", "flush-all", "flush-current", "flush-guest", "flush-gva"];
 
 /// Flushes by kind, for each kind of operation that had one.
@@ -124,6 +125,7 @@ fn transitions(audit: &Audit) -> Table {
         about: "Acts between an operation of a kind and the next entry of its vCPU.",
         head,
         rows: rows().map(row).collect(),
+        sparse: true,
     }
 }
 
@@ -146,7 +148,7 @@ fn run(one: &Recorded<'_>, budget: usize) -> Run {
         )
     };
     Run {
-        name: one.input.path.clone(),
+        name: file(&one.input.path),
         findings,
         more,
         rules: rules(ids, one.recording.meta.vendor),
@@ -159,7 +161,7 @@ fn finding(recording: &Recording, found: &Found, span: &Span) -> Finding {
     let f = &found.finding;
     let story = Story::of(recording, found);
     let (kind, tone) = verdict(f.kind);
-    let place = |line: &Line| format!("line {}, {} ns", line.line, line.time);
+    let place = |line: &Line| format!("line {}, {}", line.line, instant(line.time));
     let step = |head, line: &Line| Step { head, at: place(line), what: line.what.clone() };
     let mut chain = vec![step("operation", &story.cause)];
     if story.acts.is_empty() {

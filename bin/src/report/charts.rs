@@ -78,6 +78,7 @@ pub fn comparison(runs: &[Replay]) -> Table {
         about: "Where the policies differ, the lowest and the highest number of a row are marked.",
         head: names(runs),
         rows: compare::rows(&summaries).into_iter().map(row).collect(),
+        sparse: false,
     }
 }
 

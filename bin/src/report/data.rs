@@ -102,6 +102,8 @@ pub struct Table {
     pub head: Vec<String>,
     /// Name, numbers, whether they are to be compared.
     pub rows: Vec<(String, Vec<u64>, bool)>,
+    /// Most of it is 0.
+    pub sparse: bool,
 }
 
 /// One run or recording.

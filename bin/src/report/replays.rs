@@ -60,6 +60,12 @@ pub fn replay(
         };
         add(&mut page, trace, told);
     }
+    if page.inputs.len() > 1 {
+        for (n, run) in page.runs.iter_mut().enumerate() {
+            let input = &page.inputs[n / policies.len().max(1)];
+            run.name = format!("{} · {}", run.name, file(&input.path));
+        }
+    }
     write(path, &page)
 }
 
@@ -112,7 +118,7 @@ fn card(run: &Replay) -> Card {
     };
     Card {
         title: s.policy.clone(),
-        subtitle: format!("{} on {}", s.trace, s.machine),
+        subtitle: format!("{} on {}", file(&s.trace), s.machine),
         tone,
         verdict,
         facts: vec![
@@ -126,6 +132,23 @@ fn card(run: &Replay) -> Card {
             ("cycles", s.cycles),
         ],
     }
+}
+
+/// The name of a file without its folders: the whole path is told once, with the inputs.
+pub fn file(path: &str) -> String {
+    let name = Path::new(path).file_name().and_then(|name| name.to_str());
+    name.unwrap_or(path).to_owned()
+}
+
+/// An instant for people: of its unit three digits behind the point.
+pub fn instant(ns: u64) -> String {
+    let (unit, name) = match ns {
+        0..1_000 => return format!("{ns} ns"),
+        1_000..1_000_000 => (1_000, "µs"),
+        1_000_000..1_000_000_000 => (1_000_000, "ms"),
+        _ => (1_000_000_000, "s"),
+    };
+    format!("{}.{:03} {name}", ns / unit, ns % unit * 1000 / unit)
 }
 
 /// A number with its noun.
@@ -154,13 +177,13 @@ fn the_run(trace: &Replayed<'_>, run: &Replay, told: Option<Told>) -> Run {
         Told { findings, chains, spans, ..Told::default() }
     });
     let vendor = trace.setup.machine.vendor;
-    let told_of = Telling { trace: &trace.input.path, told: &told };
-    let findings: Vec<Finding> = (0..told.findings.len()).map(|n| told_of.finding(n)).collect();
+    let telling = Telling { told: &told };
+    let findings: Vec<Finding> = (0..told.findings.len()).map(|n| telling.finding(n)).collect();
     let rules = rules(told.findings.iter().map(|finding| finding.rule), Some(vendor));
     let more = total.saturating_sub(findings.len() as u64);
     let gathered = told.timeline.last_event > 0 || told.timeline.total > 0;
     Run {
-        name: format!("{} · {}", trace.input.path, run.summary.policy),
+        name: run.summary.policy.clone(),
         findings,
         more,
         rules,
@@ -205,7 +228,6 @@ pub const fn verdict(kind: Kind) -> (&'static str, Tone) {
 
 /// Tells findings of one run.
 struct Telling<'a> {
-    trace: &'a str,
     told: &'a Told,
 }
 
@@ -248,9 +270,9 @@ impl Telling<'_> {
         }
         match self.told.events.get(&event) {
             Some((e, line)) if *line > 0 => {
-                format!("{}:{line}, event {event}, {}", self.trace, e.time)
+                format!("line {line}, event {event}, {}", instant(e.time.0))
             }
-            Some((e, _)) => format!("event {event}, {}", e.time),
+            Some((e, _)) => format!("event {event}, {}", instant(e.time.0)),
             None => format!("event {event}"),
         }
     }
@@ -258,5 +280,21 @@ impl Telling<'_> {
     fn event(&self, event: u64) -> String {
         let known = self.told.events.get(&event);
         known.map_or_else(String::new, |(event, _)| text::write_event(event))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instants_have_the_unit_that_fits() {
+        let told = [0, 999, 1_500, 22_368_000, 61_000_000_007].map(instant);
+        assert_eq!(told, ["0 ns", "999 ns", "1.500 µs", "22.368 ms", "61.000 s"]);
+    }
+
+    #[test]
+    fn a_file_is_named_without_its_folders() {
+        assert_eq!(["a/b.txt", "-", ".."].map(file), ["b.txt", "-", ".."]);
     }
 }

@@ -38,14 +38,14 @@ report.option = (value, text) => report.make("option", { value }, text);
 report.colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 // A table of numbers: the first column names the row.
-report.table = (first, head, rows) => {
+report.table = (first, head, rows, sparse = false) => {
   const { make } = report;
   const body = rows.map(([name, values, compared]) => {
     const [low, high] = [Math.min(...values), Math.max(...values)];
     const cells = values.map((n) => {
       const mark = compared && n === low ? "low" : compared && n === high ? "high" : "";
       const title = mark === "low" ? "lowest" : mark === "high" ? "highest" : undefined;
-      return make("td", { class: `number ${mark} ${n === 0 ? "zero" : ""}`, title }, report.number(n));
+      return make("td", { class: `number ${mark} ${n === 0 ? "zero" : ""}`, title }, sparse && n === 0 ? "·" : report.number(n));
     });
     return make("tr", {}, make("th", { scope: "row" }, name), ...cells);
   });

@@ -62,8 +62,7 @@ report.findings = (data, showInTimeline) => {
 
   run.append(...data.runs.map((of, n) => option(n, `${of.name} (${number(of.findings.length + of.more)})`)));
   run.parentElement.hidden = data.runs.length < 2;
-  const worst = data.runs.findIndex((of) => of.findings.some((f) => f.tone === "bad"));
-  if (worst >= 0) run.value = worst;
+  run.value = data.start;
   run.addEventListener("change", other);
   for (const control of [kind, rule, vcpu]) control.addEventListener("change", again);
   words.addEventListener("input", again);

@@ -17,7 +17,7 @@
   for (const section of data.sections) {
     const several = data.sections.length > 1;
     const tables = section.tables.map((table) => make("div", { class: "panel" }, make("h3", {}, table.title),
-      make("p", { class: "quiet" }, table.about), report.table("", table.head, table.rows)));
+      make("p", { class: "quiet" }, table.about), report.table("", table.head, table.rows, table.sparse)));
     $("sections").append(...(several ? [make("h3", {}, section.title)] : []), ...section.charts.map(report.chart), ...tables);
   }
 
@@ -29,6 +29,8 @@
   const notes = data.runs.flatMap((run) => run.notes.map((note) => (data.runs.length > 1 ? `${run.name}: ${note}` : note)));
   if (notes.length > 0) $("inputs-body").append(make("div", { class: "panel sources" }, make("h3", {}, "Limits"), make("ul", {}, ...notes.map((note) => make("li", {}, note)))));
 
+  // What is worst is shown first.
+  data.start = Math.max(0, data.runs.findIndex((run) => run.findings.some((f) => f.tone === "bad")));
   let timeline = null;
   const findings = report.findings(data, (run, n) => timeline?.show(run, n));
   const models = data.runs.map((run) => (run.timeline ? report.model(data, run) : null));

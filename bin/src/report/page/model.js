@@ -11,7 +11,7 @@
     { name: "flushes", kinds: ["flush hook", "hardware invalidation"], colour: "flush" },
     { name: "roots", kinds: ["root"], colour: "root" },
     { name: "shadow pages", kinds: ["shadow page"], colour: "root" },
-    { name: "stale", kinds: ["stale use"], colour: "stale" },
+    { name: "stale", kinds: ["stale"], colour: "stale" },
     { name: "excess", kinds: ["excess"], colour: "excess" },
   ];
 

@@ -11,7 +11,7 @@ report.timeline = (data, models, open) => {
   const on = report.groups.map(() => true);
   let matches = null;
   const view = {
-    axis: "event", runs: [shown[0]], models: [], names: [], lanes: [], selected: null,
+    axis: "event", runs: [shown.includes(data.start) ? data.start : shown[0]], models: [], names: [], lanes: [], selected: null,
     wide: 800, gutter: 92, base: d3.scaleLinear(), x: d3.scaleLinear(), layout: { rows: [], high: 60 },
     shows: (model, n) => on[model.group(n)] && (matches === null || matches.get(model)[model.run.timeline.what[n]]),
   };
@@ -296,6 +296,7 @@ report.timeline = (data, models, open) => {
   };
   first.append(...shown.map((run) => report.option(run, short(run))));
   beside.append(report.option(-1, "nothing"), ...shown.map((run) => report.option(run, short(run))));
+  first.value = view.runs[0];
   first.addEventListener("change", pick);
   beside.addEventListener("change", pick);
   first.parentElement.hidden = $("tl-beside-field").hidden = shown.length < 2;
