@@ -137,7 +137,8 @@ pub enum Command {
     #[command(after_help = "Examples:\n  tlbscope simulate trace.txt --policy kvm-5.17\n  \
                             tlbscope simulate trace.txt --policy never --explain 1\n  \
                             tlbscope simulate trace.txt --suppress known.toml --format sarif > \
-                            tlbscope.sarif\n\nThe first finding of each kind is told in full, -v tells \
+                            tlbscope.sarif\n  tlbscope simulate trace.txt --policy never --report \
+                            never.html\n\nThe first finding of each kind is told in full, -v tells \
                             all. --vcpu, --from and --to cut the trace before it is judged; \
                             --show-vcpu, --show-from and --show-to judge all of it and show a \
                             part.")]
@@ -146,7 +147,8 @@ pub enum Command {
     #[command(
         after_help = "Examples:\n  tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19\n  \
                             tlbscope compare a.tlbt b.tlbt --policy kvm-6.12-lts,./mine.toml --by \
-                            transition\n\nA `*` marks what differs from the first policy; `<` is the \
+                            transition\n  tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19 --report \
+                            c.html\n\nA `*` marks what differs from the first policy; `<` is the \
                             best of a row, `>` the worst; `!` a policy that misses a flush or leaves \
                             something exposed: its costs are not ranked."
     )]
@@ -156,7 +158,7 @@ pub enum Command {
     Fidelity(Fidelity),
     /// Judge what a real host did, from its own recording
     #[command(after_help = "Examples:\n  tlbscope audit trace.txt.zst\n  tlbscope audit \
-                            *.trace.dat --suppress known.toml --format junit > audit.xml\n\nA \
+                            *.trace.dat --suppress known.toml --format junit > audit.xml\n  tlbscope audit trace.txt.zst --report audit.html\n\nA \
                             suppression:\n  [[suppress]]\n  rule = \"mmu-reset\"\n  function = \
                             \"kvm_set_cr4\"\n  reason = \"6.1 resets on every role bit\"")]
     Audit(Audit),
@@ -334,6 +336,9 @@ pub struct Simulate {
     /// Only the finding of this number, at full length
     #[arg(long, value_name = "N")]
     pub explain: Option<usize>,
+    /// Write a page with charts, timeline and findings; it needs neither network nor server
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
     /// The machine.
     #[command(flatten)]
     pub machine: Machine,
@@ -373,6 +378,9 @@ pub struct Compare {
     /// Take the numbers apart, too
     #[arg(long, value_enum)]
     pub by: Option<By>,
+    /// Write a page with charts, timeline and findings; it needs neither network nor server
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
     /// The machine.
     #[command(flatten)]
     pub machine: Machine,
@@ -413,6 +421,9 @@ pub struct Audit {
     /// Which findings are shown.
     #[command(flatten)]
     pub showing: Showing,
+    /// Write a page with charts, timeline and findings; it needs neither network nor server
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
     /// How it is read.
     #[command(flatten)]
     pub reading: Reading,

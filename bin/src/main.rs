@@ -12,6 +12,7 @@ mod output;
 mod render;
 mod schema;
 mod showing;
+mod report;
 
 use std::process::ExitCode;
 

@@ -1,6 +1,8 @@
 //! Where results go: standard output or a file, whole or not at all.
 
+use std::fs::Permissions;
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -71,8 +73,10 @@ pub fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>)
         _ => Path::new("."),
     };
     // In the same folder, so that the last step is a rename.
-    let mut file =
-        tempfile::Builder::new().prefix(".tlbscope-").tempfile_in(folder).with_context(failed)?;
+    // Whoever may read what the user writes may read this too: a temporary file is private.
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".tlbscope-").permissions(Permissions::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder).with_context(failed)?;
     {
         let mut out = io::BufWriter::new(file.as_file_mut());
         write(&mut out).with_context(failed)?;

@@ -21,6 +21,7 @@ use crate::formats::document::{self, Document, Item, Place};
 use crate::input::{self, Input};
 use crate::output;
 use crate::showing::Showing;
+use crate::report::{self, Recorded};
 
 /// One recording with its audit.
 struct Audited {
@@ -32,6 +33,7 @@ struct Audited {
 /// Runs the command: recordings in parallel, printed in the order in which they were named.
 pub fn run(command: &args::Audit, global: &Global) -> Result<Verdict> {
     let showing = Showing::of(&command.showing)?;
+    report::check(command.report.as_deref())?;
     let all: Result<Vec<Audited>> = command
         .recordings
         .par_iter()
@@ -50,6 +52,12 @@ pub fn run(command: &args::Audit, global: &Global) -> Result<Verdict> {
         let mut run = documented(command, one, &showing)?;
         run.show(&showing);
         runs.push(run);
+    if let Some(path) = &command.report {
+        let parts = all.iter().map(|one| {
+            let Audited { recording, input, audit } = one;
+            Recorded { recording, input, audit }
+        });
+        report::audit(path, &parts.collect::<Vec<_>>())?;
     }
     let text = match global.format {
         Format::Json => json_text(command, &all, &runs)?,

@@ -10,11 +10,13 @@ use crate::Verdict;
 use crate::args::{Format, Global, Simulate};
 use crate::formats::document::{self, Document, Item};
 use crate::render::Cited;
+use crate::report::{self, Replayed};
 use crate::showing::{self, Showing};
 use crate::{formats, input, output, render};
 
 /// Runs the command.
 pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
+    report::check(command.report.as_deref())?;
     let (mut feed, read) = input::feed(&command.trace, &command.reading)?;
     let told = warn_of(feed.meta(), 0);
     let name = match (&command.policy, &feed.meta().kernel) {
@@ -39,6 +41,11 @@ pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
     warn_of_oddities(feed.meta(), &run, global);
     let used = showing::used(run.findings.groups(), |group| run.findings.suppression(group));
     showing.warn_of_unused(&used.collect(), global.quiet);
+    if let Some(path) = &command.report {
+        let (runs, trace) = (std::slice::from_ref(&run), &command.trace);
+        let of = Replayed { feed: &mut feed, setup: &setup, runs, path: trace, input: &read };
+        report::replay(path, "simulate", &mut [of], std::slice::from_ref(&policy))?;
+    }
     let kept = run.findings.sorted();
     let silent = global.quiet && global.format == Format::Text && command.explain.is_none();
     // A second run finds the stories; where the trace is gone, findings are told without.
