@@ -6,7 +6,7 @@
 //! expects of them. [`audit`] judges what a real host did,
 //! from its own recording. [`diff`] compares two policies without a trace, and [`conformance`] holds
 //! hardware model and table of requirements to architecture cases. [`reproduce`] makes a scenario of
-//! one finding.
+//! one finding, and [`perfetto`] a timeline of a run.
 
 pub mod audit;
 pub mod bench;
@@ -18,6 +18,7 @@ pub mod fidelity;
 pub mod finding;
 pub mod naive;
 pub mod oracle;
+pub mod perfetto;
 pub mod replay;
 pub mod reproduce;
 pub mod scenario;

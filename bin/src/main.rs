@@ -6,6 +6,7 @@
 mod args;
 mod commands;
 mod input;
+mod interrupt;
 mod output;
 mod render;
 
@@ -38,6 +39,7 @@ impl Verdict {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    interrupt::watch();
     match commands::run(&args) {
         Ok(verdict) => verdict.exit_code(),
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
