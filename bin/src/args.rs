@@ -18,7 +18,8 @@ Examples:
   tlbscope policy show kvm-patch-v2
 
 Exit codes: 0 clean; 1 a harmful missed flush, an exposure or a failed expectation; 2 wrong usage \
-or configuration; 3 the input was damaged and the result covers only a part of it.";
+or configuration; 3 the input was damaged and the result covers only a part of it; \
+130 interrupted (Ctrl-C): no half file is left.";
 
 /// Which TLB flushes does a hypervisor miss, and which does it waste?
 #[derive(Debug, Parser)]
@@ -176,10 +177,11 @@ pub enum Command {
         after_help = "Example:\n  tlbscope generate pti-syscalls -o pti.tlbt --events 1000000"
     )]
     Generate(Generate),
-    /// Write the operations of a trace in another form, or one finding as a scenario
+    /// Write a trace in another form, its timeline, or one finding as a scenario
     #[command(after_help = "Examples:\n  tlbscope export trace.tlbt -o trace.txt --to text\n  \
                             tlbscope export trace.tlbt -o bug.toml --to scenario --policy \
-                            kvm-5.17 --around 1")]
+                            kvm-5.17 --around 1\n  tlbscope export trace.tlbt -o \
+                            trace.pftrace --to perfetto --policy kvm-5.17")]
     Export(Export),
     /// Print the script that records on this host, for its kernel
     #[command(after_help = "Example:\n  tlbscope record --seconds 20 > record.sh")]
@@ -565,7 +567,7 @@ pub struct Export {
     /// `scenario`: keep every operation in reach, also those that the finding does not take
     #[arg(long, requires = "around")]
     pub whole: bool,
-    /// `scenario`: a built-in policy or a file; default: the policy of the recorded kernel
+    /// `scenario`, `perfetto`: a built-in policy or a file; default: the recorded kernel's policy
     #[arg(long, value_name = "NAME|FILE")]
     pub policy: Option<String>,
     /// The machine.
@@ -585,6 +587,8 @@ pub enum Form {
     Jsonl,
     /// One finding as a scenario file.
     Scenario,
+    /// The timeline of a run, for ui.perfetto.dev and `trace_processor`.
+    Perfetto,
 }
 
 /// How `export` reads a recording: as elsewhere, but `--to` is the form.

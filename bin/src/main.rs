@@ -8,6 +8,7 @@ mod commands;
 mod comparison;
 mod formats;
 mod input;
+mod interrupt;
 mod output;
 mod render;
 mod schema;
@@ -41,6 +42,7 @@ impl Verdict {
 
 fn main() -> ExitCode {
     let args = Args::read();
+    interrupt::watch();
     match commands::run(&args) {
         Ok(verdict) => verdict.exit_code(),
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,

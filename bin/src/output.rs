@@ -9,9 +9,11 @@ use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use tempfile::NamedTempFile;
 
 use crate::args::{Color, Global};
 use crate::input::Input;
+use crate::interrupt;
 
 /// Whether an error is a reader that went away: nobody is there to be told.
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -77,12 +79,20 @@ pub fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>)
     let mut builder = tempfile::Builder::new();
     builder.prefix(".tlbscope-").permissions(Permissions::from_mode(0o666));
     let mut file = builder.tempfile_in(folder).with_context(failed)?;
-    {
-        let mut out = io::BufWriter::new(file.as_file_mut());
-        write(&mut out).with_context(failed)?;
-        out.flush().with_context(failed)?;
-    }
-    file.persist(path).map_err(|error| error.error).with_context(failed)?;
+    interrupt::writes(file.path(), path);
+    let written = fill(&mut file, write).and_then(|()| {
+        file.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    });
+    interrupt::wrote();
+    written.with_context(failed)
+}
+
+/// Writes what a file holds.
+fn fill(file: &mut NamedTempFile, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let mut out = io::BufWriter::new(file.as_file_mut());
+    write(&mut out)?;
+    out.flush()?;
     Ok(())
 }
 
@@ -119,7 +129,9 @@ pub fn progress(events: Option<u64>, global: &Global) -> ProgressBar {
     const SHORT: u64 = 1 << 18;
     let short = events.is_some_and(|events| events < SHORT);
     if global.quiet || short || !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
+        let bar = ProgressBar::hidden();
+        interrupt::counts(&bar, events);
+        return bar;
     }
     let (bar, template) = match events {
         Some(events) => {
@@ -132,5 +144,6 @@ pub fn progress(events: Option<u64>, global: &Global) -> ProgressBar {
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
+    interrupt::counts(&bar, events);
     bar
 }

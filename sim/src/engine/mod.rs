@@ -349,6 +349,12 @@ impl Machine {
         }
     }
 
+    /// Translations that the TLB of this physical CPU holds; 0 for one that does not exist.
+    #[must_use]
+    pub fn occupancy(&self, pcpu: PcpuId) -> u64 {
+        self.pcpus.get(usize::from(pcpu.0)).map_or(0, |pcpu| pcpu.tlb.live())
+    }
+
     /// A stable digest of the final state: equal machines after equal runs have equal digests.
     #[must_use]
     pub fn digest(&self) -> u64 {
