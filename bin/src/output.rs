@@ -69,8 +69,12 @@ pub fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>)
         _ => Path::new("."),
     };
     // In the same folder, so that the last step is a rename.
-    let mut file =
-        tempfile::Builder::new().prefix(".tlbscope-").tempfile_in(folder).with_context(failed)?;
+    let mut new = tempfile::Builder::new();
+    new.prefix(".tlbscope-");
+    // As any other file: for whom the umask says, not for the owner alone.
+    #[cfg(unix)]
+    new.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = new.tempfile_in(folder).with_context(failed)?;
     {
         let mut out = io::BufWriter::new(file.as_file_mut());
         write(&mut out).with_context(failed)?;
