@@ -4,7 +4,6 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Result;
-use comfy_table::{CellAlignment, Table, presets};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use tlbscope_analyze::audit::{self, Audit, COLUMNS, Found, Line, Story, Summary, Transitions};
@@ -12,6 +11,7 @@ use tlbscope_analyze::finding::{Group, Kind};
 use tlbscope_sim::arch::required::RULES;
 use tlbscope_sim::arch::required::elsewhere::elsewhere;
 use tlbscope_trace::Recording;
+use tlbscope_trace::regs::{MmuKind, Vendor};
 
 use super::simulate::{verdict, warn_of_losses};
 use crate::Verdict;
@@ -271,8 +271,11 @@ fn summary(s: &Summary) -> String {
     let kernel = s.kernel.as_deref().unwrap_or("a kernel that does not show");
     let _ = writeln!(
         out,
-        "{}: {:?} {:?}, {kernel}: {} events, {} entries",
-        s.trace, s.vendor, s.mmu, s.events, s.entries
+        "{}: {}, {kernel}: {} events, {} entries",
+        s.trace,
+        machine(s),
+        s.events,
+        s.entries
     );
     let _ = writeln!(
         out,
@@ -283,6 +286,8 @@ fn summary(s: &Summary) -> String {
         let _ = writeln!(out, "  suppressed {}: in none of these numbers", s.suppressed);
     }
     for (reason, count) in &s.unjudged {
+        // A reason without a number: what does not exit leaves no event to count.
+        let count = if *count == 0 { "no event shows them".to_owned() } else { count.to_string() };
         let _ = writeln!(out, "  unjudged, {reason}: {count}");
     }
     let _ = writeln!(
@@ -294,28 +299,34 @@ fn summary(s: &Summary) -> String {
     out
 }
 
-/// The table: one row for each kind of operation, columns that are 0 everywhere left out.
+/// Whose processor, and how guest addresses are translated.
+const fn machine(s: &Summary) -> &'static str {
+    match (s.vendor, s.mmu) {
+        (Vendor::Intel, MmuKind::Tdp) => "Intel, EPT",
+        (Vendor::Intel, MmuKind::Shadow) => "Intel, shadow paging",
+        (Vendor::Amd, MmuKind::Tdp) => "AMD, NPT",
+        (Vendor::Amd, MmuKind::Shadow) => "AMD, shadow paging",
+    }
+}
+
+/// One row for each kind of operation, with what the host did for it: each act with its number,
+/// without one if it was done once for each operation.
 fn transitions(all: &Transitions) -> String {
-    let used: Vec<usize> = (0..COLUMNS.len())
-        .filter(|column| all.rows().any(|(_, row)| row.acts[*column] > 0))
-        .collect();
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    let mut head = vec!["operation".to_owned(), "count".to_owned()];
-    head.extend(used.iter().map(|column| COLUMNS[*column].to_owned()));
-    table.set_header(head);
+    let wide = |(name, _): (&str, &audit::Row)| name.chars().count();
+    let wide = all.rows().map(wide).max().unwrap_or_default();
+    let mut out =
+        format!("{:wide$}  count what the host did (no number: once each)\n", "operation");
     for (name, row) in all.rows() {
-        let mut cells = vec![name.to_owned(), row.operations.to_string()];
-        let count = |column: &usize| match row.acts[*column] {
-            0 => ".".to_owned(),
-            n => n.to_string(),
-        };
-        cells.extend(used.iter().map(count));
-        table.add_row(cells);
+        let acts = COLUMNS.iter().zip(row.acts).filter(|(_, count)| *count > 0);
+        let acts: Vec<String> =
+            acts.map(|(act, count)| {
+                if count == row.operations { (*act).to_owned() } else { format!("{act} {count}") }
+            })
+            .collect();
+        let acts = if acts.is_empty() { "nothing".to_owned() } else { acts.join(", ") };
+        let lead = format!("{name:wide$} {:>6} ", row.operations);
+        out += &crate::render::hanging(&lead, &acts);
+        out.push('\n');
     }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
-    lines.join("\n") + "\n"
+    out
 }
