@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 /// Why a flush, reset or root free was more than was owed (design, section 3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Class {
     /// Nothing owed it.
@@ -20,7 +22,9 @@ pub enum Class {
 }
 
 /// The verdict.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// An outlawed copy was used.
@@ -49,7 +53,7 @@ impl Kind {
 }
 
 /// One finding.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, serde::Deserialize)]
 pub struct Finding {
     /// Event of the operation that owed the invalidation, or that caused the excess.
     pub cause: u64,
@@ -58,11 +62,14 @@ pub struct Finding {
     /// The verdict.
     pub kind: Kind,
     /// The rule of the manual, or the name of the mechanism that was excessive.
-    pub rule: &'static str,
+    #[serde(with = "tlbscope_trace::state::word")]
+    pub rule: tlbscope_trace::state::Name,
     /// The operation that is the cause.
-    pub op: &'static str,
+    #[serde(with = "tlbscope_trace::state::word")]
+    pub op: tlbscope_trace::state::Name,
     /// What was used or done: `tlb`, `paging-structure`, `shadow`, `hook-guest`, `reset`, ...
-    pub mechanism: &'static str,
+    #[serde(with = "tlbscope_trace::state::word")]
+    pub mechanism: tlbscope_trace::state::Name,
     /// Event of the first use, if there was one.
     #[serde(rename = "use")]
     pub use_: Option<u64>,
@@ -73,16 +80,19 @@ pub struct Finding {
 }
 
 /// What findings of one group have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, serde::Deserialize)]
 pub struct Group {
     /// The verdict, `harmful` left out.
     pub kind: Kind,
     /// The rule.
-    pub rule: &'static str,
+    #[serde(with = "tlbscope_trace::state::word")]
+    pub rule: tlbscope_trace::state::Name,
     /// The operation.
-    pub op: &'static str,
+    #[serde(with = "tlbscope_trace::state::word")]
+    pub op: tlbscope_trace::state::Name,
     /// The mechanism.
-    pub mechanism: &'static str,
+    #[serde(with = "tlbscope_trace::state::word")]
+    pub mechanism: tlbscope_trace::state::Name,
 }
 
 /// All findings of a run.
@@ -111,7 +121,7 @@ fn groups_as_list<S: serde::Serializer>(
 }
 
 /// Where a finding sits, so that later uses can be counted in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Slot(u32);
 
 impl Slot {
@@ -210,5 +220,35 @@ impl Findings {
     #[must_use]
     pub fn excessive(&self) -> u64 {
         self.count(|kind| matches!(kind, Kind::Excessive(_)))
+    }
+}
+
+/// All there is to [`Findings`], for a checkpoint.
+#[derive(Serialize, serde::Deserialize)]
+pub(crate) struct Saved {
+    kept: Vec<Finding>,
+    groups: Vec<(Group, u64)>,
+    /// Harmful misses, spurious faults, bookkeeping.
+    numbers: [u64; 3],
+    max: u64,
+}
+
+impl Findings {
+    pub(crate) fn save(&self) -> Saved {
+        let Self { kept, groups, missed_harmful, spurious_faults, bookkeeping, max } = self;
+        Saved {
+            kept: kept.clone(),
+            groups: groups.iter().map(|(group, count)| (*group, *count)).collect(),
+            numbers: [*missed_harmful, *spurious_faults, *bookkeeping],
+            max: *max as u64,
+        }
+    }
+
+    pub(crate) fn of_saved(saved: Saved) -> Self {
+        let Saved { kept, groups, numbers, max } = saved;
+        let [missed_harmful, spurious_faults, bookkeeping] = numbers;
+        let groups = groups.into_iter().collect();
+        let max = usize::try_from(max).unwrap_or(usize::MAX);
+        Self { kept, groups, missed_harmful, spurious_faults, bookkeeping, max }
     }
 }

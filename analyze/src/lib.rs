@@ -19,4 +19,5 @@ pub mod naive;
 pub mod oracle;
 pub mod replay;
 pub mod scenario;
+mod state;
 pub mod tally;

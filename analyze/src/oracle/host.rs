@@ -12,7 +12,7 @@ use crate::finding::Slot;
 const LOG: usize = 1024;
 
 /// One change of backing.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Change {
     /// The obligation, of every vCPU.
     pub obligation: Obligation,
@@ -38,7 +38,7 @@ impl Change {
 }
 
 /// All changes, and which frames were ever cached.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Host {
     /// Oldest first.
     pub changes: VecDeque<Change>,
@@ -50,6 +50,7 @@ pub struct Host {
     pub releases: VecDeque<(u64, u64, u64, u64)>,
     /// When each frame (page number at its size, log2 of the size, by a copy that can be written
     /// through or not) was filled last, and before.
+    #[serde(with = "tlbscope_trace::state::map")]
     fills: FxHashMap<(u64, u8, bool), (u64, u64)>,
     sizes: u64,
 }

@@ -3,6 +3,7 @@
 //! The trace is decoded once and shared by all runs; each run owns its machine. [`run`] takes a
 //! trace that is in memory, [`stream`] one of any length.
 
+mod checkpoint;
 mod cost;
 mod creation;
 mod native;
@@ -22,6 +23,7 @@ use crate::explain::{Chain, Witness};
 use crate::finding::{Finding, Findings};
 use crate::tally::Tally;
 
+pub use checkpoint::{CheckpointError, Checkpoints, Part, checkpointed};
 pub use run::{Oddities, Oddity, Run};
 pub use stream::{StreamError, explain_stream, open, stream};
 pub use summary::Summary;

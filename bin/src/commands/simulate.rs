@@ -13,7 +13,7 @@ use tlbscope_trace::{Meta, Recording};
 use crate::Verdict;
 use crate::args::{Format, Global, Simulate};
 use crate::render::Cited;
-use crate::{input, output, render};
+use crate::{checkpoint, input, output, render};
 
 /// Runs the command.
 pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
@@ -29,11 +29,19 @@ pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
     let setup = Setup::new(feed.meta(), feed.pcpus(), &read.path, processor)?;
     let bar = output::progress(feed.operations(), global);
     let max = command.machine.max_findings;
-    let runs =
-        replay::stream(&mut feed, &setup, std::slice::from_ref(&policy), max, |n| bar.inc(n));
+    let (one, progress) = (std::slice::from_ref(&policy), |n| bar.inc(n));
+    let run = if command.checkpoints.wanted() {
+        let trace = (command.trace.as_path(), &read, &command.reading);
+        let typed = &command.checkpoints;
+        checkpoint::run(&mut feed, &setup, &policy, max, typed, trace, progress).map(Some)
+    } else {
+        replay::stream(&mut feed, &setup, one, max, progress)
+            .map_err(Into::into)
+            .map(|mut runs| runs.pop())
+    };
     bar.finish_and_clear();
     warn_of(feed.meta(), told);
-    let run = runs?.pop().context("no run")?;
+    let run = run?.context("no run")?;
     warn_of_left_out(&read.path, &run);
     warn_of_oddities(feed.meta(), &run, global);
     let kept = run.findings.sorted();

@@ -8,7 +8,9 @@ use tlbscope_trace::op::Actor;
 use crate::engine::Machine;
 
 /// vcpu->mode.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub enum Mode {
     /// KVM or userspace code runs.
     #[default]
