@@ -23,6 +23,7 @@ pub mod perfetto;
 pub mod replay;
 pub mod reproduce;
 pub mod scenario;
+mod state;
 pub mod suppress;
 pub mod tally;
 pub mod timeline;

@@ -341,6 +341,9 @@ pub struct Simulate {
     /// Write a page with charts, timeline and findings; it needs neither network nor server
     #[arg(long, value_name = "FILE.html")]
     pub report: Option<PathBuf>,
+    /// Its checkpoints.
+    #[command(flatten)]
+    pub checkpoints: Checkpointing,
     /// The machine.
     #[command(flatten)]
     pub machine: Machine,
@@ -350,6 +353,28 @@ pub struct Simulate {
     /// How it is read.
     #[command(flatten)]
     pub reading: Reading,
+}
+
+/// The checkpoints of a run.
+#[derive(Clone, Debug, Arguments)]
+#[command(next_help_heading = "Checkpoints")]
+pub struct Checkpointing {
+    /// Keep the state of the run behind every N events: a run that is stopped can go on there
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub checkpoint_every: Option<u64>,
+    /// Where; default: the file of --resume, else the trace with `.checkpoint` behind its name
+    #[arg(long, value_name = "FILE", requires = "checkpoint_every")]
+    pub checkpoint: Option<PathBuf>,
+    /// Go on from a checkpoint of the same trace, policy and machine; the result is the same
+    #[arg(long, value_name = "FILE")]
+    pub resume: Option<PathBuf>,
+}
+
+impl Checkpointing {
+    /// Whether there are any.
+    pub const fn wanted(&self) -> bool {
+        self.checkpoint_every.is_some() || self.resume.is_some()
+    }
 }
 
 /// Arguments of `fidelity`.

@@ -4,6 +4,7 @@
 //! [`output`] writes what they answer, whole or not at all.
 
 mod args;
+mod checkpoint;
 mod commands;
 mod comparison;
 mod formats;

@@ -13,7 +13,7 @@ use super::{Oracle, STRAYED, Stamp, frames_differ, mode};
 use crate::finding::{Finding, Kind};
 
 /// Who outlawed a copy that was used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) enum Cause {
     /// An operation of the guest.
     Guest {
@@ -27,9 +27,11 @@ pub(super) enum Cause {
     /// No obligation of a vCPU.
     Other {
         /// By which rule.
+        #[serde(with = "crate::state::rule")]
         rule: &'static Rule,
         /// The operation's name.
-        op: &'static str,
+        #[serde(with = "tlbscope_trace::state::word")]
+        op: tlbscope_trace::state::Name,
         /// Its event.
         event: u64,
     },

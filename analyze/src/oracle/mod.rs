@@ -51,7 +51,7 @@ use shadow::Shadow;
 use structures::{Structure, Uses};
 
 /// One vCPU, as the judge knows it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 struct Vcpu {
     floors: Contexts,
     window: Window,
@@ -63,12 +63,16 @@ struct Vcpu {
     /// Shadow roots that may be cached: the page, its PCID and the tag of L1's processor.
     roots: Vec<(Sp, u16, u16)>,
     /// When each PCID of each tag of L1's processor was current last.
+    #[serde(with = "tlbscope_trace::state::map")]
     left: FxHashMap<(u16, u16), u64>,
     /// Event and name of the last register write.
+    #[serde(with = "tlbscope_trace::state::numbered_word")]
     register: (u64, &'static str),
     /// The operation that is being carried out, for what is excessive in it.
+    #[serde(with = "tlbscope_trace::state::numbered_word")]
     op: (u64, &'static str),
     /// Excess reported for that event.
+    #[serde(with = "crate::state::named")]
     reported: Vec<(Excess, &'static str)>,
     /// That event.
     excess_event: u64,
@@ -81,8 +85,9 @@ struct Vcpu {
 }
 
 /// The fast oracle.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Oracle {
+    #[serde(with = "crate::state::findings")]
     findings: Findings,
     now: u64,
     vcpus: Vec<Vcpu>,
@@ -95,17 +100,21 @@ pub struct Oracle {
     used_h: [(u64, u64); 32],
     used_h_count: usize,
     /// `h` and `n` of the guest-physical copies by (pCPU, EP4TA, page of L1, log2 of its size).
+    #[serde(with = "tlbscope_trace::state::map")]
     physical: FxHashMap<(u16, u64, u64, u8), (u64, u64)>,
     /// Verdict on the last access: whether it was a missed flush, and harmful.
     verdict: Option<bool>,
     /// When each frame was stored to last, and by which event.
+    #[serde(with = "tlbscope_trace::state::map")]
     stores: FxHashMap<u64, (u64, u64)>,
     /// What is judged is a recording: no access will show an advised obligation served or not.
     auditing: bool,
     /// Findings without an obligation of a vCPU, by (event, rule, vCPU).
+    #[serde(with = "crate::state::by_name")]
     others: FxHashMap<(u64, &'static str, u16), (Slot, bool)>,
     /// The row that this oracle's table lacks.
-    without: Option<&'static str>,
+    #[serde(with = "tlbscope_trace::state::word_or_none")]
+    without: Option<tlbscope_trace::state::Name>,
 }
 
 /// Codes of the bytes that a copy covers, within a mark.

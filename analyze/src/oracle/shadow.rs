@@ -10,13 +10,14 @@ use tlbscope_trace::observe::World;
 const DIRECT: u32 = 1 << 7;
 
 /// One shadow page.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 struct Page {
     gfn: u64,
     level: u8,
     /// When it turned unsync.
     frozen: Option<u64>,
     /// The guest's table as it was then, entries renewed since taken over.
+    #[serde(with = "tlbscope_trace::state::table_or_none")]
     snapshot: Option<Box<[u64; 512]>>,
     /// Present leaf entries, and how many of them are as old as the freeze.
     present: u32,
@@ -42,7 +43,7 @@ impl Page {
 }
 
 /// An entry of an upper table of the guest: what it points at, or did when it was present last.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 struct Pointed {
     table: u64,
     /// When it was pointed there first: cleared and set again, old translations may have stayed.
@@ -51,16 +52,20 @@ struct Pointed {
 }
 
 /// The shadow pages of a machine.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Shadow {
+    #[serde(with = "tlbscope_trace::state::map")]
     pages: FxHashMap<u32, Page>,
     /// When each present leaf SPTE was made.
+    #[serde(with = "tlbscope_trace::state::map")]
     set: FxHashMap<(u32, u16), u64>,
     /// Where the links point, and when each was made.
+    #[serde(with = "tlbscope_trace::state::map")]
     links: FxHashMap<(u32, u16), (u32, u64)>,
     /// Unsync pages, sorted.
     unsync: Vec<u32>,
     /// Entries of the guest's upper tables, by address.
+    #[serde(with = "tlbscope_trace::state::map")]
     pointed: FxHashMap<u64, Pointed>,
     /// When anything changed last.
     pub changed: u64,

@@ -12,7 +12,7 @@ use crate::formats::document::{self, Document, Item};
 use crate::render::Cited;
 use crate::report::{self, Replayed};
 use crate::showing::{self, Showing};
-use crate::{formats, input, output, render};
+use crate::{checkpoint, formats, input, output, render};
 
 /// Runs the command.
 pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
@@ -32,11 +32,19 @@ pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
     let max_findings = command.machine.max_findings;
     let suppressions = showing.suppressions.clone();
     let wanted = Wanted { max_findings, suppressions, ..Wanted::default() };
-    let policies = std::slice::from_ref(&policy);
-    let runs = replay::stream(&mut feed, &setup, policies, wanted, |n| bar.inc(n));
+    let (one, progress) = (std::slice::from_ref(&policy), |n| bar.inc(n));
+    let run = if command.checkpoints.wanted() {
+        let trace = (command.trace.as_path(), &read, &command.reading);
+        let typed = &command.checkpoints;
+        checkpoint::run(&mut feed, &setup, &policy, &wanted, typed, trace, progress).map(Some)
+    } else {
+        replay::stream(&mut feed, &setup, one, wanted, progress)
+            .map_err(Into::into)
+            .map(|mut runs| runs.pop())
+    };
     bar.finish_and_clear();
     warn_of(feed.meta(), told);
-    let run = runs?.pop().context("no run")?;
+    let run = run?.context("no run")?;
     warn_of_left_out(&read.path, &run);
     warn_of_oddities(feed.meta(), &run, global);
     let used = showing::used(run.findings.groups(), |group| run.findings.suppression(group));

@@ -20,7 +20,7 @@ use crate::policy::mechanics::{GuestFlushShadow, ZapAllRequest};
 
 /// What guest memory and the host's memory management decide, in the order of its use. An empty
 /// list means that nothing was found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Hints {
     /// For each sync of a root: remote flushes, because entries changed or lost their rights.
     pub syncs: VecDeque<u8>,
@@ -42,7 +42,7 @@ pub struct Hints {
 }
 
 /// What LOAD found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LoadHint {
     /// Remote flushes: a new page write-protects its guest table, or an unsync one was synced.
     pub flushes: u8,
