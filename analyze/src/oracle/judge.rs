@@ -96,7 +96,7 @@ impl Oracle {
         if nested.is_some_and(|floors| floors.outlawed(t, s.n).0) {
             return Some(Cause::Nested);
         }
-        if let Some((event, op)) = self.hardware.birth(tag, s.g) {
+        if let Some((event, op)) = self.hardware.birth(tag, s.g, s.h) {
             return Some(Cause::Other { rule: &BIRTH, op, event });
         }
         if s.h <= self.host.latest_due && self.host.outlaws(copy.gpa.0, s.h, copy.write) {

@@ -178,7 +178,7 @@ impl Machine {
 
     /// Whether this vCPU is in the middle of something that another actor fell into.
     pub(crate) fn suspended(&self, v: usize) -> bool {
-        self.schedule.as_ref().is_some_and(|s| s.suspended.contains(&v))
+        self.schedule.as_ref().is_some_and(|s| s.suspended.contains(&v)) || self.waits_for_kick(v)
     }
 
     /// Another actor may go on here. True if one did.
