@@ -72,6 +72,15 @@ pub struct Finding {
     pub count: u64,
 }
 
+impl Finding {
+    /// What it has in common with others.
+    #[must_use]
+    pub const fn group(&self) -> Group {
+        let Self { kind, rule, op, mechanism, .. } = *self;
+        Group { kind: kind.base(), rule, op, mechanism }
+    }
+}
+
 /// What findings of one group have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Group {
@@ -93,6 +102,9 @@ pub struct Findings {
     /// How many there are of each group, kept or not.
     #[serde(serialize_with = "groups_as_list")]
     groups: BTreeMap<Group, u64>,
+    /// How many there are of each vCPU and verdict, kept or not.
+    #[serde(skip)]
+    by_vcpu: BTreeMap<(u16, Kind), u64>,
     /// Number of harmful misses.
     pub missed_harmful: u64,
     /// Faults through copies that memory no longer bore out, legal.
@@ -132,6 +144,7 @@ impl Findings {
         Self {
             kept: Vec::new(),
             groups: BTreeMap::new(),
+            by_vcpu: BTreeMap::new(),
             missed_harmful: 0,
             spurious_faults: 0,
             bookkeeping: 0,
@@ -142,13 +155,9 @@ impl Findings {
     /// Counts a finding and keeps it if its group has room. The caller sees to it that one
     /// obligation is added once.
     pub fn add(&mut self, finding: Finding) -> Slot {
-        let group = Group {
-            kind: finding.kind.base(),
-            rule: finding.rule,
-            op: finding.op,
-            mechanism: finding.mechanism,
-        };
+        let group = finding.group();
         self.missed_harmful += u64::from(finding.kind == Kind::Missed { harmful: true });
+        *self.by_vcpu.entry((finding.vcpu, group.kind)).or_default() += 1;
         let count = self.groups.entry(group).or_default();
         *count += 1;
         if *count > self.max as u64 || self.kept.len() >= u32::MAX as usize {
@@ -193,6 +202,11 @@ impl Findings {
     /// Exact numbers by group, sorted.
     pub fn groups(&self) -> impl Iterator<Item = (&Group, u64)> {
         self.groups.iter().map(|(group, count)| (group, *count))
+    }
+
+    /// Exact numbers by vCPU and verdict (`harmful` reads false), sorted.
+    pub fn by_vcpu(&self) -> impl Iterator<Item = (u16, Kind, u64)> {
+        self.by_vcpu.iter().map(|((vcpu, kind), count)| (*vcpu, *kind, *count))
     }
 
     /// How many findings there are whose verdict satisfies `wanted` (`harmful` reads false).

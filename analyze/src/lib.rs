@@ -5,7 +5,8 @@
 //! policies, [`compare`] sets the runs side by side, and [`scenario`] holds runs to what a file
 //! expects of them. [`audit`] judges what a real host did,
 //! from its own recording. [`diff`] compares two policies without a trace, and [`conformance`] holds
-//! hardware model and table of requirements to architecture cases.
+//! hardware model and table of requirements to architecture cases. [`reproduce`] makes a scenario of
+//! one finding.
 
 pub mod audit;
 pub mod bench;
@@ -18,5 +19,6 @@ pub mod finding;
 pub mod naive;
 pub mod oracle;
 pub mod replay;
+pub mod reproduce;
 pub mod scenario;
 pub mod tally;

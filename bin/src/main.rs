@@ -5,6 +5,7 @@
 
 mod args;
 mod commands;
+mod comparison;
 mod input;
 mod output;
 mod render;

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use rustc_hash::FxHashMap;
 
 use super::floors::Obligation;
+use super::recent::Recent;
 use crate::finding::Slot;
 
 /// Changes that can still be named.
@@ -49,7 +50,11 @@ pub struct Host {
     /// When a backing was declared dead last.
     pub latest_dead: u64,
     /// Frames reused: (first byte, end, time, event), oldest first.
-    pub releases: VecDeque<(u64, u64, u64, u64)>,
+    releases: VecDeque<(u64, u64, u64, u64)>,
+    /// The latest change of each frame that is past its deadline.
+    due: Recent,
+    /// The latest release of each frame.
+    reused: Recent,
     /// When each frame (page number at its size, log2 of the size, by a copy that can be written
     /// through or not) was filled last, and before.
     fills: FxHashMap<(u64, u8, bool), (u64, u64)>,
@@ -83,6 +88,7 @@ impl Host {
             if change.gpa < end && gpa < change.end {
                 change.dead = now;
                 self.latest_due = self.latest_due.max(change.obligation.time);
+                self.due.note(change.gpa, change.end, change.obligation.time);
             }
         }
     }
@@ -99,7 +105,9 @@ impl Host {
         if self.releases.len() == LOG {
             self.releases.pop_front();
         }
-        self.releases.push_back((gpa, gpa.saturating_add(size), now, event));
+        let end = gpa.saturating_add(size);
+        self.releases.push_back((gpa, end, now, event));
+        self.reused.note(gpa, end, now);
     }
 
     /// A frame was cached, by a copy that can be written through or not.
@@ -156,7 +164,8 @@ impl Host {
     #[must_use]
     pub fn outlaws(&self, gpa: u64, stamp: u64, write: bool) -> bool {
         let late = |c: &Change| c.dead != 0 && c.obligation.time > stamp;
-        self.changes.iter().any(|c| late(c) && c.reaches(gpa, write))
+        self.due.may_be_after(gpa, stamp)
+            && self.changes.iter().any(|c| late(c) && c.reaches(gpa, write))
     }
 
     /// Changes past their deadline that a vCPU may violate from containers of this processor that are
@@ -180,9 +189,18 @@ impl Host {
         self.changes.iter().find(newer).map(|c| &c.obligation)
     }
 
+    /// Whether any frame was released after this.
+    #[must_use]
+    pub const fn released_after(&self, stamp: u64) -> bool {
+        self.reused.any_after(stamp)
+    }
+
     /// The release that forbids a copy of this frame made at `stamp`: its event.
     #[must_use]
     pub fn released(&self, gpa: u64, stamp: u64) -> Option<u64> {
+        if !self.reused.may_be_after(gpa, stamp) {
+            return None;
+        }
         let of = self.releases.iter().find(|r| r.2 > stamp && r.0 <= gpa && gpa < r.1);
         of.map(|r| r.3)
     }

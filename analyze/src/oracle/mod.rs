@@ -22,6 +22,7 @@ pub mod fresh;
 mod hardware;
 mod host;
 mod judge;
+mod latest;
 mod nested;
 mod physical;
 mod recent;
@@ -44,8 +45,8 @@ use credit::{By, Open, Window};
 use floors::Obligation;
 use hardware::{GroupKey, Hardware};
 use host::Host;
+use latest::Latest;
 use physical::Physical;
-use recent::Recent;
 use shadow::Shadow;
 use structures::{Structure, Uses};
 
@@ -67,7 +68,7 @@ struct Vcpu {
     /// Shadow roots that may be cached: the page, its PCID and the tag of L1's processor.
     roots: Vec<(Sp, u16, u16)>,
     /// When each PCID of each tag of L1's processor was current last.
-    left: Recent<(u16, u16), u64, LEFT>,
+    left: Latest<(u16, u16), u64, LEFT>,
     /// Event and name of the last register write.
     register: (u64, &'static str),
     /// The operation that is being carried out, for what is excessive in it.
@@ -109,7 +110,7 @@ pub struct Oracle {
     /// What is judged is a recording: no access will show an advised obligation served or not.
     auditing: bool,
     /// Findings without an obligation of a vCPU, by (event, rule, vCPU).
-    others: Recent<(u64, &'static str, u16), (Slot, bool), OTHERS>,
+    others: Latest<(u64, &'static str, u16), (Slot, bool), OTHERS>,
     /// The row that this oracle's table lacks.
     without: Option<&'static str>,
 }

@@ -1,83 +1,78 @@
-//! A map that remembers the latest keys only, so that what a judge keeps does not grow with the length of
-//! a trace: two generations, of which the older is dropped when the younger is full. Constant time, and
-//! between half of the limit and all of it is remembered.
+//! When something last happened to a frame, without a search: an answer that is never too early.
 
-use std::hash::Hash;
+/// Buckets that frames share. A working set of neighbouring frames up to this many keeps them apart.
+const BUCKETS: usize = 1 << 12;
 
-use rustc_hash::FxHashMap;
-
-/// At least the latest `LIMIT / 2` entries written.
-#[derive(Clone, Debug)]
-pub struct Recent<K, V, const LIMIT: usize> {
-    young: FxHashMap<K, V>,
-    old: FxHashMap<K, V>,
+/// An upper bound for the time of the latest range that covers a frame. Frames with the same low
+/// bits share a bucket, so that the bound may be that of another frame; who needs the exact answer
+/// searches after the bound says that there may be one.
+#[derive(Clone, Debug, Default)]
+pub struct Recent {
+    /// By the low bits of the frame's number; empty until something happens.
+    buckets: Vec<u64>,
+    /// The latest range that covers more frames than there are buckets.
+    wide: u64,
+    /// The latest range of all.
+    latest: u64,
 }
 
-impl<K, V, const LIMIT: usize> Default for Recent<K, V, LIMIT> {
-    fn default() -> Self {
-        Self { young: FxHashMap::default(), old: FxHashMap::default() }
-    }
-}
-
-impl<K: Eq + Hash, V, const LIMIT: usize> Recent<K, V, LIMIT> {
-    /// What was written for a key last, if it is remembered.
-    pub fn get(&self, key: &K) -> Option<&V> {
-        self.young.get(key).or_else(|| self.old.get(key))
-    }
-
-    /// The same, to change it.
-    pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
-        match self.young.get_mut(key) {
-            Some(value) => Some(value),
-            None => self.old.get_mut(key),
+impl Recent {
+    /// Something happened to the bytes from `gpa` up to `end`.
+    pub fn note(&mut self, gpa: u64, end: u64, time: u64) {
+        if gpa >= end {
+            return;
+        }
+        self.latest = self.latest.max(time);
+        let (first, last) = (gpa >> 12, (end - 1) >> 12);
+        if last - first >= BUCKETS as u64 {
+            self.wide = self.wide.max(time);
+            return;
+        }
+        self.buckets.resize(BUCKETS, 0);
+        for frame in first..=last {
+            let bucket = &mut self.buckets[Self::bucket(frame)];
+            *bucket = time.max(*bucket);
         }
     }
 
-    /// Writes.
-    pub fn insert(&mut self, key: K, value: V) {
-        self.old.remove(&key);
-        if self.young.len() >= LIMIT / 2 && !self.young.contains_key(&key) {
-            self.old = std::mem::take(&mut self.young);
-        }
-        self.young.insert(key, value);
+    /// Whether something may have happened to the frame of this byte after `since`.
+    #[must_use]
+    pub fn may_be_after(&self, gpa: u64, since: u64) -> bool {
+        self.latest > since
+            && (self.wide > since
+                || self.buckets.get(Self::bucket(gpa >> 12)).is_some_and(|time| *time > since))
     }
 
-    /// How many are remembered.
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.young.len() + self.old.len()
+    /// Whether something happened to any frame after `since`.
+    #[must_use]
+    pub const fn any_after(&self, since: u64) -> bool {
+        self.latest > since
+    }
+
+    const fn bucket(frame: u64) -> usize {
+        frame as usize & (BUCKETS - 1)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Recent;
+    use super::*;
 
     #[test]
-    fn the_latest_are_remembered_and_no_more_than_the_limit() {
-        let mut recent: Recent<u32, u32, 8> = Recent::default();
-        for n in 0..100 {
-            recent.insert(n, n * 2);
-            assert!(recent.len() <= 8, "{n}");
-            for back in 0..4.min(n + 1) {
-                assert_eq!(recent.get(&(n - back)), Some(&((n - back) * 2)), "{n} {back}");
-            }
-        }
-        assert_eq!(recent.get(&0), None);
-    }
-
-    #[test]
-    fn a_key_has_one_value() {
-        let mut recent: Recent<u32, u32, 4> = Recent::default();
-        recent.insert(1, 1);
-        recent.insert(2, 2);
-        recent.insert(3, 3);
-        recent.insert(1, 9);
-        assert_eq!(recent.get(&1), Some(&9));
-        assert_eq!(recent.len(), 3);
-        if let Some(value) = recent.get_mut(&2) {
-            *value = 7;
-        }
-        assert_eq!(recent.get(&2), Some(&7));
+    fn the_bound_is_never_too_early() {
+        let mut recent = Recent::default();
+        assert!(!recent.may_be_after(0x5000, 0), "nothing happened");
+        recent.note(0x5000, 0x7000, 10);
+        assert!(recent.may_be_after(0x5000, 9) && recent.may_be_after(0x6fff, 9));
+        assert!(!recent.may_be_after(0x5000, 10), "not after its own time");
+        assert!(!recent.may_be_after(0x4fff, 0) && !recent.may_be_after(0x7000, 0));
+        // 2^12 frames on, the bucket is the same.
+        assert!(recent.may_be_after(0x5000 + (1 << 24), 9));
+        recent.note(0, u64::MAX, 20);
+        assert!(recent.may_be_after(0x1234_5000, 19) && !recent.may_be_after(0x5000, 20));
+        recent.note(0x5000, 0x5001, 15);
+        assert!(recent.may_be_after(0x5000, 14), "an older time does not hide a later one");
+        recent.note(0x8000, 0x8000, 30);
+        assert!(!recent.may_be_after(0x8000, 20), "an empty range is nothing");
     }
 }

@@ -5,7 +5,7 @@ use tlbscope_trace::act::Act;
 use tlbscope_trace::addr::{Gpa, Sp};
 use tlbscope_trace::observe::World;
 
-use super::recent::Recent;
+use super::latest::Latest;
 
 /// The bit of the raw role word that says that no guest table stands behind a page
 /// (facts/kvm.md 7.2).
@@ -66,7 +66,7 @@ pub struct Shadow {
     /// Unsync pages, sorted.
     unsync: Vec<u32>,
     /// Entries of the guest's upper tables, by address.
-    pointed: Recent<u64, Pointed, POINTED>,
+    pointed: Latest<u64, Pointed, POINTED>,
     /// When anything changed last.
     pub changed: u64,
     /// When something was taken away or write-protected last: the hypervisor's own invariants

@@ -319,7 +319,7 @@ impl Machine {
     /// Whether a fault on this address has to wait (facts 5.9). The vCPU is outside the guest then,
     /// and its access is taken again when the invalidation has ended.
     pub(crate) fn must_wait(&mut self, v: usize, gpa: Gpa) -> bool {
-        let wait = self.notifier.lock_held() || self.notifier.in_progress(gpa.0 / PAGE_BYTES);
+        let wait = self.notifier.lock_held() || self.waits_for(gpa.0 / PAGE_BYTES);
         if wait {
             self.vcpus[v].waits_for = Some(gpa.0 / PAGE_BYTES);
         }

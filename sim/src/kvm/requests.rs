@@ -6,6 +6,7 @@ use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::Actor;
 
 use crate::engine::Machine;
+use crate::policy::mechanics::RemoteIpi;
 
 /// vcpu->mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -91,9 +92,33 @@ impl Machine {
             }
             return false;
         }
-        let there: Vec<usize> =
-            (0..self.vcpus.len()).filter(|v| !self.vcpus[*v].destroyed).collect();
-        self.request_some(&there, request, o)
+        let own = match self.at.actor {
+            Actor::Vcpu(vcpu) if !self.policy.mechanics.remote_flush.own => usize::from(vcpu.0),
+            _ => usize::MAX,
+        };
+        let mut ipi = false;
+        let mut flying = Vec::new();
+        for v in 0..self.vcpus.len() {
+            if !self.vcpus[v].destroyed && (v != own || request != Request::TlbFlush) {
+                self.post(v, request, o);
+                ipi |= match self.vcpus[v].mode {
+                    Mode::Outside if request == Request::TlbFlush => self.interrupt_dirty(v, o),
+                    _ => self.interrupt(v, Flags::of(request), &mut flying, o),
+                };
+            }
+        }
+        self.deliver(&flying, o);
+        ipi
+    }
+
+    /// `remote-flush.ipi = "ever-ran"`: the processor is interrupted although the vCPU has left it.
+    fn interrupt_dirty<O: Observer>(&mut self, v: usize, o: &mut O) -> bool {
+        let ran = std::mem::take(&mut self.vcpus[v].ran);
+        let ipi = ran && self.policy.mechanics.remote_flush.ipi == RemoteIpi::EverRan;
+        if ipi {
+            self.act(o, Act::Ipi(self.vcpus[v].pcpu));
+        }
+        ipi
     }
 
     /// kvm_make_vcpus_request_mask.

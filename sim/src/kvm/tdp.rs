@@ -25,6 +25,8 @@ pub struct Tree {
     huge: FxHashMap<(u32, u64), Hpa>,
     /// No vCPU may find it again.
     pub invalid: bool,
+    /// A zap of all roots that is under way holds a reference: its SPTEs stay until it ends.
+    held: bool,
 }
 
 impl Tree {
@@ -118,7 +120,7 @@ impl Trees {
             None => Hpa(ROOTS_BASE + self.trees.len() as u64 * PAGE_BYTES),
         };
         let (map, huge) = Default::default();
-        let tree = Tree { role, hpa, users: 1, map, huge, invalid: false };
+        let tree = Tree { role, hpa, users: 1, map, huge, invalid: false, held: false };
         match self.get_mut(hpa) {
             Some(dead) => *dead = tree,
             None => self.trees.push(tree),
@@ -139,7 +141,7 @@ impl Trees {
                 return;
             }
             tree.users -= 1;
-            if tree.users == 0 && (!vm_holds || tree.invalid) {
+            if tree.users == 0 && !tree.held && (!vm_holds || tree.invalid) {
                 tree.invalid = true;
                 tree.map = FxHashMap::default();
                 tree.huge = FxHashMap::default();
@@ -148,24 +150,31 @@ impl Trees {
         }
     }
 
-    /// Invalidates every tree (zap-all).
+    /// Invalidates every tree (zap-all): no vCPU finds it again, and its SPTEs are still there.
     pub fn invalidate_all(&mut self) {
-        for tree in &mut self.trees {
-            // Nobody has it but the VM, which gives it up.
-            if tree.users == 0 && !tree.invalid {
+        for tree in self.trees.iter_mut().filter(|tree| !tree.invalid) {
+            (tree.invalid, tree.held) = (true, true);
+        }
+    }
+
+    /// The SPTEs of the trees that were invalidated go.
+    pub fn zap_invalid(&mut self) {
+        for tree in self.trees.iter_mut().filter(|tree| tree.held) {
+            tree.held = false;
+            if tree.users == 0 {
                 self.freed.push_back(tree.hpa);
             }
-            tree.invalid = true;
             tree.map.clear();
             tree.huge.clear();
         }
     }
 
-    /// Forgets what these frames map to, in every tree. True if something was mapped.
-    pub fn zap(&mut self, first: u64, frames: u64) -> bool {
+    /// Forgets what these frames map to, in every tree. True if something was mapped; what only a root
+    /// maps that is invalid counts `also_invalid`.
+    pub fn zap(&mut self, first: u64, frames: u64, also_invalid: bool) -> bool {
         let mut any = false;
         for tree in &mut self.trees {
-            any |= tree.zap(first, first + frames);
+            any |= tree.zap(first, first + frames) && (also_invalid || !tree.invalid);
         }
         any
     }
