@@ -296,7 +296,7 @@ impl Machine {
         let roots = slots.map(|slot| {
             slot.map(|pgd| match self.config.mmu {
                 MmuKind::Tdp => {
-                    let hpa = self.trees.take(role);
+                    let (hpa, _) = self.trees.take(role);
                     Root { pgd, hpa, role, sp: None, special: false, obsolete: false }
                 }
                 MmuKind::Shadow => {
@@ -361,6 +361,12 @@ impl Machine {
     /// Whether KVM's emulator, and no exit handler of its own, carries the operation out.
     pub(crate) fn by_emulator(&self) -> bool {
         self.emulated && self.hints.as_ref().is_none_or(|hints| hints.emulator)
+    }
+
+    /// The same of INVLPG, whose operand SVM tells only with decode assists.
+    pub(crate) fn invlpg_by_emulator(&self) -> bool {
+        let undecoded = self.config.vendor == Vendor::Amd && !self.config.decode_assists;
+        self.by_emulator() || undecoded && self.hints.is_none()
     }
 
     /// What a hint says of the pages of a LOAD.

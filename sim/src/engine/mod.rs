@@ -25,6 +25,7 @@ use crate::tlb::Tlb;
 
 mod access;
 mod backlog;
+mod clock;
 pub mod drive;
 mod host;
 mod hostops;
@@ -133,6 +134,8 @@ pub struct Machine {
     /// The events still to come and who chooses among them, where orders are explored.
     #[serde(skip)]
     pub(crate) schedule: Option<Box<Schedule>>,
+    /// The events still to come, where kicks take time.
+    clock: Option<Box<clock::Clock>>,
 }
 
 impl World for Machine {
@@ -208,6 +211,7 @@ impl Machine {
             zap_below: Default::default(),
             backlog: Default::default(),
             schedule: None,
+            clock: None,
         };
         if policy.mechanics.remote_flush.range != RemoteRange::None {
             machine.shadow.track_lost();
@@ -308,6 +312,7 @@ impl Machine {
         o: &mut O,
     ) -> Result<Step, Refused> {
         self.boot(o);
+        self.clock_reaches(index);
         let step = self.carry_out(event, index, o)?;
         self.settle(o);
         self.drain(o);
