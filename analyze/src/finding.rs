@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::suppress::Suppressions;
 
 /// Why a flush, reset or root free was more than was owed (design, section 3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Class {
     /// Nothing owed it.
@@ -37,7 +39,9 @@ impl Class {
 }
 
 /// The verdict.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// An outlawed copy was used.
@@ -66,7 +70,7 @@ impl Kind {
 }
 
 /// One finding.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct Finding {
     /// Event of the operation that owed the invalidation, or that caused the excess.
     pub cause: u64,
@@ -75,11 +79,14 @@ pub struct Finding {
     /// The verdict.
     pub kind: Kind,
     /// The rule of the manual, or the name of the mechanism that was excessive.
-    pub rule: &'static str,
+    #[serde(with = "tlbscope_trace::state::word")]
+    pub rule: tlbscope_trace::state::Name,
     /// The operation that is the cause.
-    pub op: &'static str,
+    #[serde(with = "tlbscope_trace::state::word")]
+    pub op: tlbscope_trace::state::Name,
     /// What was used or done: `tlb`, `paging-structure`, `shadow`, `hook-guest`, `reset`, ...
-    pub mechanism: &'static str,
+    #[serde(with = "tlbscope_trace::state::word")]
+    pub mechanism: tlbscope_trace::state::Name,
     /// Event of the first use, if there was one.
     #[serde(rename = "use")]
     pub use_: Option<u64>,
@@ -99,16 +106,21 @@ impl Finding {
 }
 
 /// What findings of one group have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 pub struct Group {
     /// The verdict, `harmful` left out.
     pub kind: Kind,
     /// The rule.
-    pub rule: &'static str,
+    #[serde(with = "tlbscope_trace::state::word")]
+    pub rule: tlbscope_trace::state::Name,
     /// The operation.
-    pub op: &'static str,
+    #[serde(with = "tlbscope_trace::state::word")]
+    pub op: tlbscope_trace::state::Name,
     /// The mechanism.
-    pub mechanism: &'static str,
+    #[serde(with = "tlbscope_trace::state::word")]
+    pub mechanism: tlbscope_trace::state::Name,
 }
 
 /// All findings of a run.
@@ -149,7 +161,7 @@ fn groups_as_list<S: serde::Serializer>(
 }
 
 /// Where a finding sits, so that later uses can be counted in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slot(u32);
 
 impl Slot {
@@ -197,6 +209,10 @@ impl Findings {
     /// [`Findings::groups`] and in no other number.
     pub fn accept(&mut self, suppressions: Arc<Suppressions>, policy: &str) {
         self.accepts = (!suppressions.is_empty()).then(|| (suppressions, policy.to_owned()));
+        // A run that goes on from a checkpoint has seen groups already.
+        for group in self.groups.keys().copied().collect::<Vec<_>>() {
+            self.accepted(group);
+        }
     }
 
     /// The number of the suppression that accepts this group.
@@ -318,5 +334,40 @@ impl Findings {
     #[must_use]
     pub fn excessive(&self) -> u64 {
         self.count(|kind| matches!(kind, Kind::Excessive(_)))
+    }
+}
+
+/// All there is to [`Findings`] but for what is accepted, for a checkpoint: a resume is told again.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Saved {
+    kept: Vec<Finding>,
+    groups: Vec<(Group, u64)>,
+    by_vcpu: Vec<((u16, Kind), u64)>,
+    /// Harmful misses, spurious faults, bookkeeping.
+    numbers: [u64; 3],
+    max: u64,
+}
+
+impl Findings {
+    pub(crate) fn save(&self) -> Saved {
+        let Self { kept, groups, by_vcpu, missed_harmful, spurious_faults, bookkeeping, .. } = self;
+        let max = self.max;
+        Saved {
+            kept: kept.clone(),
+            groups: groups.iter().map(|(group, count)| (*group, *count)).collect(),
+            by_vcpu: by_vcpu.iter().map(|(key, count)| (*key, *count)).collect(),
+            numbers: [*missed_harmful, *spurious_faults, *bookkeeping],
+            max: max as u64,
+        }
+    }
+
+    pub(crate) fn of_saved(saved: Saved) -> Self {
+        let Saved { kept, groups, by_vcpu, numbers, max } = saved;
+        let [missed_harmful, spurious_faults, bookkeeping] = numbers;
+        let groups = groups.into_iter().collect();
+        let max = usize::try_from(max).unwrap_or(usize::MAX);
+        let by_vcpu = by_vcpu.into_iter().collect();
+        let new = Self::new(max);
+        Self { kept, groups, by_vcpu, missed_harmful, spurious_faults, bookkeeping, ..new }
     }
 }

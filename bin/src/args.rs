@@ -18,7 +18,8 @@ Examples:
   tlbscope policy show kvm-patch-v2
 
 Exit codes: 0 clean; 1 a harmful missed flush, an exposure or a failed expectation; 2 wrong usage \
-or configuration; 3 the input was damaged and the result covers only a part of it.";
+or configuration; 3 the input was damaged and the result covers only a part of it; \
+130 interrupted (Ctrl-C): no half file is left.";
 
 /// Which TLB flushes does a hypervisor miss, and which does it waste?
 #[derive(Debug, Parser)]
@@ -137,7 +138,8 @@ pub enum Command {
     #[command(after_help = "Examples:\n  tlbscope simulate trace.txt --policy kvm-5.17\n  \
                             tlbscope simulate trace.txt --policy never --explain 1\n  \
                             tlbscope simulate trace.txt --suppress known.toml --format sarif > \
-                            tlbscope.sarif\n\nThe first finding of each kind is told in full, -v tells \
+                            tlbscope.sarif\n  tlbscope simulate trace.txt --policy never --report \
+                            never.html\n\nThe first finding of each kind is told in full, -v tells \
                             all. --vcpu, --from and --to cut the trace before it is judged; \
                             --show-vcpu, --show-from and --show-to judge all of it and show a \
                             part.")]
@@ -146,7 +148,8 @@ pub enum Command {
     #[command(
         after_help = "Examples:\n  tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19\n  \
                             tlbscope compare a.tlbt b.tlbt --policy kvm-6.12-lts,./mine.toml --by \
-                            transition\n\nA `*` marks what differs from the first policy; `<` is the \
+                            transition\n  tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19 --report \
+                            c.html\n\nA `*` marks what differs from the first policy; `<` is the \
                             best of a row, `>` the worst; `!` a policy that misses a flush or leaves \
                             something exposed: its costs are not ranked."
     )]
@@ -156,7 +159,7 @@ pub enum Command {
     Fidelity(Fidelity),
     /// Judge what a real host did, from its own recording
     #[command(after_help = "Examples:\n  tlbscope audit trace.txt.zst\n  tlbscope audit \
-                            *.trace.dat --suppress known.toml --format junit > audit.xml\n\nA \
+                            *.trace.dat --suppress known.toml --format junit > audit.xml\n  tlbscope audit trace.txt.zst --report audit.html\n\nA \
                             suppression:\n  [[suppress]]\n  rule = \"mmu-reset\"\n  function = \
                             \"kvm_set_cr4\"\n  reason = \"6.1 resets on every role bit\"")]
     Audit(Audit),
@@ -174,10 +177,11 @@ pub enum Command {
         after_help = "Example:\n  tlbscope generate pti-syscalls -o pti.tlbt --events 1000000"
     )]
     Generate(Generate),
-    /// Write the operations of a trace in another form, or one finding as a scenario
+    /// Write a trace in another form, its timeline, or one finding as a scenario
     #[command(after_help = "Examples:\n  tlbscope export trace.tlbt -o trace.txt --to text\n  \
                             tlbscope export trace.tlbt -o bug.toml --to scenario --policy \
-                            kvm-5.17 --around 1")]
+                            kvm-5.17 --around 1\n  tlbscope export trace.tlbt -o \
+                            trace.pftrace --to perfetto --policy kvm-5.17")]
     Export(Export),
     /// Print the script that records on this host, for its kernel
     #[command(after_help = "Example:\n  tlbscope record --seconds 20 > record.sh")]
@@ -334,6 +338,12 @@ pub struct Simulate {
     /// Only the finding of this number, at full length
     #[arg(long, value_name = "N")]
     pub explain: Option<usize>,
+    /// Write a page with charts, timeline and findings; it needs neither network nor server
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
+    /// Its checkpoints.
+    #[command(flatten)]
+    pub checkpoints: Checkpointing,
     /// The machine.
     #[command(flatten)]
     pub machine: Machine,
@@ -343,6 +353,28 @@ pub struct Simulate {
     /// How it is read.
     #[command(flatten)]
     pub reading: Reading,
+}
+
+/// The checkpoints of a run.
+#[derive(Clone, Debug, Arguments)]
+#[command(next_help_heading = "Checkpoints")]
+pub struct Checkpointing {
+    /// Keep the state of the run behind every N events: a run that is stopped can go on there
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub checkpoint_every: Option<u64>,
+    /// Where; default: the file of --resume, else the trace with `.checkpoint` behind its name
+    #[arg(long, value_name = "FILE", requires = "checkpoint_every")]
+    pub checkpoint: Option<PathBuf>,
+    /// Go on from a checkpoint of the same trace, policy and machine; the result is the same
+    #[arg(long, value_name = "FILE")]
+    pub resume: Option<PathBuf>,
+}
+
+impl Checkpointing {
+    /// Whether there are any.
+    pub const fn wanted(&self) -> bool {
+        self.checkpoint_every.is_some() || self.resume.is_some()
+    }
 }
 
 /// Arguments of `fidelity`.
@@ -373,6 +405,9 @@ pub struct Compare {
     /// Take the numbers apart, too
     #[arg(long, value_enum)]
     pub by: Option<By>,
+    /// Write a page with charts, timeline and findings; it needs neither network nor server
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
     /// The machine.
     #[command(flatten)]
     pub machine: Machine,
@@ -413,6 +448,9 @@ pub struct Audit {
     /// Which findings are shown.
     #[command(flatten)]
     pub showing: Showing,
+    /// Write a page with charts, timeline and findings; it needs neither network nor server
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
     /// How it is read.
     #[command(flatten)]
     pub reading: Reading,
@@ -554,7 +592,7 @@ pub struct Export {
     /// `scenario`: keep every operation in reach, also those that the finding does not take
     #[arg(long, requires = "around")]
     pub whole: bool,
-    /// `scenario`: a built-in policy or a file; default: the policy of the recorded kernel
+    /// `scenario`, `perfetto`: a built-in policy or a file; default: the recorded kernel's policy
     #[arg(long, value_name = "NAME|FILE")]
     pub policy: Option<String>,
     /// The machine.
@@ -574,6 +612,8 @@ pub enum Form {
     Jsonl,
     /// One finding as a scenario file.
     Scenario,
+    /// The timeline of a run, for ui.perfetto.dev and `trace_processor`.
+    Perfetto,
 }
 
 /// How `export` reads a recording: as elsewhere, but `--to` is the form.

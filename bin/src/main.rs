@@ -4,12 +4,15 @@
 //! [`output`] writes what they answer, whole or not at all.
 
 mod args;
+mod checkpoint;
 mod commands;
 mod comparison;
 mod formats;
 mod input;
+mod interrupt;
 mod output;
 mod render;
+mod report;
 mod schema;
 mod showing;
 
@@ -40,6 +43,7 @@ impl Verdict {
 
 fn main() -> ExitCode {
     let args = Args::read();
+    interrupt::watch();
     match commands::run(&args) {
         Ok(verdict) => verdict.exit_code(),
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,

@@ -194,7 +194,7 @@ impl Search<'_> {
         for n in 0..orders {
             let chooser = match n {
                 0 => Chooser::Script(Vec::new()),
-                _ => Chooser::Seeded(seed.wrapping_add(n.wrapping_mul(0xd134_2543_de82_ef95))),
+                _ => Chooser::seeded(seed.wrapping_add(n.wrapping_mul(0xd134_2543_de82_ef95))),
             };
             if self.run(policy, &events, chooser).is_none() {
                 return;

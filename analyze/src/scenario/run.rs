@@ -140,7 +140,12 @@ impl Case<'_> {
         };
         let mut failures = Vec::new();
         let mut waiting = BTreeSet::new();
+        let timed = |o: &Ordered| self.list.lines[o.line].time.is_some();
+        machine.foresee(order.iter().map(|o| (o.event.clone(), timed(o))));
         for (index, ordered) in order.iter().enumerate() {
+            if machine.carried_out_early(index as u64) {
+                continue;
+            }
             match machine.run(&ordered.event, index as u64, &mut watching) {
                 Ok(step) if step.waits => _ = waiting.insert(index as u64),
                 Ok(step) => failures.extend(self.outcome(ordered.line, &step)),

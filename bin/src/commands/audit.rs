@@ -4,7 +4,6 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Result;
-use comfy_table::{CellAlignment, Table, presets};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use tlbscope_analyze::audit::{self, Audit, COLUMNS, Found, Line, Story, Summary, Transitions};
@@ -12,8 +11,8 @@ use tlbscope_analyze::finding::{Group, Kind};
 use tlbscope_sim::arch::required::RULES;
 use tlbscope_sim::arch::required::elsewhere::elsewhere;
 use tlbscope_trace::Recording;
+use tlbscope_trace::regs::{MmuKind, Vendor};
 
-use super::policy_diff::machine;
 use super::simulate::{verdict, warn_of_losses};
 use crate::Verdict;
 use crate::args::{self, Format, Global};
@@ -22,6 +21,7 @@ use crate::formats::document::{self, Document, Item, Place};
 use crate::input::{self, Input};
 use crate::output;
 use crate::render;
+use crate::report::{self, Recorded};
 use crate::showing::Showing;
 
 /// One recording with its audit.
@@ -34,6 +34,7 @@ struct Audited {
 /// Runs the command: recordings in parallel, printed in the order in which they were named.
 pub fn run(command: &args::Audit, global: &Global) -> Result<Verdict> {
     let showing = Showing::of(&command.showing)?;
+    report::check(command.report.as_deref())?;
     let all: Result<Vec<Audited>> = command
         .recordings
         .par_iter()
@@ -52,6 +53,13 @@ pub fn run(command: &args::Audit, global: &Global) -> Result<Verdict> {
         let mut run = documented(command, one, &showing)?;
         run.show(&showing);
         runs.push(run);
+    }
+    if let Some(path) = &command.report {
+        let parts = all.iter().map(|one| {
+            let Audited { recording, input, audit } = one;
+            Recorded { recording, input, audit }
+        });
+        report::audit(path, &parts.collect::<Vec<_>>())?;
     }
     let text = match global.format {
         Format::Json => json_text(command, &all, &runs)?,
@@ -263,7 +271,7 @@ fn summary(s: &Summary) -> String {
         out,
         "{}: {}, {kernel}: {} events, {} entries",
         s.trace,
-        machine(s.vendor, s.mmu),
+        machine(s),
         s.events,
         s.entries
     );
@@ -276,6 +284,8 @@ fn summary(s: &Summary) -> String {
         let _ = writeln!(out, "  suppressed {}: in none of these numbers", s.suppressed);
     }
     for (reason, count) in &s.unjudged {
+        // A reason without a number: what does not exit leaves no event to count.
+        let count = if *count == 0 { "no event shows them".to_owned() } else { count.to_string() };
         let _ = writeln!(out, "  unjudged, {reason}: {count}");
     }
     let _ = writeln!(
@@ -287,62 +297,34 @@ fn summary(s: &Summary) -> String {
     out
 }
 
-/// What the host did for each kind of operation: a table, where one fits; columns that are 0
-/// everywhere are left out.
-fn transitions(all: &Transitions) -> String {
-    let table = table(all);
-    let fits = table.lines().all(|line| line.chars().count() <= WIDTH);
-    if fits { table } else { list(all) }
+/// Whose processor, and how guest addresses are translated.
+const fn machine(s: &Summary) -> &'static str {
+    match (s.vendor, s.mmu) {
+        (Vendor::Intel, MmuKind::Tdp) => "Intel, EPT",
+        (Vendor::Intel, MmuKind::Shadow) => "Intel, shadow paging",
+        (Vendor::Amd, MmuKind::Tdp) => "AMD, NPT",
+        (Vendor::Amd, MmuKind::Shadow) => "AMD, shadow paging",
+    }
 }
 
-/// The same as a list: a kind of operation, how many, and what was done for them.
-fn list(all: &Transitions) -> String {
-    let mut out = String::from("what was done for each kind of operation, up to the next entry\n");
+/// One row for each kind of operation, with what the host did for it: each act with its number,
+/// without one if it was done once for each operation.
+fn transitions(all: &Transitions) -> String {
+    let wide = |(name, _): (&str, &audit::Row)| name.chars().count();
+    let wide = all.rows().map(wide).max().unwrap_or_default();
+    let mut out =
+        format!("{:wide$}  count what the host did (no number: once each)\n", "operation");
     for (name, row) in all.rows() {
-        let times = if row.operations == 1 { "once" } else { "times" };
-        let count =
-            if row.operations == 1 { String::new() } else { format!("{} ", row.operations) };
-        let acts: Vec<String> = COLUMNS
-            .iter()
-            .zip(row.acts)
-            .filter(|(_, n)| *n > 0)
-            .map(
-                |(name, n)| {
-                    if n == row.operations { (*name).to_owned() } else { format!("{name}={n}") }
-                },
-            )
+        let acts = COLUMNS.iter().zip(row.acts).filter(|(_, count)| *count > 0);
+        let acts: Vec<String> =
+            acts.map(|(act, count)| {
+                if count == row.operations { (*act).to_owned() } else { format!("{act} {count}") }
+            })
             .collect();
         let acts = if acts.is_empty() { "nothing".to_owned() } else { acts.join(", ") };
-        let _ = writeln!(out, "  {name}, {count}{times}\n{}", render::hanging("      ", &acts));
+        let lead = format!("{name:wide$} {:>6} ", row.operations);
+        out += &crate::render::hanging(&lead, &acts);
+        out.push('\n');
     }
-    out += "without a number: as often as the operation\n";
     out
-}
-
-/// Columns of a line.
-const WIDTH: usize = 100;
-
-fn table(all: &Transitions) -> String {
-    let used: Vec<usize> = (0..COLUMNS.len())
-        .filter(|column| all.rows().any(|(_, row)| row.acts[*column] > 0))
-        .collect();
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    let mut head = vec!["operation".to_owned(), "count".to_owned()];
-    head.extend(used.iter().map(|column| COLUMNS[*column].to_owned()));
-    table.set_header(head);
-    for (name, row) in all.rows() {
-        let mut cells = vec![name.to_owned(), row.operations.to_string()];
-        let count = |column: &usize| match row.acts[*column] {
-            0 => ".".to_owned(),
-            n => n.to_string(),
-        };
-        cells.extend(used.iter().map(count));
-        table.add_row(cells);
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
-    lines.join("\n") + "\n"
 }

@@ -17,11 +17,13 @@ use crate::args::{By, Compare, Format, Global};
 use crate::comparison::{Comparison, Places};
 use crate::formats::document::{self, Document};
 use crate::render::Cited;
+use crate::report::{self, Replayed};
 use crate::showing::{self, Showing};
 use crate::{formats, input, output};
 
 /// Runs the command.
 pub fn run(command: &Compare, global: &Global) -> Result<Verdict> {
+    report::check(command.report.as_deref())?;
     let mut policies = Vec::new();
     for name in &command.policy {
         policies
@@ -65,6 +67,20 @@ pub fn run(command: &Compare, global: &Global) -> Result<Verdict> {
         showing::used(run.findings.groups(), move |group| run.findings.suppression(group))
     });
     showing.warn_of_unused(&used.collect(), global.quiet);
+    if let Some(path) = &command.report {
+        let of = jobs.iter_mut().zip(runs.chunks(policies.len()));
+        let mut traces: Vec<Replayed<'_>> = of
+            .zip(command.traces.iter().zip(&inputs))
+            .map(|(((feed, setup, _), runs), (path, input))| Replayed {
+                feed,
+                setup,
+                runs,
+                path,
+                input,
+            })
+            .collect();
+        report::replay(path, "compare", &mut traces, &policies)?;
+    }
     let summaries: Vec<&Summary> = runs.iter().map(|run| &run.summary).collect();
     let chunks = inputs.iter().zip(runs.chunks(policies.len().max(1)));
     let comparisons: Vec<Comparison<'_>> =

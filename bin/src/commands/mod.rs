@@ -8,6 +8,7 @@ mod completions;
 mod conformance;
 mod explain;
 mod export;
+mod export_perfetto;
 mod export_scenario;
 mod fidelity;
 mod generate;

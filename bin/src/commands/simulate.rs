@@ -10,11 +10,13 @@ use crate::Verdict;
 use crate::args::{Format, Global, Simulate};
 use crate::formats::document::{self, Document, Item};
 use crate::render::Cited;
+use crate::report::{self, Replayed};
 use crate::showing::{self, Showing};
-use crate::{formats, input, output, render};
+use crate::{checkpoint, formats, input, output, render};
 
 /// Runs the command.
 pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
+    report::check(command.report.as_deref())?;
     let (mut feed, read) = input::feed(&command.trace, &command.reading)?;
     let told = warn_of(feed.meta(), 0);
     let name = match (&command.policy, &feed.meta().kernel) {
@@ -30,15 +32,28 @@ pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
     let max_findings = command.machine.max_findings;
     let suppressions = showing.suppressions.clone();
     let wanted = Wanted { max_findings, suppressions, ..Wanted::default() };
-    let policies = std::slice::from_ref(&policy);
-    let runs = replay::stream(&mut feed, &setup, policies, wanted, |n| bar.inc(n));
+    let (one, progress) = (std::slice::from_ref(&policy), |n| bar.inc(n));
+    let run = if command.checkpoints.wanted() {
+        let trace = (command.trace.as_path(), &read, &command.reading);
+        let typed = &command.checkpoints;
+        checkpoint::run(&mut feed, &setup, &policy, &wanted, typed, trace, progress).map(Some)
+    } else {
+        replay::stream(&mut feed, &setup, one, wanted, progress)
+            .map_err(Into::into)
+            .map(|mut runs| runs.pop())
+    };
     bar.finish_and_clear();
     warn_of(feed.meta(), told);
-    let run = runs?.pop().context("no run")?;
+    let run = run?.context("no run")?;
     warn_of_left_out(&read.path, &run);
     warn_of_oddities(feed.meta(), &run, global);
     let used = showing::used(run.findings.groups(), |group| run.findings.suppression(group));
     showing.warn_of_unused(&used.collect(), global.quiet);
+    if let Some(path) = &command.report {
+        let (runs, trace) = (std::slice::from_ref(&run), &command.trace);
+        let of = Replayed { feed: &mut feed, setup: &setup, runs, path: trace, input: &read };
+        report::replay(path, "simulate", &mut [of], std::slice::from_ref(&policy))?;
+    }
     let kept = run.findings.sorted();
     let silent = global.quiet && global.format == Format::Text && command.explain.is_none();
     // A second run finds the stories; where the trace is gone, findings are told without.
