@@ -6,7 +6,9 @@
 mod breakdown;
 mod cost;
 mod creation;
+mod held;
 mod native;
+mod own_faults;
 mod recorded;
 mod refused;
 mod run;
