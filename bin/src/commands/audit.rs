@@ -12,6 +12,7 @@ use tlbscope_analyze::finding::{Class, Kind};
 use tlbscope_sim::arch::required::RULES;
 use tlbscope_sim::arch::required::elsewhere::elsewhere;
 use tlbscope_trace::Recording;
+use tlbscope_trace::regs::{MmuKind, Vendor};
 
 use super::simulate::{verdict, warn_of_losses};
 use crate::Verdict;
@@ -216,8 +217,18 @@ fn summary(s: &Summary) -> String {
     let kernel = s.kernel.as_deref().unwrap_or("a kernel that does not show");
     let _ = writeln!(
         out,
-        "{}: {:?} {:?}, {kernel}: {} events, {} entries",
-        s.trace, s.vendor, s.mmu, s.events, s.entries
+        "{}: {}, {}, {kernel}: {} events, {} entries",
+        s.trace,
+        match s.vendor {
+            Vendor::Intel => "Intel",
+            Vendor::Amd => "AMD",
+        },
+        match s.mmu {
+            MmuKind::Shadow => "shadow paging",
+            MmuKind::Tdp => "TDP",
+        },
+        s.events,
+        s.entries
     );
     let _ = writeln!(
         out,
@@ -225,7 +236,18 @@ fn summary(s: &Summary) -> String {
         s.operations, s.judged, s.missed, s.exposed, s.advised, s.excessive
     );
     for (reason, count) in &s.unjudged {
-        let _ = writeln!(out, "  unjudged, {reason}: {count}");
+        // A reason with 0 is of operations that leave no line to be counted by.
+        let count = if *count == 0 { "unknown number".to_owned() } else { count.to_string() };
+        let _ = writeln!(out, "  unjudged, {reason}: {count} ({})", reason_in_words(reason));
+    }
+    if s.remote_owed > 0 {
+        let open = s.remote_owed - s.remote_judged;
+        let _ = writeln!(
+            out,
+            "  remote flushes owed by other vCPUs {}, judged {}, open {open} (the vCPU did not enter \
+             again, or only while the call was under way)",
+            s.remote_owed, s.remote_judged
+        );
     }
     let _ = writeln!(
         out,
@@ -234,6 +256,27 @@ fn summary(s: &Summary) -> String {
         s.bookkeeping, s.unattributed, s.owned_writes
     );
     out
+}
+
+/// Why operations were not judged.
+fn reason_in_words(reason: &str) -> &'static str {
+    match reason {
+        "cr3-not-intercepted" => "MOV CR3 does not exit: the processor flushes",
+        "invlpg-not-intercepted" => "INVLPG does not exit: the processor flushes",
+        "invpcid-not-intercepted" => "INVPCID does not exit: the processor flushes",
+        "guest-owned-bits" => "the guest writes these bits of CR0 and CR4 without an exit",
+        "no-flush-probes" => "no function that flushes was probed",
+        "no-probe-of-the-hook" => "the function that served the request was not probed",
+        "no-probe-flush-gva" => "flush_tlb_gva was not probed",
+        "operand-not-recorded" => "which address or PCID is meant was not recorded",
+        "host-change" => {
+            "the host unmaps, zaps or protects: whether anything was mapped there is not recorded"
+        }
+        "gap" => "events were lost before it, or before the entry behind it",
+        "recording-ends" => "the recording ends before the vCPU enters again",
+        "tie" => "at the same instant another vCPU's page turned unsync: in no known order",
+        _ => "the recording does not show enough",
+    }
 }
 
 /// The table: one row for each kind of operation, columns that are 0 everywhere left out.
