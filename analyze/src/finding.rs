@@ -79,6 +79,15 @@ pub struct Finding {
     pub count: u64,
 }
 
+impl Finding {
+    /// What it has in common with others.
+    #[must_use]
+    pub const fn group(&self) -> Group {
+        let Self { kind, rule, op, mechanism, .. } = *self;
+        Group { kind: kind.base(), rule, op, mechanism }
+    }
+}
+
 /// What findings of one group have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, serde::Deserialize)]
 pub struct Group {
@@ -103,6 +112,9 @@ pub struct Findings {
     /// How many there are of each group, kept or not.
     #[serde(serialize_with = "groups_as_list")]
     groups: BTreeMap<Group, u64>,
+    /// How many there are of each vCPU and verdict, kept or not.
+    #[serde(skip)]
+    by_vcpu: BTreeMap<(u16, Kind), u64>,
     /// Number of harmful misses.
     pub missed_harmful: u64,
     /// Faults through copies that memory no longer bore out, legal.
@@ -111,6 +123,9 @@ pub struct Findings {
     pub bookkeeping: u64,
     #[serde(skip)]
     max: usize,
+    /// How often a finding was added or seen again, and which one was last.
+    #[serde(skip)]
+    touched: (u64, Option<Slot>),
 }
 
 fn groups_as_list<S: serde::Serializer>(
@@ -142,36 +157,38 @@ impl Findings {
         Self {
             kept: Vec::new(),
             groups: BTreeMap::new(),
+            by_vcpu: BTreeMap::new(),
             missed_harmful: 0,
             spurious_faults: 0,
             bookkeeping: 0,
             max,
+            touched: (0, None),
         }
     }
 
     /// Counts a finding and keeps it if its group has room. The caller sees to it that one
     /// obligation is added once.
     pub fn add(&mut self, finding: Finding) -> Slot {
-        let group = Group {
-            kind: finding.kind.base(),
-            rule: finding.rule,
-            op: finding.op,
-            mechanism: finding.mechanism,
-        };
+        let group = finding.group();
         self.missed_harmful += u64::from(finding.kind == Kind::Missed { harmful: true });
+        *self.by_vcpu.entry((finding.vcpu, group.kind)).or_default() += 1;
         let count = self.groups.entry(group).or_default();
         *count += 1;
-        if *count > self.max as u64 || self.kept.len() >= u32::MAX as usize {
-            return Slot::UNKEPT;
-        }
-        self.kept.push(finding);
-        Slot((self.kept.len() - 1) as u32)
+        let slot = if *count > self.max as u64 || self.kept.len() >= u32::MAX as usize {
+            Slot::UNKEPT
+        } else {
+            self.kept.push(finding);
+            Slot((self.kept.len() - 1) as u32)
+        };
+        self.touched = (self.touched.0 + 1, Some(slot));
+        slot
     }
 
     /// Counts another use of a finding; a harmful one makes the finding harmful. `was` tells
     /// whether it was so already.
     pub fn again(&mut self, slot: Slot, harmful: bool, was: bool) {
         self.missed_harmful += u64::from(harmful && !was);
+        self.touched = (self.touched.0 + 1, Some(slot));
         if let Some(finding) = self.kept.get_mut(slot.0 as usize) {
             finding.count += 1;
             if harmful {
@@ -194,6 +211,20 @@ impl Findings {
         &self.kept
     }
 
+    /// How many of each group are kept.
+    #[must_use]
+    pub const fn max(&self) -> usize {
+        self.max
+    }
+
+    /// How often a finding was added or seen again so far, and which was last, by its place among
+    /// [`Findings::kept`]; `None` for one that was not kept.
+    #[must_use]
+    pub fn touched(&self) -> (u64, Option<usize>) {
+        let (times, slot) = self.touched;
+        (times, slot.filter(|slot| *slot != Slot::UNKEPT).map(|slot| slot.0 as usize))
+    }
+
     /// The events that the kept findings name.
     #[must_use]
     pub fn cited(&self) -> BTreeSet<u64> {
@@ -203,6 +234,11 @@ impl Findings {
     /// Exact numbers by group, sorted.
     pub fn groups(&self) -> impl Iterator<Item = (&Group, u64)> {
         self.groups.iter().map(|(group, count)| (group, *count))
+    }
+
+    /// Exact numbers by vCPU and verdict (`harmful` reads false), sorted.
+    pub fn by_vcpu(&self) -> impl Iterator<Item = (u16, Kind, u64)> {
+        self.by_vcpu.iter().map(|((vcpu, kind), count)| (*vcpu, *kind, *count))
     }
 
     /// How many findings there are whose verdict satisfies `wanted` (`harmful` reads false).
@@ -228,6 +264,8 @@ impl Findings {
 pub(crate) struct Saved {
     kept: Vec<Finding>,
     groups: Vec<(Group, u64)>,
+    by_vcpu: Vec<((u16, Kind), u64)>,
+    touched: (u64, Option<Slot>),
     /// Harmful misses, spurious faults, bookkeeping.
     numbers: [u64; 3],
     max: u64,
@@ -235,20 +273,31 @@ pub(crate) struct Saved {
 
 impl Findings {
     pub(crate) fn save(&self) -> Saved {
-        let Self { kept, groups, missed_harmful, spurious_faults, bookkeeping, max } = self;
+        let Self {
+            kept,
+            groups,
+            by_vcpu,
+            missed_harmful,
+            spurious_faults,
+            bookkeeping,
+            max,
+            touched,
+        } = self;
         Saved {
             kept: kept.clone(),
             groups: groups.iter().map(|(group, count)| (*group, *count)).collect(),
+            by_vcpu: by_vcpu.iter().map(|(of, count)| (*of, *count)).collect(),
+            touched: *touched,
             numbers: [*missed_harmful, *spurious_faults, *bookkeeping],
             max: *max as u64,
         }
     }
 
     pub(crate) fn of_saved(saved: Saved) -> Self {
-        let Saved { kept, groups, numbers, max } = saved;
+        let Saved { kept, groups, by_vcpu, touched, numbers, max } = saved;
         let [missed_harmful, spurious_faults, bookkeeping] = numbers;
-        let groups = groups.into_iter().collect();
+        let (groups, by_vcpu) = (groups.into_iter().collect(), by_vcpu.into_iter().collect());
         let max = usize::try_from(max).unwrap_or(usize::MAX);
-        Self { kept, groups, missed_harmful, spurious_faults, bookkeeping, max }
+        Self { kept, groups, by_vcpu, missed_harmful, spurious_faults, bookkeeping, max, touched }
     }
 }

@@ -5,7 +5,8 @@
 //! policies, [`compare`] sets the runs side by side, and [`scenario`] holds runs to what a file
 //! expects of them. [`audit`] judges what a real host did,
 //! from its own recording. [`diff`] compares two policies without a trace, and [`conformance`] holds
-//! hardware model and table of requirements to architecture cases.
+//! hardware model and table of requirements to architecture cases. [`reproduce`] makes a scenario of
+//! one finding, and [`timeline`] gathers what a report shows of a run.
 
 pub mod audit;
 pub mod bench;
@@ -18,6 +19,8 @@ pub mod finding;
 pub mod naive;
 pub mod oracle;
 pub mod replay;
+pub mod reproduce;
 pub mod scenario;
 mod state;
 pub mod tally;
+pub mod timeline;

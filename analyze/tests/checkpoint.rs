@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use chance::{Case, Pick, cases, check, policy};
 use tlbscope_analyze::replay::{
-    CheckpointError, Checkpoints, Part, Replay, Run, Setup, checkpointed, open,
+    By, CheckpointError, Checkpoints, IdentityPart, Replay, Run, Setup, Wanted, checkpointed, open,
 };
 use tlbscope_sim::machine;
 use tlbscope_sim::policy::{self, Policy};
@@ -24,7 +24,12 @@ fn start(case: &Case) -> Run {
     let machine = case.machine.clone();
     let processor = machine::load(&machine.tlb).unwrap();
     let setup = Setup { trace: "random".to_owned(), machine, processor, regs: Vec::new() };
-    Run::new(&setup, &policy(&case.policy), KEPT).unwrap()
+    Run::new(
+        &setup,
+        &policy(&case.policy),
+        &Wanted { max_findings: KEPT, by: Some(By::Transition) },
+    )
+    .unwrap()
 }
 
 fn state(run: &Run) -> Vec<u8> {
@@ -64,8 +69,8 @@ fn survives(case: &Case) -> Result<(), String> {
 
 fn same(one: &Replay, two: &Replay) -> Result<(), String> {
     let parts = |r: &Replay| {
-        let Replay { summary, findings, tally, left_out, oddities } = r;
-        format!("{summary:#?} {findings:#?} {tally:#?} {left_out} {oddities:?}")
+        let Replay { summary, findings, tally, left_out, oddities, parts } = r;
+        format!("{summary:#?} {findings:#?} {tally:#?} {left_out} {oddities:?} {parts:?}")
     };
     if parts(one) == parts(two) { Ok(()) } else { Err(format!("{one:?}\n{two:?}")) }
 }
@@ -124,11 +129,12 @@ impl Made {
         let mut feed = open(&self.trace, &tlbscope_trace::Options::default()).unwrap();
         let setup = Setup::new(feed.meta(), feed.pcpus(), "t.tlbt", processor).unwrap();
         if checkpoints.identity.is_empty() {
-            checkpoints.identity = vec![Part::new("trace", "t", &fs::read(&self.trace).unwrap())];
+            checkpoints.identity =
+                vec![IdentityPart::new("trace", "t", &fs::read(&self.trace).unwrap())];
         }
         let file = self.file();
         checkpoints.file = Some(&file);
-        checkpointed(&mut feed, &setup, policy, max, &checkpoints, |_| {})
+        checkpointed(&mut feed, &setup, policy, &max.into(), &checkpoints, |_| {})
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as Arguments, Parser, Subcommand, ValueEnum};
+use tlbscope_analyze::reproduce::Reach;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -74,7 +75,13 @@ pub enum Command {
                             tlbscope simulate trace.txt --policy never --explain 1")]
     Simulate(Simulate),
     /// The same guest work under several policies, side by side
-    #[command(after_help = "Example:\n  tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19")]
+    #[command(
+        after_help = "Examples:\n  tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19\n  \
+                            tlbscope compare a.tlbt b.tlbt --policy kvm-6.12-lts,./mine.toml --by \
+                            transition\n\nA `*` marks what differs from the first policy; `<` is the \
+                            best of a row, `>` the worst; `!` a policy that misses a flush or leaves \
+                            something exposed: its costs are not ranked."
+    )]
     Compare(Compare),
     /// Does the model do what the recorded kernel did, operation by operation
     #[command(after_help = "Example:\n  tlbscope fidelity trace.txt.zst --policy kvm-6.1-lts")]
@@ -96,8 +103,10 @@ pub enum Command {
         after_help = "Example:\n  tlbscope generate pti-syscalls -o pti.tlbt --events 1000000"
     )]
     Generate(Generate),
-    /// Write the operations of a trace as text or JSON Lines
-    #[command(after_help = "Example:\n  tlbscope export trace.tlbt -o trace.txt --to text")]
+    /// Write the operations of a trace in another form, or one finding as a scenario
+    #[command(after_help = "Examples:\n  tlbscope export trace.tlbt -o trace.txt --to text\n  \
+                            tlbscope export trace.tlbt -o bug.toml --to scenario --policy \
+                            kvm-5.17 --around 1")]
     Export(Export),
     /// Print the script that records on this host, for its kernel
     #[command(after_help = "Example:\n  tlbscope record --seconds 20 > record.sh")]
@@ -280,15 +289,29 @@ pub struct Compare {
     /// The traces
     #[arg(required = true)]
     pub traces: Vec<PathBuf>,
-    /// Policies, separated by commas
+    /// Policies, separated by commas; the others are compared with the first
     #[arg(long, required = true, value_delimiter = ',', value_name = "P,P,...")]
     pub policy: Vec<String>,
+    /// Take the numbers apart, too
+    #[arg(long, value_enum)]
+    pub by: Option<By>,
     /// The machine.
     #[command(flatten)]
     pub machine: Machine,
     /// How it is read.
     #[command(flatten)]
     pub reading: Reading,
+}
+
+/// By what `compare` takes numbers apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum By {
+    /// By vCPU.
+    Vcpu,
+    /// By the register or the kind of operation that caused them.
+    Register,
+    /// By what a write changed: each set of bits of CR0, CR4 and EFER, each kind of CR3 write.
+    Transition,
 }
 
 /// Arguments of `audit`.
@@ -317,6 +340,9 @@ pub struct Scenarios {
     /// Files and folders
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
+    /// Tell what the machine does at each event, under the policy of each expectation
+    #[arg(long, conflicts_with = "interleave")]
+    pub steps: bool,
     /// Run other orders of the events of host and hypervisor too: `all` of them (up to 10000 for
     /// each expectation, those closest to the file first), or N drawn by the seed
     #[arg(long, value_name = "all|N", value_parser = interleave)]
@@ -432,6 +458,27 @@ pub struct Export {
     /// The form
     #[arg(long, value_enum)]
     pub to: Form,
+    /// `scenario`: the finding, by its number as `simulate` prints it
+    #[arg(long, value_name = "FINDING", required_if_eq("to", "scenario"))]
+    pub around: Option<usize>,
+    /// `scenario`: how far before the finding to look for what it takes: operations, or 3ms
+    #[arg(long, value_name = "N|TIME", default_value = "10000", requires = "around")]
+    pub before: Reach,
+    /// `scenario`: how far after it
+    #[arg(long, value_name = "N|TIME", default_value = "10000", requires = "around")]
+    pub after: Reach,
+    /// `scenario`: keep every operation in reach, also those that the finding does not take
+    #[arg(long, requires = "around")]
+    pub whole: bool,
+    /// `scenario`: a built-in policy or a file; default: the policy of the recorded kernel
+    #[arg(long, value_name = "NAME|FILE")]
+    pub policy: Option<String>,
+    /// The machine.
+    #[command(flatten)]
+    pub machine: Machine,
+    /// How it is read.
+    #[command(flatten)]
+    pub reading: ExportReading,
 }
 
 /// The forms of `export`.
@@ -441,6 +488,40 @@ pub enum Form {
     Text,
     /// One JSON object a line.
     Jsonl,
+    /// One finding as a scenario file.
+    Scenario,
+}
+
+/// How `export` reads a recording: as elsewhere, but `--to` is the form.
+#[derive(Clone, Debug, Default, Arguments)]
+#[command(next_help_heading = "Reading recordings")]
+pub struct ExportReading {
+    /// The recorded host's /proc/kallsyms: what function a probe's address is
+    #[arg(long, value_name = "FILE")]
+    pub kallsyms: Option<PathBuf>,
+    /// The probes' definitions (kprobe_events): what function a probe's name is
+    #[arg(long, value_name = "FILE")]
+    pub probes: Option<PathBuf>,
+    /// The VM, where a recording shows several: a number of the list that is printed, or `all`
+    #[arg(long, value_name = "N|all")]
+    pub vm: Option<String>,
+    /// These vCPUs only
+    #[arg(long, value_delimiter = ',', value_name = "N,N,...")]
+    pub vcpu: Vec<u16>,
+    /// Nothing before: 1500ns, 3us, 2ms, 1s since the start, or @13.527994 of the recorder's clock
+    #[arg(long, value_name = "TIME")]
+    pub from: Option<String>,
+    /// Nothing after
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+}
+
+impl ExportReading {
+    /// As other commands take it.
+    pub fn reading(&self) -> Reading {
+        let Self { kallsyms, probes, vm, vcpu, from, until } = self.clone();
+        Reading { kallsyms, probes, vm, vcpu, from, to: until }
+    }
 }
 
 /// Arguments of `info`.

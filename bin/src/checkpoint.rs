@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use tlbscope_analyze::replay::{CheckpointError, Checkpoints, Part, Replay, Setup, checkpointed};
+use tlbscope_analyze::replay::{
+    CheckpointError, Checkpoints, IdentityPart, Replay, Setup, Wanted, checkpointed,
+};
 use tlbscope_sim::policy::Policy;
 use tlbscope_trace::feed::Feed;
 
@@ -15,7 +17,7 @@ pub fn run(
     feed: &mut Feed,
     setup: &Setup,
     policy: &Policy,
-    max_findings: usize,
+    wanted: &Wanted,
     typed: &Checkpointing,
     (trace, read, reading): (&Path, &Input, &Reading),
     progress: impl Fn(u64) + Sync,
@@ -27,11 +29,9 @@ pub fn run(
         resume: typed.resume.as_deref(),
         identity: identity(feed, read, reading)?,
     };
-    checkpointed(feed, setup, policy, max_findings, &checkpoints, progress).map_err(|error| {
-        match error {
-            CheckpointError::Stream(error) => error.into(),
-            error => error.into(),
-        }
+    checkpointed(feed, setup, policy, wanted, &checkpoints, progress).map_err(|error| match error {
+        CheckpointError::Stream(error) => error.into(),
+        error => error.into(),
     })
 }
 
@@ -52,7 +52,7 @@ fn file(typed: &Checkpointing, trace: &Path) -> Result<Option<PathBuf>> {
 }
 
 /// The program, the trace and how it is read.
-fn identity(feed: &Feed, read: &Input, reading: &Reading) -> Result<Vec<Part>> {
+fn identity(feed: &Feed, read: &Input, reading: &Reading) -> Result<Vec<IdentityPart>> {
     let program = std::env::current_exe()
         .and_then(std::fs::read)
         .context("cannot read the program itself, which checkpoints name")?;
@@ -60,14 +60,14 @@ fn identity(feed: &Feed, read: &Input, reading: &Reading) -> Result<Vec<Part>> {
     let trace = if read.digest.is_empty() {
         // What standard input holds is not known before it is gone: its header must do.
         let header = format!("{:?} {:?}", feed.meta(), feed.operations());
-        Part::new("trace", read.path.as_str(), header.as_bytes())
+        IdentityPart::new("trace", read.path.as_str(), header.as_bytes())
     } else {
-        Part::new("trace", format!("digest {}", read.digest), &[])
+        IdentityPart::new("trace", format!("digest {}", read.digest), &[])
     };
     let reading = format!("{reading:?}");
     Ok(vec![
-        Part::new("program", version, &program),
+        IdentityPart::new("program", version, &program),
         trace,
-        Part::new("reading of the trace", reading, &[]),
+        IdentityPart::new("reading of the trace", reading, &[]),
     ])
 }

@@ -6,6 +6,7 @@
 mod args;
 mod checkpoint;
 mod commands;
+mod comparison;
 mod input;
 mod output;
 mod render;

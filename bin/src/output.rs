@@ -37,8 +37,10 @@ pub fn warn(message: &str) {
 
 /// Whether to use colours.
 pub fn colours(color: Color, terminal: bool) -> bool {
+    // https://no-color.org: set and not empty means no.
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     match color {
-        Color::Auto => terminal,
+        Color::Auto => terminal && !set("NO_COLOR"),
         Color::Always => true,
         Color::Never => false,
     }

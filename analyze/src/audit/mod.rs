@@ -34,6 +34,7 @@ use crate::finding::{Finding, Group};
 
 pub use probes::Lack;
 pub use story::{Line, Story};
+pub(crate) use transitions::name as transition_name;
 pub use transitions::{COLUMNS, Row, Transitions};
 
 /// Why an operation was not judged.

@@ -7,7 +7,7 @@ use tlbscope_trace::addr::{Sp, VcpuId};
 use tlbscope_trace::observe::World;
 use tlbscope_trace::regs::{Cr4, MmuKind};
 
-use super::credit::By;
+use super::credit::{By, Open};
 use super::floors::{Floors, Obligation, Target, address, covers};
 use super::hardware::{Group, GroupKey, Held, one_page};
 use super::{Oracle, Vcpu};
@@ -78,15 +78,12 @@ impl Oracle {
                 }
             }
             Inv::Exact => {
-                for open in &mut vcpu.window.open {
+                let frames = |open: &&mut Open| matches!(open.scope, Scope::Frames { .. });
+                for open in vcpu.window.open.iter_mut().filter(frames) {
                     open.by = By::Explicit;
                     open.done = true;
                 }
-                let done = Some((vcpu.pcpu, context.tag.id));
-                vcpu.floors.log.iter_mut().rev().take(64).for_each(|o| o.done = done);
-                if vcpu.in_guest {
-                    self.reside(id, world);
-                }
+                self.host.serve(vcpu.pcpu);
             }
             _ => vcpu.window.carried_out(),
         }
@@ -228,7 +225,7 @@ impl Oracle {
             return;
         }
         vcpu.host_judged = (host.latest_dead, key);
-        let due = host.due(since, id as u16);
+        let due = host.due(since, id as u16, key.pcpu);
         for n in due {
             let change = &mut host.changes[n];
             change.exposed.push(id as u16);

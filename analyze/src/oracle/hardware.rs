@@ -225,7 +225,6 @@ impl Hardware {
                 Inv::TlbControlAll => key.class == Class::Asid,
                 Inv::TlbControlAsid(a) => asid(key, a.0),
                 Inv::Guest(GuestInv::All) => mine,
-                Inv::Exact => mine || nested(key) && key.ep4ta == context.tag.ep4ta.0,
                 _ => false,
             };
             let nonglobal = match *inv {

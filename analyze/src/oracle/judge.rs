@@ -101,12 +101,10 @@ impl Oracle {
         if let Some((event, op)) = self.hardware.birth(tag, s.g) {
             return Some(Cause::Other { rule: &BIRTH, op, event });
         }
-        if s.h <= self.host.latest_due && self.host.outlaws(copy.gpa.0, s.h, copy.write) {
+        if self.host.outlaws(copy.gpa.0, s.h, copy.write) {
             return Some(Cause::Host);
         }
-        if !self.host.releases.is_empty()
-            && let Some(event) = self.host.released(copy.gpa.0, s.g.min(s.h))
-        {
+        if let Some(event) = self.host.released(copy.gpa.0, s.g.min(s.h)) {
             return Some(match self.host.owed_before(copy.gpa.0, s.h, copy.write) {
                 Some(owed) if owed.event <= event => {
                     Cause::Other { rule: owed.rule, op: owed.op, event: owed.event }

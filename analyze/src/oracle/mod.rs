@@ -24,6 +24,7 @@ mod hardware;
 mod host;
 mod judge;
 mod nested;
+mod recent;
 mod shadow;
 mod structures;
 
@@ -499,6 +500,8 @@ impl Observer for Oracle {
             Act::Exit(_) => self.vcpus[id].in_guest = false,
             Act::FreeRoot { why: FreeWhy::Destroy, .. } => {
                 self.hardware.orphan(id as u16, at.event);
+                // One of the same number that is created later runs L1.
+                self.vcpus[id].floors.switch(0, None);
                 self.excess(at, id, act, world);
             }
             Act::VcpuLoad(pcpu) => {

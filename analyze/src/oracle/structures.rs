@@ -117,7 +117,7 @@ impl Oracle {
     fn structure_cause(&self, id: usize, used: &Structure, shadow: bool) -> Option<Cause> {
         let (must, advised) = self.vcpus[id].floors.outlawed(&used.target(), used.g);
         let table = if shadow { None } else { used.table() };
-        let host = |gpa| used.h <= self.host.latest_due && self.host.outlaws(gpa, used.h, false);
+        let host = |gpa| self.host.outlaws(gpa, used.h, false);
         if must {
             Some(Cause::Guest { must })
         } else if self.hardware.birth(&used.tag, used.g).is_some() {
@@ -155,7 +155,7 @@ impl Oracle {
 
     /// The release of one of the tables that a walk came through by this copy.
     fn released_table(&self, used: &Structure, shadow: bool) -> Option<u64> {
-        if self.host.releases.is_empty() {
+        if !self.host.released_after(used.g) {
             return None;
         }
         let tables = used.path.iter().filter_map(|entry| path_table(*entry));

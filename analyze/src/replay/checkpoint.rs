@@ -29,7 +29,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use super::run::Run;
 use super::stream::StreamError;
 use super::work::Setup;
-use super::{Replay, ReplayError};
+use super::{Replay, ReplayError, Wanted};
 
 const MAGIC: [u8; 4] = *b"TLBC";
 /// The version that is written and read.
@@ -41,7 +41,7 @@ const SUM: usize = 8;
 
 /// One thing on which the result of a run depends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Part {
+pub struct IdentityPart {
     /// What it is: `trace`, `policy`.
     pub what: String,
     /// Which one, for messages.
@@ -50,7 +50,7 @@ pub struct Part {
     pub digest: u64,
 }
 
-impl Part {
+impl IdentityPart {
     /// A part of this content.
     #[must_use]
     pub fn new(what: &str, shown: impl Into<String>, content: &[u8]) -> Self {
@@ -62,7 +62,7 @@ impl Part {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
     /// What the run is of.
-    pub identity: Vec<Part>,
+    pub identity: Vec<IdentityPart>,
     /// The number of the next event.
     pub position: u64,
     /// Nothing of the trace was lost so far.
@@ -79,7 +79,7 @@ pub struct Checkpoints<'a> {
     /// The file to go on from.
     pub resume: Option<&'a Path>,
     /// On what the result depends, besides policy and machine.
-    pub identity: Vec<Part>,
+    pub identity: Vec<IdentityPart>,
 }
 
 /// Why a run with checkpoints cannot begin or go on.
@@ -152,12 +152,12 @@ pub fn checkpointed(
     feed: &mut Feed,
     setup: &Setup,
     policy: &Policy,
-    max_findings: usize,
+    wanted: &Wanted,
     checkpoints: &Checkpoints<'_>,
     progress: impl Fn(u64) + Sync,
 ) -> Result<Replay, CheckpointError> {
-    let identity = identity(setup, policy, max_findings, checkpoints);
-    let mut run = Run::new(setup, policy, max_findings)?;
+    let identity = identity(setup, policy, wanted, checkpoints);
+    let mut run = Run::new(setup, policy, wanted)?;
     let mut header = Header { identity, position: 0, whole: true };
     if let Some(path) = checkpoints.resume {
         (run, header) = read(path, header.identity, run)?;
@@ -201,15 +201,17 @@ pub fn checkpointed(
 fn identity(
     setup: &Setup,
     policy: &Policy,
-    max_findings: usize,
+    wanted: &Wanted,
     checkpoints: &Checkpoints<'_>,
-) -> Vec<Part> {
+) -> Vec<IdentityPart> {
     let mut identity = checkpoints.identity.clone();
-    identity.push(Part::new("policy", policy.name.as_str(), policy.to_toml().as_bytes()));
+    identity.push(IdentityPart::new("policy", policy.name.as_str(), policy.to_toml().as_bytes()));
     let Setup { trace: _, machine, processor, regs } = setup;
     let content = format!("{machine:?} {processor:?} {regs:?}");
-    identity.push(Part::new("machine", machine.tlb.as_str(), content.as_bytes()));
-    identity.push(Part::new("--max-findings", max_findings.to_string(), &[]));
+    identity.push(IdentityPart::new("machine", machine.tlb.as_str(), content.as_bytes()));
+    let Wanted { max_findings, by } = wanted;
+    identity.push(IdentityPart::new("--max-findings", max_findings.to_string(), &[]));
+    identity.push(IdentityPart::new("breakdown", format!("{by:?}"), &[]));
     identity
 }
 
@@ -263,7 +265,11 @@ fn write(path: &Path, header: &Header, run: &Run) -> Result<(), CheckpointError>
 }
 
 /// Reads a checkpoint into a run that stands at its start.
-fn read(path: &Path, identity: Vec<Part>, run: Run) -> Result<(Run, Header), CheckpointError> {
+fn read(
+    path: &Path,
+    identity: Vec<IdentityPart>,
+    run: Run,
+) -> Result<(Run, Header), CheckpointError> {
     let name = path.display().to_string();
     let bytes =
         fs::read(path).map_err(|error| CheckpointError::Io { name: name.clone(), error })?;

@@ -4,15 +4,17 @@ use std::io::Write;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
-use tlbscope_sim::engine::{Machine, Step};
+use tlbscope_sim::engine::{Machine, Refused, Step};
 use tlbscope_sim::policy::Policy;
+use tlbscope_trace::addr::VcpuId;
 use tlbscope_trace::codec::{self, CodecError};
 use tlbscope_trace::native::Batch;
 use tlbscope_trace::observe::World;
 use tlbscope_trace::op::{Actor, Event, Op};
 
+use super::breakdown::Breakdown;
 use super::work::Setup;
-use super::{Replay, ReplayError, Summary};
+use super::{Replay, ReplayError, Summary, Wanted};
 use crate::oracle::Oracle;
 use crate::tally::Tally;
 
@@ -26,6 +28,7 @@ pub struct Run {
     events: u64,
     left_out: u64,
     oddities: Oddities,
+    breakdown: Option<Breakdown>,
 }
 
 /// Operations that were carried out and hardly meant so: a write that faults with #GP, a CR3
@@ -62,19 +65,20 @@ impl Oddities {
 }
 
 impl Run {
-    /// A run of this machine under `policy`, keeping the first `max_findings` of each group.
+    /// A run of this machine under `policy`, keeping of it what is wanted.
     ///
     /// # Errors
     ///
     /// The machine cannot be made.
-    pub fn new(setup: &Setup, policy: &Policy, max_findings: usize) -> Result<Self, ReplayError> {
+    pub fn new(setup: &Setup, policy: &Policy, wanted: &Wanted) -> Result<Self, ReplayError> {
         let vcpus = setup.machine.vcpus;
         let watching =
-            (Oracle::with_max_findings(vcpus, max_findings), Tally::new(usize::from(vcpus)));
+            (Oracle::with_max_findings(vcpus, wanted.max_findings), Tally::new(usize::from(vcpus)));
         let machine = setup.machine(policy)?;
+        let breakdown = wanted.by.map(|by| Breakdown::new(by, &watching.1));
         let policy = policy.clone();
         let (setup, oddities) = (setup.clone(), Oddities::default());
-        Ok(Self { setup, policy, machine, watching, events: 0, left_out: 0, oddities })
+        Ok(Self { setup, policy, machine, watching, events: 0, left_out: 0, oddities, breakdown })
     }
 
     /// Carries a batch out. Behind a loss, an event that does not fit the machine is left out and
@@ -100,7 +104,7 @@ impl Run {
             return self.feed(first, events, lines);
         }
         for (index, event) in (first..).zip(events) {
-            match self.machine.run(event, index, &mut self.watching) {
+            match self.step(event, index) {
                 Ok(_) => self.events += 1,
                 Err(_) => self.left_out += 1,
             }
@@ -118,7 +122,7 @@ impl Run {
         for (at, event) in events.iter().enumerate() {
             let index = first + at as u64;
             let line = || lines.get(at).copied().unwrap_or(0);
-            match self.machine.run(event, index, &mut self.watching) {
+            match self.step(event, index) {
                 Ok(Step { fault: Some(fault), .. }) => self
                     .oddities
                     .add(index, line(), || format!("faults with #GP and has no effect: {fault}")),
@@ -130,6 +134,24 @@ impl Run {
         }
         self.events += events.len() as u64;
         Ok(())
+    }
+
+    /// Carries one event out, and counts it where the run is taken apart.
+    fn step(&mut self, event: &Event, index: u64) -> Result<Step, Refused> {
+        let Some(breakdown) = &mut self.breakdown else {
+            return self.machine.run(event, index, &mut self.watching);
+        };
+        let vcpus = self.setup.machine.vcpus;
+        let regs = |vcpu: VcpuId| (vcpu.0 < vcpus).then(|| *self.machine.regs(vcpu));
+        let before = breakdown.regs(event, regs);
+        let step = self.machine.run(event, index, &mut self.watching)?;
+        let change = match (&before, event.actor) {
+            (Some(before), Actor::Vcpu(vcpu)) => Some((before, self.machine.regs(vcpu))),
+            _ => None,
+        };
+        let (oracle, tally) = &self.watching;
+        breakdown.done(event, change, step.fault.is_some(), tally, oracle.findings());
+        Ok(step)
     }
 
     /// A CR3 whose tables would lie outside guest memory.
@@ -157,18 +179,22 @@ impl Run {
         let summary =
             Summary::new(&self.setup, &self.policy.name, self.events, &findings, &tally, digest);
         let (left_out, oddities) = (self.left_out, self.oddities);
-        Replay { summary, findings, tally, left_out, oddities }
+        let parts = self.breakdown.map_or_else(Vec::new, |breakdown| {
+            breakdown.finish(&tally, &findings, &self.setup.processor)
+        });
+        Replay { summary, findings, tally, left_out, oddities, parts }
     }
 }
 
 /// All of a run that its trace, policy and machine do not say.
 #[derive(Serialize, Deserialize)]
-struct State<M, W, O> {
+struct State<M, W, O, B> {
     machine: M,
     watching: W,
     events: u64,
     left_out: u64,
     oddities: O,
+    breakdown: B,
 }
 
 impl Run {
@@ -178,9 +204,11 @@ impl Run {
     ///
     /// It cannot be written.
     pub fn save(&self, out: &mut impl Write) -> Result<(), CodecError> {
-        let Self { setup: _, policy: _, machine, watching, events, left_out, oddities } = self;
+        let Self { setup: _, policy: _, machine, watching, events, left_out, oddities, breakdown } =
+            self;
         let (events, left_out) = (*events, *left_out);
-        codec::encode_state(&State { machine, watching, events, left_out, oddities }, out)
+        let state = State { machine, watching, events, left_out, oddities, breakdown };
+        codec::encode_state(&state, out)
     }
 
     /// A run of the same machine and policy, in a state that was saved; `None` if the state is of
@@ -190,11 +218,11 @@ impl Run {
     ///
     /// The bytes are no state.
     pub fn resume(self, state: &[u8]) -> Result<Option<Self>, CodecError> {
-        let state: State<Machine, (Oracle, Tally), Oddities> = codec::decode_state(state)?;
-        let State { machine, watching, events, left_out, oddities } = state;
+        type Whole = State<Machine, (Oracle, Tally), Oddities, Option<Breakdown>>;
+        let state: Whole = codec::decode_state(state)?;
+        let State { machine, watching, events, left_out, oddities, breakdown } = state;
         let Self { setup, policy, machine: new, .. } = self;
-        let machine = new.in_state_of(machine);
-        let run = |machine| Self { setup, policy, machine, watching, events, left_out, oddities };
-        Ok(machine.map(run))
+        let Some(machine) = new.in_state_of(machine) else { return Ok(None) };
+        Ok(Some(Self { setup, policy, machine, watching, events, left_out, oddities, breakdown }))
     }
 }

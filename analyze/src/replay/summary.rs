@@ -62,7 +62,7 @@ fn share<S: Serializer>(share: &PerMille, serializer: S) -> Result<S::Ok, S::Err
 }
 
 /// The kinds of flush that a summary lists.
-const FLUSHES: [Key; 16] = [
+pub const FLUSHES: [Key; 16] = [
     Key::FlushAll,
     Key::FlushCurrent,
     Key::FlushGuest,

@@ -320,7 +320,7 @@ fn wanted_text(wanted: text::Outcome) -> String {
     }
 }
 
-fn outcome_text(came: act::Outcome) -> String {
+pub(super) fn outcome_text(came: act::Outcome) -> String {
     match came {
         act::Outcome::Gpa(gpa) => gpa.to_string(),
         act::Outcome::Fault(code) => format!("fault:{code:#x}"),

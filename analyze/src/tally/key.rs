@@ -166,6 +166,16 @@ impl Counts {
         }
     }
 
+    /// What was counted since `earlier`, of the same counters.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut more = self.clone();
+        for (now, before) in more.0.iter_mut().zip(&earlier.0) {
+            *now = now.saturating_sub(*before);
+        }
+        more
+    }
+
     /// Every key with its number, in the order of [`Key::ALL`].
     pub fn iter(&self) -> impl Iterator<Item = (Key, u64)> + '_ {
         Key::ALL.iter().copied().zip(self.0.iter().copied())

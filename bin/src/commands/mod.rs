@@ -8,6 +8,7 @@ mod completions;
 mod conformance;
 mod explain;
 mod export;
+mod export_scenario;
 mod fidelity;
 mod generate;
 mod import;
@@ -41,7 +42,7 @@ pub fn run(args: &Args) -> Result<Verdict> {
         Command::Conformance(command) => conformance::run(command, global),
         Command::Import(command) => import::run(command, global),
         Command::Generate(command) => generate::run(command, global),
-        Command::Export(command) => export::run(command),
+        Command::Export(command) => export::run(command, global),
         Command::Record(command) => record::run(command),
         Command::Info(command) => info::run(command, global),
         Command::Policy(command) => catalog::policy(command, global),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use rayon::prelude::*;
 use serde_json::{Map, json};
-use tlbscope_analyze::scenario::{CaseReport, Orders, OrdersReport, Scenario};
+use tlbscope_analyze::scenario::{CaseReport, Orders, OrdersReport, Scenario, Story};
 
 use crate::Verdict;
 use crate::args::{Format, Global, Interleave, Scenarios};
@@ -46,6 +46,9 @@ pub fn run(command: &Scenarios, global: &Global) -> Result<Verdict> {
         };
         return run_orders(&scenarios, &inputs, orders, global);
     }
+    if command.steps {
+        return tell(&scenarios, &inputs, global);
+    }
     let reports: Vec<CaseReport> =
         scenarios.par_iter().map(Scenario::run).collect::<Vec<_>>().concat();
     let passed = reports.iter().filter(|report| report.passed()).count();
@@ -61,6 +64,25 @@ pub fn run(command: &Scenarios, global: &Global) -> Result<Verdict> {
     };
     output::print(&text)?;
     Ok(if failed > 0 { Verdict::Found } else { Verdict::Clean })
+}
+
+/// What happens at each event. No expectation is looked at.
+fn tell(scenarios: &[Scenario], inputs: &[Input], global: &Global) -> Result<Verdict> {
+    let of = |scenario: &Scenario| -> Vec<Story> {
+        scenario.expects.iter().filter_map(|expect| scenario.story(expect)).collect()
+    };
+    let stories: Vec<Story> = scenarios.par_iter().map(of).collect::<Vec<_>>().concat();
+    let text = match global.format {
+        Format::Json => {
+            let summary = json!({ "runs": stories.len() });
+            let mut detail = Map::new();
+            detail.insert("stories".to_owned(), json!(stories));
+            output::envelope("scenarios", inputs, summary, detail)?
+        }
+        Format::Text => stories.iter().map(|story| format!("{story}\n\n")).collect(),
+    };
+    output::print(&text)?;
+    Ok(Verdict::Clean)
 }
 
 /// Other orders of every expectation's events.

@@ -33,7 +33,7 @@ pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
     let run = if command.checkpoints.wanted() {
         let trace = (command.trace.as_path(), &read, &command.reading);
         let typed = &command.checkpoints;
-        checkpoint::run(&mut feed, &setup, &policy, max, typed, trace, progress).map(Some)
+        checkpoint::run(&mut feed, &setup, &policy, &max.into(), typed, trace, progress).map(Some)
     } else {
         replay::stream(&mut feed, &setup, one, max, progress)
             .map_err(Into::into)

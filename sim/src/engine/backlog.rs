@@ -59,7 +59,7 @@ impl Machine {
     fn goes_on(&self, v: usize) -> bool {
         let vcpu = &self.vcpus[v];
         let held = vcpu.held && !vcpu.in_guest || vcpu.descheduled || vcpu.destroyed;
-        let invalidated = vcpu.waits_for.is_some_and(|gfn| self.notifier.in_progress(gfn));
+        let invalidated = vcpu.waits_for.is_some_and(|gfn| self.waits_for(gfn));
         !self.suspended(v) && !held && !invalidated
     }
 

@@ -249,6 +249,7 @@ impl Machine {
             mode: Default::default(),
             held: false,
             xapic: false,
+            ran: false,
             descheduled: false,
             destroyed: false,
             steal: Default::default(),

@@ -6,6 +6,7 @@ use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::Actor;
 
 use crate::engine::Machine;
+use crate::policy::mechanics::RemoteIpi;
 
 /// vcpu->mode.
 #[derive(
@@ -93,12 +94,29 @@ impl Machine {
             }
             return false;
         }
+        let own = match self.at.actor {
+            Actor::Vcpu(vcpu) if !self.policy.mechanics.remote_flush.own => usize::from(vcpu.0),
+            _ => usize::MAX,
+        };
         let mut ipi = false;
         for v in 0..self.vcpus.len() {
-            if !self.vcpus[v].destroyed {
+            if !self.vcpus[v].destroyed && (v != own || request != Request::TlbFlush) {
                 self.post(v, request, o);
-                ipi |= self.interrupt(v, Flags::of(request), o);
+                ipi |= match self.vcpus[v].mode {
+                    Mode::Outside if request == Request::TlbFlush => self.interrupt_dirty(v, o),
+                    _ => self.interrupt(v, Flags::of(request), o),
+                };
             }
+        }
+        ipi
+    }
+
+    /// `remote-flush.ipi = "ever-ran"`: the processor is interrupted although the vCPU has left it.
+    fn interrupt_dirty<O: Observer>(&mut self, v: usize, o: &mut O) -> bool {
+        let ran = std::mem::take(&mut self.vcpus[v].ran);
+        let ipi = ran && self.policy.mechanics.remote_flush.ipi == RemoteIpi::EverRan;
+        if ipi {
+            self.act(o, Act::Ipi(self.vcpus[v].pcpu));
         }
         ipi
     }

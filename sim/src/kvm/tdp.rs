@@ -25,6 +25,8 @@ pub struct Tree {
     huge: FxHashMap<(u32, u64), Hpa>,
     /// No vCPU may find it again.
     pub invalid: bool,
+    /// A zap of all roots that is under way holds a reference: its SPTEs stay until it ends.
+    held: bool,
 }
 
 impl Tree {
@@ -112,7 +114,7 @@ impl Trees {
         }
         let hpa = Hpa(ROOTS_BASE + self.trees.len() as u64 * PAGE_BYTES);
         let (map, huge) = Default::default();
-        self.trees.push(Tree { role, hpa, users: 1, map, huge, invalid: false });
+        self.trees.push(Tree { role, hpa, users: 1, map, huge, invalid: false, held: false });
         hpa
     }
 
@@ -120,7 +122,7 @@ impl Trees {
     pub fn put(&mut self, hpa: Hpa, vm_holds: bool) {
         if let Some(tree) = self.get_mut(hpa) {
             tree.users = tree.users.saturating_sub(1);
-            if tree.users == 0 && (!vm_holds || tree.invalid) {
+            if tree.users == 0 && !tree.held && (!vm_holds || tree.invalid) {
                 tree.invalid = true;
                 tree.map = FxHashMap::default();
                 tree.huge = FxHashMap::default();
@@ -128,20 +130,28 @@ impl Trees {
         }
     }
 
-    /// Invalidates every tree (zap-all).
+    /// Invalidates every tree (zap-all): no vCPU finds it again, and its SPTEs are still there.
     pub fn invalidate_all(&mut self) {
-        for tree in &mut self.trees {
-            tree.invalid = true;
+        for tree in self.trees.iter_mut().filter(|tree| !tree.invalid) {
+            (tree.invalid, tree.held) = (true, true);
+        }
+    }
+
+    /// The SPTEs of the trees that were invalidated go.
+    pub fn zap_invalid(&mut self) {
+        for tree in self.trees.iter_mut().filter(|tree| tree.held) {
+            tree.held = false;
             tree.map.clear();
             tree.huge.clear();
         }
     }
 
-    /// Forgets what these frames map to, in every tree. True if something was mapped.
-    pub fn zap(&mut self, first: u64, frames: u64) -> bool {
+    /// Forgets what these frames map to, in every tree. True if something was mapped; what only a root
+    /// maps that is invalid counts `also_invalid`.
+    pub fn zap(&mut self, first: u64, frames: u64, also_invalid: bool) -> bool {
         let mut any = false;
         for tree in &mut self.trees {
-            any |= tree.zap(first, first + frames);
+            any |= tree.zap(first, first + frames) && (also_invalid || !tree.invalid);
         }
         any
     }

@@ -94,6 +94,8 @@ pub struct Vcpu {
     pub in_guest: bool,
     /// vcpu->mode.
     pub mode: Mode,
+    /// It ran since the last remote flush.
+    pub ran: bool,
     /// The host has scheduled it out.
     pub descheduled: bool,
     /// It was destroyed, or never created.

@@ -1,0 +1,58 @@
+//! `export --to scenario`: one finding of a trace as a scenario file.
+
+use anyhow::{Context, Result, bail};
+use tlbscope_analyze::replay::{self, Setup};
+use tlbscope_analyze::reproduce::{self, Around, Subject};
+use tlbscope_sim::policy;
+
+use super::simulate::{verdict_of, warn_of};
+use crate::Verdict;
+use crate::args::{Export, Format, Global};
+use crate::{input, output};
+
+/// Runs the command.
+pub fn run(command: &Export, global: &Global) -> Result<Verdict> {
+    let number = command.around.context("which finding: give --around N")?;
+    let (mut feed, read) = input::feed(&command.input, &command.reading.reading())?;
+    let told = warn_of(feed.meta(), 0);
+    let name = match (&command.policy, &feed.meta().kernel) {
+        (Some(name), _) => name.clone(),
+        (None, Some(kernel)) => kernel.clone(),
+        (None, None) => bail!("{} does not show its kernel: name one with --policy", read.path),
+    };
+    let policy = policy::load(&name).with_context(|| format!("cannot load the policy {name}"))?;
+    let processor = command.machine.machine.as_deref();
+    let setup = Setup::new(feed.meta(), feed.pcpus(), &read.path, processor)?;
+    let bar = output::progress(feed.operations(), global);
+    let max = command.machine.max_findings;
+    let runs =
+        replay::stream(&mut feed, &setup, std::slice::from_ref(&policy), max, |n| bar.inc(n));
+    bar.finish_and_clear();
+    warn_of(feed.meta(), told);
+    let kept = runs?.pop().context("no run")?.findings.sorted();
+    let Some(finding) = number.checked_sub(1).and_then(|n| kept.get(n)) else {
+        let kept = kept.len();
+        bail!("there is no finding {number} under {name}: `simulate` prints {kept} of them");
+    };
+    let cited = [Some(finding.cause), finding.use_].into_iter().flatten().collect();
+    let cited = feed.events(&command.input, &cited)?;
+    if !feed.rewind(&command.input)? {
+        bail!("a native trace from standard input cannot be read twice: give its file");
+    }
+    let subject = Subject { finding, number, cited: &cited };
+    let around = Around { before: command.before, after: command.after, reduce: !command.whole };
+    let made = reproduce::reproduce(&mut feed, &setup, &policy, &subject, around)?;
+    output::write_file(&command.output, |out| Ok(out.write_all(made.text.as_bytes())?))?;
+    let to_stdout = command.output.as_os_str() == "-";
+    if !to_stdout && !(global.quiet && global.format == Format::Text) {
+        let text = format!(
+            "{}: finding {number} under {}, {} of {} operations\n",
+            command.output.display(),
+            policy.name,
+            made.operations,
+            made.looked_at
+        );
+        output::print(&text)?;
+    }
+    Ok(verdict_of(!feed.meta().losses.is_empty(), false))
+}
