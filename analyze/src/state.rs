@@ -56,41 +56,6 @@ pub mod named {
     }
 }
 
-/// A hash map whose keys hold a name, by its keys.
-pub mod by_name {
-    use rustc_hash::FxHashMap;
-
-    use super::{Deserialize, Deserializer, Serialize, Serializer, Word};
-
-    /// An event, a name and a vCPU.
-    type Key = (u64, &'static str, u16);
-
-    /// Writes it.
-    ///
-    /// # Errors
-    /// The serializer's.
-    pub fn serialize<V: Serialize, S: Serializer>(
-        map: &FxHashMap<Key, V>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        let mut sorted: Vec<(&Key, &V)> = map.iter().collect();
-        sorted.sort_unstable_by_key(|(key, _)| **key);
-        let rows = sorted.into_iter().map(|((event, name, vcpu), v)| (event, Word(name), vcpu, v));
-        serializer.collect_seq(rows)
-    }
-
-    /// Reads it.
-    ///
-    /// # Errors
-    /// The deserializer's.
-    pub fn deserialize<'de, V: Deserialize<'de>, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<FxHashMap<Key, V>, D::Error> {
-        let rows = Vec::<(u64, Word, u16, V)>::deserialize(from)?;
-        Ok(rows.into_iter().map(|(event, name, vcpu, v)| ((event, name.0, vcpu), v)).collect())
-    }
-}
-
 /// Findings: reports write them otherwise.
 pub mod findings {
     use super::{Deserialize, Deserializer, Serialize, Serializer};

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use schemars::JsonSchema;
 use serde::Serialize;
 use tlbscope_analyze::replay;
 use tlbscope_trace::addr::VcpuId;
@@ -16,7 +17,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::args::Reading;
 
 /// An input as outputs name it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Input {
     /// As it was typed.
     pub path: String,

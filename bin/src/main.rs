@@ -7,13 +7,16 @@ mod args;
 mod checkpoint;
 mod commands;
 mod comparison;
+mod formats;
 mod input;
+mod interrupt;
 mod output;
 mod render;
+mod report;
+mod schema;
+mod showing;
 
 use std::process::ExitCode;
-
-use clap::Parser;
 
 use args::Args;
 
@@ -39,7 +42,8 @@ impl Verdict {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Args::read();
+    interrupt::watch();
     match commands::run(&args) {
         Ok(verdict) => verdict.exit_code(),
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,

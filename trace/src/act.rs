@@ -569,6 +569,8 @@ pub enum Act {
     },
     /// A fault through a copy that memory no longer bears out: legal once, retried.
     SpuriousFault,
+    /// A page becomes the root of a new EPT or NPT, whatever it was before.
+    RootNew(Hpa),
     /// Recordings only: a root as the entry function printed it. The active one is told at every
     /// such print, a cached one where it differs from what was told before.
     RootSeen {
@@ -588,6 +590,13 @@ pub enum Act {
         register: u8,
         /// The value.
         old: u64,
+    },
+    /// Recordings only: a register as it is first printed behind lost events.
+    RegSeen {
+        /// 0, 3, 4, or 8 for EFER.
+        register: u8,
+        /// The value.
+        value: u64,
     },
 }
 

@@ -86,6 +86,10 @@ pub struct Hardware {
     owners: BTreeMap<(u16, u32, u64), Ownership>,
     /// Tags that their owner runs under no more: it was given another ASID.
     abandoned: BTreeSet<(u16, u32, u64)>,
+    /// Root pages that were given to another EPT, and when last.
+    roots: BTreeMap<u64, (u64, Given)>,
+    /// Root pages seen.
+    known_roots: BTreeSet<u64>,
     /// The latest change of owner.
     latest_birth: u64,
 }
@@ -194,15 +198,42 @@ impl Hardware {
         }
     }
 
-    /// The operation that gave the tag away to its owner, if a copy with this stamp is the old
-    /// owner's.
+    /// A page becomes the root of a new EPT. On every processor, what is cached under its EP4TA is of the
+    /// one before (SDM vol. 3, 28.3.3.4: INVEPT when the address is given another meaning).
+    pub fn root_born(&mut self, root: u64, now: u64, given: Given) {
+        if !self.known_roots.insert(root) {
+            self.roots.insert(root, (now, given));
+            self.latest_birth = now;
+        }
+    }
+
+    /// The operation that gave the tag away to its owner, if a copy with these stamps is the old
+    /// owner's: `g` tells when the tag was used, the older of both when its EPT was.
     #[must_use]
-    pub fn birth(&self, tag: &Tag, stamp: u64) -> Option<Given> {
-        if stamp >= self.latest_birth {
+    pub fn birth(&self, tag: &Tag, g: u64, h: u64) -> Option<Given> {
+        if g.min(h) >= self.latest_birth {
             return None;
         }
-        let of = self.owners.get(&(tag.pcpu.0, tag.id, tag.ep4ta.0))?;
-        (of.since > stamp).then_some(of.given)
+        let of = self.owners.get(&(tag.pcpu.0, tag.id, tag.ep4ta.0));
+        let owner = of.filter(|of| of.since > g).map(|of| of.given);
+        owner.or_else(|| {
+            let (since, given) = self.roots.get(&tag.ep4ta.0)?;
+            (*since > g.min(h)).then_some(*given)
+        })
+    }
+
+    /// The births since which the containers of a tag may hold copies that are older, at an entry of
+    /// `owner` at `now`: of the tag, in this very entry, and of its EPT.
+    pub fn exposed_births(&self, tag: &Tag, now: u64) -> [Option<(u64, Given)>; 2] {
+        let key = GroupKey::of(tag);
+        let of = self.owners.get(&(tag.pcpu.0, tag.id, tag.ep4ta.0));
+        let owner = of.filter(|of| of.since == now && self.groups.contains_key(&key));
+        let older = |since: u64| {
+            let groups = [self.groups.get(&key), self.groups.get(&key.guest_physical())];
+            groups.into_iter().flatten().flat_map(Group::values).any(|held| held.stamp < since)
+        };
+        let root = self.roots.get(&tag.ep4ta.0).filter(|(since, _)| older(*since));
+        [owner.map(|of| (of.since, of.given)), root.copied()]
     }
 
     /// An invalidation on this pCPU; `context` is what ran there last.

@@ -5,6 +5,7 @@ use tlbscope_trace::act::{Accessed, At, Copied, Outcome, Tag, Via};
 use tlbscope_trace::addr::VcpuId;
 use tlbscope_trace::observe::World;
 use tlbscope_trace::regs::{Cr4, MmuKind};
+use tlbscope_trace::state::Word;
 
 use super::floors::Target;
 use super::fresh::Fresh;
@@ -98,7 +99,7 @@ impl Oracle {
         if nested.is_some_and(|floors| floors.outlawed(t, s.n).0) {
             return Some(Cause::Nested);
         }
-        if let Some((event, op)) = self.hardware.birth(tag, s.g) {
+        if let Some((event, op)) = self.hardware.birth(tag, s.g, s.h) {
             return Some(Cause::Other { rule: &BIRTH, op, event });
         }
         if self.host.outlaws(copy.gpa.0, s.h, copy.write) {
@@ -213,7 +214,7 @@ impl Oracle {
                 }
             }
             Cause::Other { rule, op, event } => {
-                let key = (event, rule.id, id as u16);
+                let key = (event, Word(rule.id), id as u16);
                 match self.others.get_mut(&key) {
                     Some((slot, was)) => {
                         self.findings.again(*slot, harmful, *was);

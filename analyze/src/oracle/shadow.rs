@@ -5,9 +5,14 @@ use tlbscope_trace::act::Act;
 use tlbscope_trace::addr::{Gpa, Sp};
 use tlbscope_trace::observe::World;
 
+use super::latest::Latest;
+
 /// The bit of the raw role word that says that no guest table stands behind a page
 /// (facts/kvm.md 7.2).
 const DIRECT: u32 = 1 << 7;
+
+/// Entries of upper tables of which it is remembered what they point at.
+const POINTED: usize = 1 << 17;
 
 /// One shadow page.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
@@ -65,8 +70,7 @@ pub struct Shadow {
     /// Unsync pages, sorted.
     unsync: Vec<u32>,
     /// Entries of the guest's upper tables, by address.
-    #[serde(with = "tlbscope_trace::state::map")]
-    pointed: FxHashMap<u64, Pointed>,
+    pointed: Latest<u64, Pointed, POINTED>,
     /// When anything changed last.
     pub changed: u64,
     /// When something was taken away or write-protected last: the hypervisor's own invariants
@@ -218,9 +222,9 @@ impl Shadow {
         }
         if !leaf && new & 1 != 0 {
             let pointed = Pointed { table: new & 0x000f_ffff_ffff_f000, since: now, event };
-            let known = self.pointed.entry(gpa.0 >> 3).or_insert(pointed);
-            if known.table != pointed.table {
-                *known = pointed;
+            let place = gpa.0 >> 3;
+            if self.pointed.get(&place).is_none_or(|known| known.table != pointed.table) {
+                self.pointed.insert(place, pointed);
             }
         }
     }

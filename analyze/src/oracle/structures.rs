@@ -120,8 +120,8 @@ impl Oracle {
         let host = |gpa| self.host.outlaws(gpa, used.h, false);
         if must {
             Some(Cause::Guest { must })
-        } else if self.hardware.birth(&used.tag, used.g).is_some() {
-            Some(Cause::Other { rule: &BIRTH, op: "entry", event: self.vcpus[id].op.0 })
+        } else if let Some((event, op)) = self.hardware.birth(&used.tag, used.g, used.h) {
+            Some(Cause::Other { rule: &BIRTH, op, event })
         } else if table.is_some_and(host) {
             Some(Cause::Host)
         } else if let Some(event) = self.released_table(used, shadow) {

@@ -160,7 +160,7 @@ pub fn checkpointed(
     let mut run = Run::new(setup, policy, wanted)?;
     let mut header = Header { identity, position: 0, whole: true };
     if let Some(path) = checkpoints.resume {
-        (run, header) = read(path, header.identity, run)?;
+        (run, header) = read(path, header.identity, run, wanted)?;
         progress(header.position);
     }
     let every = checkpoints.every.filter(|every| *every > 0);
@@ -209,9 +209,10 @@ fn identity(
     let Setup { trace: _, machine, processor, regs } = setup;
     let content = format!("{machine:?} {processor:?} {regs:?}");
     identity.push(IdentityPart::new("machine", machine.tlb.as_str(), content.as_bytes()));
-    let Wanted { max_findings, by } = wanted;
-    identity.push(IdentityPart::new("--max-findings", max_findings.to_string(), &[]));
-    identity.push(IdentityPart::new("breakdown", format!("{by:?}"), &[]));
+    identity.push(IdentityPart::new("--max-findings", wanted.max_findings.to_string(), &[]));
+    identity.push(IdentityPart::new("breakdown", format!("{:?}", wanted.by), &[]));
+    let suppressions = format!("{:?}", wanted.suppressions);
+    identity.push(IdentityPart::new("--suppress", "those", suppressions.as_bytes()));
     identity
 }
 
@@ -269,6 +270,7 @@ fn read(
     path: &Path,
     identity: Vec<IdentityPart>,
     run: Run,
+    wanted: &Wanted,
 ) -> Result<(Run, Header), CheckpointError> {
     let name = path.display().to_string();
     let bytes =
@@ -293,7 +295,7 @@ fn read(
     if identity.len() != header.identity.len() {
         return Err(CheckpointError::Machine(name));
     }
-    match run.resume(state) {
+    match run.resume(state, wanted) {
         Ok(Some(run)) => Ok((run, header)),
         Ok(None) => Err(CheckpointError::Machine(name)),
         Err(error) => Err(CheckpointError::State { name, error }),

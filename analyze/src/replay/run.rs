@@ -72,8 +72,9 @@ impl Run {
     /// The machine cannot be made.
     pub fn new(setup: &Setup, policy: &Policy, wanted: &Wanted) -> Result<Self, ReplayError> {
         let vcpus = setup.machine.vcpus;
-        let watching =
+        let mut watching =
             (Oracle::with_max_findings(vcpus, wanted.max_findings), Tally::new(usize::from(vcpus)));
+        watching.0.accept(wanted.suppressions.clone(), &policy.name);
         let machine = setup.machine(policy)?;
         let breakdown = wanted.by.map(|by| Breakdown::new(by, &watching.1));
         let policy = policy.clone();
@@ -217,11 +218,12 @@ impl Run {
     /// # Errors
     ///
     /// The bytes are no state.
-    pub fn resume(self, state: &[u8]) -> Result<Option<Self>, CodecError> {
+    pub fn resume(self, state: &[u8], wanted: &Wanted) -> Result<Option<Self>, CodecError> {
         type Whole = State<Machine, (Oracle, Tally), Oddities, Option<Breakdown>>;
         let state: Whole = codec::decode_state(state)?;
-        let State { machine, watching, events, left_out, oddities, breakdown } = state;
+        let State { machine, mut watching, events, left_out, oddities, breakdown } = state;
         let Self { setup, policy, machine: new, .. } = self;
+        watching.0.accept(wanted.suppressions.clone(), &policy.name);
         let Some(machine) = new.in_state_of(machine) else { return Ok(None) };
         Ok(Some(Self { setup, policy, machine, watching, events, left_out, oddities, breakdown }))
     }

@@ -66,13 +66,13 @@ impl Kind {
         (Self::Inv, "hardware invalidation", 2),
         (Self::Root, "root", 3),
         (Self::Sync, "shadow page", 3),
-        (Self::Stale, "stale use", 4),
+        (Self::Stale, "stale", 4),
         (Self::Excess, "excess", 4),
         (Self::Gap, "lost events", 0),
     ];
 
     /// The rows of a lane, from the top.
-    pub const ROWS: [&'static str; 5] = ["guest", "requests", "flushes", "roots", "verdicts"];
+    pub const ROWS: [&'static str; 5] = ["operations", "requests", "flushes", "roots", "verdicts"];
 
     /// The row of a lane that it is on.
     #[must_use]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rayon::prelude::*;
 use tlbscope_sim::engine::{BOOT, Machine};
 use tlbscope_sim::policy::Policy;
-use tlbscope_trace::act::{Accessed, Act, ArchOp, At, Fill, Instead, Mark, Tag};
+use tlbscope_trace::act::{Accessed, Act, ArchOp, At, Fill, GuestInv, Instead, Inv, Mark, Tag};
 use tlbscope_trace::addr::Gpa;
 use tlbscope_trace::feed::Feed;
 use tlbscope_trace::native::Batch;
@@ -132,6 +132,8 @@ struct Gather<'a> {
     causes: BTreeMap<u64, Vec<u32>>,
     named: BTreeSet<u64>,
     events: BTreeMap<u64, (Event, u32)>,
+    /// Exposures whose vCPU has not been flushed since.
+    exposed: Vec<u32>,
     /// Of [`Findings::touched`].
     touched: u64,
     refills: Refills,
@@ -154,6 +156,7 @@ impl<'a> Gather<'a> {
             causes,
             named,
             events: BTreeMap::new(),
+            exposed: Vec::new(),
             touched: 0,
             refills: Refills::default(),
         }
@@ -200,19 +203,39 @@ impl<'a> Gather<'a> {
         };
         let event = if at.event == BOOT { 0 } else { at.event };
         (span.to, span.to_time) = (event, at.time.0);
+        if finding.kind == finding::Kind::Exposed {
+            self.exposed.push(place);
+        }
         let excess = matches!(finding.kind, finding::Kind::Excessive(_));
         let kind = if excess { Kind::Excess } else { Kind::Stale };
         let what = || match address {
             Some(address) if !excess => format!("{address:#x} through {}", finding.mechanism),
-            _ => finding.mechanism.to_owned(),
+            _ => words::verdict(finding),
         };
         let lane = Lane::Vcpu(finding.vcpu);
         self.keeper.push((event, at.time.0), lane, kind, Some(place), what);
     }
 
+    /// A flush of a vCPU ends its exposures, as far as a timeline can tell.
+    fn flushed(&mut self, at: &At) {
+        let (sorted, spans) = (self.sorted, &mut self.spans);
+        self.exposed.retain(|place| {
+            let n = *place as usize;
+            let open = Lane::Vcpu(sorted[n].vcpu) != at.actor.into();
+            if !open {
+                (spans[n].to, spans[n].to_time) = (at.event, at.time.0);
+            }
+            open
+        });
+    }
+
     fn told(self, findings: Vec<Finding>) -> Told {
         let timeline = self.keeper.finish();
         let mut spans = self.spans;
+        for place in self.exposed {
+            let span = &mut spans[place as usize];
+            (span.to, span.to_time) = (timeline.last_event, timeline.last_time);
+        }
         for (span, finding) in spans.iter_mut().zip(&findings) {
             // What is still cached at the end is stale up to there.
             if finding.kind == finding::Kind::Latent {
@@ -228,6 +251,21 @@ impl<'a> Gather<'a> {
             refills: self.refills.by_operation,
         }
     }
+}
+
+/// Whether an invalidation covers more than a page.
+const fn is_wide(inv: &Inv) -> bool {
+    !matches!(
+        inv,
+        Inv::VpidAddress { .. }
+            | Inv::Invlpga { .. }
+            | Inv::Guest(
+                GuestInv::Address { .. }
+                    | GuestInv::AddressNonglobal { .. }
+                    | GuestInv::AddressPath { .. }
+                    | GuestInv::Fault { .. }
+            )
+    )
 }
 
 /// The place in the sorted list of each finding in the order in which they were found.
@@ -302,8 +340,10 @@ impl Observer for Gather<'_> {
     fn act<W: World>(&mut self, at: &At, act: &Act, world: &W) {
         self.oracle.act(at, act, world);
         self.witness.act(at, act, world);
-        if let Act::Refill { ghost: Some(flush), .. } = act {
-            self.refills.refilled(*flush);
+        match act {
+            Act::Refill { ghost: Some(flush), .. } => self.refills.refilled(*flush),
+            Act::Inv(inv) if !self.exposed.is_empty() && is_wide(inv) => self.flushed(at),
+            _ => {}
         }
         if let Some(kind) = Kind::of_act(act) {
             self.push(at, kind, || words::act(act));

@@ -19,14 +19,15 @@ pub use gather::{Told, gather};
 pub use keep::Timeline;
 pub use recorded::of_recording;
 
-/// From the operation that made copies stale to the last use of one that is known.
+/// From the operation that made copies stale to the last use of one that is known; of an exposure,
+/// of which no use is known, to the next flush of its vCPU that is wider than a page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Span {
     /// The operation's event.
     pub from: u64,
     /// Its instant, in nanoseconds.
     pub from_time: u64,
-    /// The last event in which the finding was seen.
+    /// The event in which it ends.
     pub to: u64,
     /// Its instant.
     pub to_time: u64,

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use tlbscope_trace::act::{Act, Hook};
 use tlbscope_trace::op::Op;
 use tlbscope_trace::recording::{Body, Record, Recording};
 use tlbscope_trace::text;
 
-use super::effect::Kind;
+use super::effect::{Kind, Lane};
 use super::keep::{Keeper, Timeline};
 use super::{Span, words};
 use crate::audit::{Audit, Found};
@@ -23,6 +24,9 @@ pub fn of_recording(recording: &Recording, audit: &Audit, budget: usize) -> (Tim
         audit.found.iter().enumerate().map(|(n, found)| (found.seen, n)).collect();
     seen.sort_unstable();
     let mut verdicts = seen.into_iter().peekable();
+    let mut spans: Vec<Span> = audit.found.iter().map(|found| span(recording, found)).collect();
+    // Exposures whose vCPU has not been flushed since.
+    let mut exposed: Vec<usize> = Vec::new();
     for (index, record) in recording.records.iter().enumerate() {
         let event = index as u64;
         keeper.event(event, record.time.0);
@@ -30,15 +34,39 @@ pub fn of_recording(recording: &Recording, audit: &Audit, budget: usize) -> (Tim
         if let Some((kind, what)) = effect(record, named.contains(&event)) {
             keeper.push(at, record.actor.into(), kind, None, what);
         }
+        if is_wide_flush(&record.body) {
+            exposed.retain(|n| {
+                let open = Lane::Vcpu(audit.found[*n].finding.vcpu) != record.actor.into();
+                if !open {
+                    (spans[*n].to, spans[*n].to_time) = at;
+                }
+                open
+            });
+        }
         while let Some((_, n)) = verdicts.next_if(|(seen, _)| *seen == index) {
             let finding = &audit.found[n].finding;
             let excess = matches!(finding.kind, finding::Kind::Excessive(_));
+            if finding.kind == finding::Kind::Exposed {
+                exposed.push(n);
+            }
             let kind = if excess { Kind::Excess } else { Kind::Stale };
-            let lane = super::Lane::Vcpu(finding.vcpu);
-            keeper.push(at, lane, kind, Some(n as u32), || finding.mechanism.to_owned());
+            let lane = Lane::Vcpu(finding.vcpu);
+            keeper.push(at, lane, kind, Some(n as u32), || words::verdict(finding));
         }
     }
-    (keeper.finish(), audit.found.iter().map(|found| span(recording, found)).collect())
+    let timeline = keeper.finish();
+    for n in exposed {
+        (spans[n].to, spans[n].to_time) = (timeline.last_event, timeline.last_time);
+    }
+    (timeline, spans)
+}
+
+/// Whether a recorded act flushes more than a page of its vCPU.
+const fn is_wide_flush(body: &Body) -> bool {
+    matches!(
+        body,
+        Body::Act(Act::Hook { hook: Hook::All | Hook::Current | Hook::Guest, effective: true, .. })
+    )
 }
 
 fn span(recording: &Recording, found: &Found) -> Span {

@@ -9,6 +9,7 @@ use tlbscope_trace::regs::{CR3_PCID_MASK, Cr0, Cr4, Efer};
 use tlbscope_trace::text;
 
 use crate::explain::words;
+use crate::finding::{Finding, Kind};
 
 /// An act.
 pub fn act(act: &Act) -> String {
@@ -38,6 +39,16 @@ fn free_roots(mask: u8) -> String {
         "frees no root".to_owned()
     } else {
         format!("frees {}", names.join(", "))
+    }
+}
+
+/// A finding where it is seen.
+pub fn verdict(finding: &Finding) -> String {
+    let Finding { op, mechanism, .. } = finding;
+    match finding.kind {
+        Kind::Exposed => format!("exposed: {op} is not answered"),
+        Kind::Excessive(_) => format!("{mechanism} for {op}"),
+        _ => format!("{mechanism} after {op}"),
     }
 }
 

@@ -60,7 +60,7 @@ impl Machine {
     ) -> Option<Outcome> {
         let mut spurious = false;
         for _ in 0..TRIES {
-            if !self.enter(v, false, o) && self.schedule.is_some() {
+            if !self.enter(v, false, o) && (self.schedule.is_some() || self.kicks_take_time()) {
                 return None;
             }
             let tag = self.vcpus[v].context.tag;
@@ -178,7 +178,7 @@ impl Machine {
     }
 
     /// A page fault drops the page and the path to it (facts B.1).
-    pub(super) fn page_fault_effects<O: Observer>(&mut self, v: usize, gva: Gva, o: &mut O) {
+    pub(crate) fn page_fault_effects<O: Observer>(&mut self, v: usize, gva: Gva, o: &mut O) {
         let regs = self.vcpus[v].regs;
         let at = self.at_vcpu(v);
         o.arch(&at, &ArchOp::PageFault(gva), &regs, true, self);

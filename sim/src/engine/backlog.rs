@@ -27,6 +27,11 @@ impl Backlog {
         self.waiting.entry(v).or_default().push_back((index, event));
     }
 
+    /// An event was carried out out of its turn.
+    pub fn came_late(&mut self, index: u64, step: Step) {
+        self.late.push((index, step));
+    }
+
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()

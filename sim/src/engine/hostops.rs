@@ -255,10 +255,7 @@ impl Machine {
         for gfn in frames {
             let dirty = self.host.make_clean(gfn);
             changed |= dirty && self.trees.maps_any(&(gfn..gfn + 1));
-            // In place KVM clears W; dropping the SPTE costs one fault more and grants no less.
-            for (sp, at) in self.shadow.mapping(gfn) {
-                changed |= self.clear_spte(sp, at, o);
-            }
+            changed |= self.clear_write(gfn);
         }
         changed && self.policy.mechanics.remote_flush.write_protect
     }
@@ -377,7 +374,8 @@ impl Machine {
         self.notifier.seq += 1;
         // Nobody can use what a VM without vCPUs leaves; who gets its tags next starts clean.
         let used = self.vcpus.iter().any(|vcpu| !vcpu.destroyed);
-        if used || self.policy.mechanics.remote_flush.teardown {
+        let remote = &self.policy.mechanics.remote_flush;
+        if remote.zap && (used || remote.teardown) {
             self.remote_flush_range(Gpa(0), self.config.memory, o);
         }
         self.arch(o, None, &ArchOp::HostDead { gpa, size }, false);

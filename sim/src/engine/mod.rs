@@ -25,11 +25,13 @@ use crate::tlb::Tlb;
 
 mod access;
 mod backlog;
+mod clock;
 pub mod drive;
 mod host;
 mod hostops;
 mod nested;
 mod presence;
+mod resume;
 mod run;
 mod schedule;
 mod scheduling;
@@ -133,6 +135,9 @@ pub struct Machine {
     /// The events still to come and who chooses among them, where orders are explored.
     #[serde(skip)]
     pub(crate) schedule: Option<Box<Schedule>>,
+    /// The events still to come, where kicks take time.
+    #[serde(skip)]
+    clock: Option<Box<clock::Clock>>,
 }
 
 impl World for Machine {
@@ -208,6 +213,7 @@ impl Machine {
             zap_below: Default::default(),
             backlog: Default::default(),
             schedule: None,
+            clock: None,
         };
         if policy.mechanics.remote_flush.range != RemoteRange::None {
             machine.shadow.track_lost();
@@ -308,6 +314,7 @@ impl Machine {
         o: &mut O,
     ) -> Result<Step, Refused> {
         self.boot(o);
+        self.clock_reaches(index);
         let step = self.carry_out(event, index, o)?;
         self.settle(o);
         self.drain(o);
@@ -352,6 +359,12 @@ impl Machine {
             self.take_pcpu(v, o);
             self.enter(v, false, o);
         }
+    }
+
+    /// Translations that the TLB of this physical CPU holds; 0 for one that does not exist.
+    #[must_use]
+    pub fn occupancy(&self, pcpu: PcpuId) -> u64 {
+        self.pcpus.get(usize::from(pcpu.0)).map_or(0, |pcpu| pcpu.tlb.live())
     }
 
     /// A stable digest of the final state: equal machines after equal runs have equal digests.

@@ -84,6 +84,10 @@ impl Machine {
                 interrupted.push(target);
             }
         }
+        let remote = |t: &usize| *t != v && self.vcpus[*t].in_guest;
+        if self.kicks_take_time() && interrupted.iter().any(remote) {
+            self.in_flight(o);
+        }
         let actor = self.at.actor;
         for target in interrupted {
             self.at.actor = Actor::Vcpu(VcpuId(target as u16));
