@@ -6,7 +6,7 @@ const BUCKETS: usize = 1 << 12;
 /// An upper bound for the time of the latest range that covers a frame. Frames with the same low
 /// bits share a bucket, so that the bound may be that of another frame; who needs the exact answer
 /// searches after the bound says that there may be one.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Recent {
     /// By the low bits of the frame's number; empty until something happens.
     buckets: Vec<u64>,
