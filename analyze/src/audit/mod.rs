@@ -3,14 +3,15 @@
 //!
 //! `first` reads the recording once for what is known only later (a write that ends in #GP, what it
 //! replaced), `ops` and `flush` say what a recorded line means to the architecture, `pages` keeps
-//! which shadow roots may be stale, `remote` what the host asked for on its own account, `judge` feeds the oracle, and `transitions` counts what the host
-//! did for each kind of operation.
+//! which shadow roots may be stale, `remote` what the host asked for on its own account, `judge` feeds
+//! the oracle, and `transitions` counts what the host did for each kind of operation.
 //!
 //! An audit claims less than a replay (DESIGN, section 4): accesses are not recorded, so that a miss
 //! shows as an exposure; what cannot be judged is counted with its reason; after lost events
 //! everything is taken to be clean; events of two CPUs that tie in time are in no order. Limits: which shadow page lies below which root is not recorded,
 //! so a page that turns unsync makes every root suspect until it is synced; what the host changes
-//! (notifiers, memory slots, dirty log) is judged only as far as a vCPU asks itself for a flush.
+//! (notifiers, memory slots, dirty log) is judged only as far as it called kvm_flush_remote_tlbs: whether
+//! anything was mapped there, so that it had to, is not recorded.
 
 mod first;
 mod flush;
@@ -25,12 +26,14 @@ mod world;
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use thiserror::Error;
 use tlbscope_trace::recording::Recording;
 use tlbscope_trace::regs::{MmuKind, Vendor};
 
-use crate::finding::{Finding, Group};
+use crate::finding::{Finding, Group, Kind};
+use crate::suppress::Suppressions;
 
 pub use probes::Lack;
 pub use story::{Line, Story};
@@ -53,13 +56,15 @@ pub struct AuditError {
 }
 
 /// The numbers of an audit.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Summary {
     /// The recording.
     pub trace: String,
     /// Whose hardware.
+    #[schemars(with = "String")]
     pub vendor: Vendor,
     /// Shadow paging or TDP.
+    #[schemars(with = "String")]
     pub mmu: MmuKind,
     /// The recorded kernel, where it shows.
     pub kernel: Option<String>,
@@ -81,10 +86,17 @@ pub struct Summary {
     pub excessive: u64,
     /// The same by class.
     pub excessive_by: BTreeMap<&'static str, u64>,
+    /// Findings that are accepted; they are in no other number.
+    pub suppressed: u64,
     /// Flushes and root drops that only keep the hypervisor's books.
     pub bookkeeping: u64,
     /// Flushes in windows without an operation: what asked for them is not recorded.
     pub unattributed: u64,
+    /// Flushes that vCPUs owe because kvm_flush_remote_tlbs was called on another thread.
+    pub remote_owed: u64,
+    /// Those of which the recording shows whether they were served in time. Of the others the vCPU
+    /// did not enter again, or events were lost before.
+    pub remote_judged: u64,
     /// Entries into the guest.
     pub entries: u64,
     /// Times that guest-owned bits of CR0 or CR4 were found changed: the guest's own writes.
@@ -109,10 +121,40 @@ pub struct Audit {
     pub found: Vec<Found>,
     /// Exact numbers of each kind.
     pub groups: BTreeMap<Group, u64>,
+    /// Those of them that are accepted, with the number of the suppression.
+    pub suppressed: BTreeMap<Group, usize>,
     /// What the host did for each kind of operation.
     pub transitions: Transitions,
     /// What the recording lacks, and what cannot be judged for it.
     pub lacks: Vec<Lack>,
+}
+
+impl Audit {
+    /// Takes what is accepted for the recorded kernel out of the numbers of the summary.
+    pub fn accept(&mut self, suppressions: &Suppressions) {
+        let kernel = self.summary.kernel.clone().unwrap_or_default();
+        for (group, count) in &self.groups {
+            let Some(number) = suppressions.find(group, &kernel) else { continue };
+            if self.suppressed.insert(*group, number).is_some() {
+                continue;
+            }
+            let summary = &mut self.summary;
+            let field = match group.kind {
+                Kind::Missed { .. } => &mut summary.missed,
+                Kind::Exposed => &mut summary.exposed,
+                Kind::Advised => &mut summary.advised,
+                Kind::Excessive(class) => {
+                    if let Some(of) = summary.excessive_by.get_mut(class.name()) {
+                        *of = of.saturating_sub(*count);
+                    }
+                    &mut summary.excessive
+                }
+                Kind::Latent => continue,
+            };
+            *field = field.saturating_sub(*count);
+            summary.suppressed += count;
+        }
+    }
 }
 
 /// Audits a recording, keeping the first `max_findings` of each kind.

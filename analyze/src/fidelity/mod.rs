@@ -10,11 +10,13 @@ mod align;
 mod feed;
 mod report;
 mod roots;
+mod stats;
 mod token;
 mod window;
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tlbscope_sim::engine::{EngineError, Machine};
 use tlbscope_sim::policy::Policy;
@@ -26,7 +28,7 @@ pub use report::{Row, text};
 pub use token::{Alphabet, Kind, Token};
 
 /// The numbers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Summary {
     /// The recording.
     pub trace: String,
@@ -36,12 +38,15 @@ pub struct Summary {
     pub operations: u64,
     /// Of these, those with every action equal, in order.
     pub agreed: u64,
+    /// Those besides in which a difference may come of what the recording does not show: it begins,
+    /// or events were lost, a little before.
+    pub not_compared: u64,
     /// What was taken from the recording, by kind.
     pub inputs_taken: BTreeMap<&'static str, u64>,
 }
 
 /// Agreement of one kind of operation or action.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Agreement {
     /// How many there are.
     pub total: u64,
@@ -50,7 +55,7 @@ pub struct Agreement {
 }
 
 /// One operation on which model and kernel differ.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Disagreement {
     /// The vCPU.
     pub vcpu: u16,
@@ -84,12 +89,15 @@ pub struct Fidelity {
 }
 
 /// A counter on both sides.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Counter {
     /// Counted in the recording.
     pub recorded: u64,
     /// Counted in the model.
     pub modelled: u64,
+    /// What KVM's own statistics say, where they were given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub statistics: Option<u64>,
 }
 
 /// Compares. The first `keep` disagreements are kept.

@@ -5,7 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use tlbscope_trace::act::{Class, Context, GuestInv, Inv, Tag};
 
 /// A tag without its PCID.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct GroupKey {
     /// The processor.
     pub pcpu: u16,
@@ -32,7 +43,7 @@ impl GroupKey {
 }
 
 /// What one container may hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Held {
     /// Since when it can hold anything.
     pub since: u64,
@@ -51,12 +62,13 @@ pub type Group = BTreeMap<(u16, bool), Held>;
 pub type Owner = (u16, u16);
 
 /// A tag's owner, and how it came by the tag.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 struct Ownership {
     owner: Owner,
     /// Since when, if another had the tag before; else 0.
     since: u64,
     /// The event that gave the tag away, and its operation.
+    #[serde(with = "tlbscope_trace::state::numbered_word")]
     given: Given,
 }
 
@@ -67,7 +79,7 @@ pub type Given = (u64, &'static str);
 const NOBODY: Owner = (u16::MAX, 0);
 
 /// All containers and who owns their tags.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Hardware {
     groups: BTreeMap<GroupKey, Group>,
     /// Owner of (pCPU, VPID or ASID, EP4TA).

@@ -5,11 +5,18 @@
 use std::hash::Hash;
 
 use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
 
 /// At least the latest `LIMIT / 2` entries written.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(bound(
+    serialize = "K: Serialize + Ord, V: Serialize",
+    deserialize = "K: Deserialize<'de> + Eq + Hash, V: Deserialize<'de>"
+))]
 pub struct Latest<K, V, const LIMIT: usize> {
+    #[serde(with = "tlbscope_trace::state::map")]
     young: FxHashMap<K, V>,
+    #[serde(with = "tlbscope_trace::state::map")]
     old: FxHashMap<K, V>,
 }
 

@@ -29,6 +29,8 @@ mod recent;
 mod shadow;
 mod structures;
 
+use std::sync::Arc;
+
 use rustc_hash::FxHashMap;
 use tlbscope_sim::arch::required::{self, Owed, Rule, Strength};
 use tlbscope_trace::act::{
@@ -38,8 +40,10 @@ use tlbscope_trace::addr::{Gpa, Gva, Hpa, PageSize, Sp, VcpuId};
 use tlbscope_trace::observe::{Observer, World};
 use tlbscope_trace::op::Actor;
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs, Vendor};
+use tlbscope_trace::state::Word;
 
 use crate::finding::{Class as Excess, Findings, Slot};
+use crate::suppress::Suppressions;
 use context::Contexts;
 use credit::{By, Open, Window};
 use floors::Obligation;
@@ -56,7 +60,7 @@ const LEFT: usize = 1 << 15;
 const OTHERS: usize = 1 << 13;
 
 /// One vCPU, as the judge knows it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 struct Vcpu {
     floors: Contexts,
     window: Window,
@@ -70,10 +74,13 @@ struct Vcpu {
     /// When each PCID of each tag of L1's processor was current last.
     left: Latest<(u16, u16), u64, LEFT>,
     /// Event and name of the last register write.
+    #[serde(with = "tlbscope_trace::state::numbered_word")]
     register: (u64, &'static str),
     /// The operation that is being carried out, for what is excessive in it.
+    #[serde(with = "tlbscope_trace::state::numbered_word")]
     op: (u64, &'static str),
     /// Excess reported for that event.
+    #[serde(with = "crate::state::named")]
     reported: Vec<(Excess, &'static str)>,
     /// That event.
     excess_event: u64,
@@ -88,8 +95,9 @@ struct Vcpu {
 }
 
 /// The fast oracle.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Oracle {
+    #[serde(with = "crate::state::findings")]
     findings: Findings,
     now: u64,
     vcpus: Vec<Vcpu>,
@@ -106,13 +114,15 @@ pub struct Oracle {
     /// Verdict on the last access: whether it was a missed flush, and harmful.
     verdict: Option<bool>,
     /// When each frame was stored to last, and by which event.
+    #[serde(with = "tlbscope_trace::state::map")]
     stores: FxHashMap<u64, (u64, u64)>,
     /// What is judged is a recording: no access will show an advised obligation served or not.
     auditing: bool,
     /// Findings without an obligation of a vCPU, by (event, rule, vCPU).
-    others: Latest<(u64, &'static str, u16), (Slot, bool), OTHERS>,
+    others: Latest<(u64, Word, u16), (Slot, bool), OTHERS>,
     /// The row that this oracle's table lacks.
-    without: Option<&'static str>,
+    #[serde(with = "tlbscope_trace::state::word_or_none")]
+    without: Option<tlbscope_trace::state::Name>,
 }
 
 /// Codes of the bytes that a copy covers, within a mark.
@@ -211,6 +221,11 @@ impl Oracle {
     #[must_use]
     pub fn new(vcpus: u16) -> Self {
         Self::with_max_findings(vcpus, 100)
+    }
+
+    /// The same oracle with findings that are accepted under this policy.
+    pub fn accept(&mut self, suppressions: Arc<Suppressions>, policy: &str) {
+        self.findings.accept(suppressions, policy);
     }
 
     /// An oracle that keeps the first `max` findings of each group.

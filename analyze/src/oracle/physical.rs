@@ -3,6 +3,7 @@
 //! by guest memory and the EP4TAs in use.
 
 use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
 use tlbscope_trace::act::{Inv, Tag};
 
 /// EP4TAs of all processors that are kept apart: the least recently used goes.
@@ -12,15 +13,16 @@ const GROUPS: usize = 256;
 type Stamps = (u64, u64);
 
 /// Mappings of one EP4TA on one processor, by page of L1 and log2 of its size.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Group {
     pcpu: u16,
     ep4ta: u64,
+    #[serde(with = "tlbscope_trace::state::map")]
     of: FxHashMap<(u64, u8), Stamps>,
 }
 
 /// The stamps of guest-physical copies; the group used last comes first.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Physical(Vec<Group>);
 
 impl Physical {

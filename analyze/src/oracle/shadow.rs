@@ -15,13 +15,14 @@ const DIRECT: u32 = 1 << 7;
 const POINTED: usize = 1 << 17;
 
 /// One shadow page.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 struct Page {
     gfn: u64,
     level: u8,
     /// When it turned unsync.
     frozen: Option<u64>,
     /// The guest's table as it was then, entries renewed since taken over.
+    #[serde(with = "tlbscope_trace::state::table_or_none")]
     snapshot: Option<Box<[u64; 512]>>,
     /// Present leaf entries, and how many of them are as old as the freeze.
     present: u32,
@@ -47,7 +48,7 @@ impl Page {
 }
 
 /// An entry of an upper table of the guest: what it points at, or did when it was present last.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 struct Pointed {
     table: u64,
     /// When it was pointed there first: cleared and set again, old translations may have stayed.
@@ -56,12 +57,15 @@ struct Pointed {
 }
 
 /// The shadow pages of a machine.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Shadow {
+    #[serde(with = "tlbscope_trace::state::map")]
     pages: FxHashMap<u32, Page>,
     /// When each present leaf SPTE was made.
+    #[serde(with = "tlbscope_trace::state::map")]
     set: FxHashMap<(u32, u16), u64>,
     /// Where the links point, and when each was made.
+    #[serde(with = "tlbscope_trace::state::map")]
     links: FxHashMap<(u32, u16), (u32, u64)>,
     /// Unsync pages, sorted.
     unsync: Vec<u32>,

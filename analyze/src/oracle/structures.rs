@@ -16,7 +16,7 @@ use super::nested::fresh_now;
 use super::{Oracle, Stamp, frames_differ};
 
 /// A paging-structure copy that a walk used instead of memory.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Structure {
     /// When it was read.
     pub g: u64,
@@ -45,7 +45,7 @@ impl Structure {
 }
 
 /// A use that is a missed or an advised flush.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Outlawed {
     event: u64,
     used: Structure,
@@ -53,7 +53,7 @@ pub struct Outlawed {
 }
 
 /// The paging-structure copies that walks used instead of memory.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Uses {
     /// The walk under way came through links of shadow tables that are gone: what it finds may be
     /// what no walk of the guest's tables gives now, without anybody's fault.

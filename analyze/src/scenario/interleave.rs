@@ -10,6 +10,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tlbscope_sim::engine::{Choice, Chooser, Interleaved, Machine};
 use tlbscope_sim::policy::Policy;
@@ -40,7 +41,7 @@ pub enum Orders {
 }
 
 /// What the orders of one expectation came to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct OrdersReport {
     /// The file.
     pub file: String,
@@ -61,7 +62,7 @@ pub struct OrdersReport {
 }
 
 /// An order that breaks the expectation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Broken {
     /// What was found.
     pub found: Vec<String>,

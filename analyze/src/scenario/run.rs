@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tlbscope_sim::engine::{Machine, Step};
 use tlbscope_sim::policy::Policy;
@@ -22,7 +23,7 @@ use crate::tally::{Counts, Key, Tally};
 const MAX_FINDINGS: usize = 65_536;
 
 /// How one expectation came out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct CaseReport {
     /// The file.
     pub file: String,
@@ -37,7 +38,7 @@ pub struct CaseReport {
 }
 
 /// One difference.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Failure {
     /// Line in the file.
     pub line: usize,

@@ -10,7 +10,7 @@ use tlbscope_trace::op::Event;
 use super::{Machine, Step};
 
 /// What waits, and what has come of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Backlog {
     waiting: BTreeMap<usize, VecDeque<(u64, Event)>>,
     late: Vec<(u64, Step)>,

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use tlbscope_trace::act::{Act, At, Hook, HookBy, Request};
+use tlbscope_trace::act::{At, Request};
 use tlbscope_trace::addr::{Gva, Hpa, PcpuId, Time, VcpuId};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{Actor, Op};
@@ -20,7 +20,7 @@ use crate::policy::mechanics::{GuestFlushShadow, ZapAllRequest};
 
 /// What guest memory and the host's memory management decide, in the order of its use. An empty
 /// list means that nothing was found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Hints {
     /// For each sync of a root: remote flushes, because entries changed or lost their rights.
     pub syncs: VecDeque<u8>,
@@ -42,7 +42,7 @@ pub struct Hints {
 }
 
 /// What LOAD found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LoadHint {
     /// Remote flushes: a new page write-protects its guest table, or an unsync one was synced.
     pub flushes: u8,
@@ -163,16 +163,8 @@ impl Machine {
         event: (u64, Time),
         o: &mut O,
     ) {
-        const PRESENT: u32 = 1;
-        const RESERVED: u32 = 1 << 3;
         let v = self.driven(vcpu, event, o);
-        let (gva, error) = fault;
-        if self.config.mmu == MmuKind::Shadow && error & (PRESENT | RESERVED) == PRESENT {
-            self.act(o, Act::InvalidateGva(gva));
-            self.flush_hook(v, Hook::Gva(gva), HookBy::Direct, o);
-            self.hinted_address(o);
-        }
-        self.act(o, Act::Inject { vector: 14, error: Some(error) });
+        self.inject_own_fault(v, fault.0, fault.1, o);
     }
 
     /// A request that somebody else posts.

@@ -18,7 +18,7 @@ const MORE: u16 = 0xfff;
 const OWED: usize = 1 << 16;
 
 /// The fifo of one vCPU: `(first page, additional pages)`, `None` stands for "everything".
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct HvFifo(Vec<Option<(Gva, u16)>>);
 
 impl HvFifo {

@@ -22,7 +22,9 @@ const PREEMPTED: u8 = 1;
 const FLUSH: u8 = 2;
 
 /// The byte `preempted` of the steal-time record.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Steal {
     /// As the guest sees it.
     pub byte: u8,

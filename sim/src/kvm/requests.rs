@@ -9,7 +9,9 @@ use crate::engine::Machine;
 use crate::policy::mechanics::RemoteIpi;
 
 /// vcpu->mode.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub enum Mode {
     /// KVM or userspace code runs.
     #[default]

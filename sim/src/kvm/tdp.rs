@@ -11,7 +11,7 @@ use super::role::Role;
 const ROOTS_BASE: u64 = 1 << 45;
 
 /// One tree.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Tree {
     /// Its role.
     pub role: Role,
@@ -20,8 +20,10 @@ pub struct Tree {
     /// Root slots of vCPUs that hold it.
     pub users: u32,
     /// Guest frame to host frame.
+    #[serde(with = "tlbscope_trace::state::map")]
     pub map: FxHashMap<u64, Hpa>,
     /// Huge SPTEs: (log2 of the size, page number at that size) to the first host frame.
+    #[serde(with = "tlbscope_trace::state::map")]
     huge: FxHashMap<(u32, u64), Hpa>,
     /// No vCPU may find it again.
     pub invalid: bool,
@@ -90,7 +92,7 @@ impl Tree {
 }
 
 /// All trees of a VM.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Trees {
     trees: Vec<Tree>,
     /// Root pages without a tree, in the order in which they were freed.
