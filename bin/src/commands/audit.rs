@@ -20,8 +20,8 @@ use crate::formats;
 use crate::formats::document::{self, Document, Item, Place};
 use crate::input::{self, Input};
 use crate::output;
-use crate::showing::Showing;
 use crate::report::{self, Recorded};
+use crate::showing::Showing;
 
 /// One recording with its audit.
 struct Audited {
@@ -52,6 +52,7 @@ pub fn run(command: &args::Audit, global: &Global) -> Result<Verdict> {
         let mut run = documented(command, one, &showing)?;
         run.show(&showing);
         runs.push(run);
+    }
     if let Some(path) = &command.report {
         let parts = all.iter().map(|one| {
             let Audited { recording, input, audit } = one;
