@@ -136,6 +136,7 @@ pub struct Machine {
     #[serde(skip)]
     pub(crate) schedule: Option<Box<Schedule>>,
     /// The events still to come, where kicks take time.
+    #[serde(skip)]
     clock: Option<Box<clock::Clock>>,
 }
 
