@@ -71,7 +71,8 @@
 //!               15 InvalidateGva, 16 LoadPdptrs, 17 Hook, 18 Inv, 19 NewAsid, 20 RemoteFlush, 21 Ipi, 22 ZapAll,
 //!               23 SpNew, 24 SpFound, 25 SpLink, 26 SpUnlink, 27 SpteSet, 28 SpteClear, 29 SpUnsync, 30 SpSync,
 //!               31 SpZap, 32 PageFault, 33 Inject, 34 Entry, 35 EntrySeen, 36 EntryAborted, 37 Exit,
-//!               38 VcpuLoad, 39 VmcsLoad, 40 Refill, 41 SpuriousFault, 42 RootSeen, 43 RequestAll, 44 OldSeen
+//!               38 VcpuLoad, 39 VmcsLoad, 40 Refill, 41 SpuriousFault, 42 RootSeen, 43 RequestAll, 44 OldSeen,
+//!               45 RegSeen, 46 RootNew
 //! Request       0 TlbFlush, 1 TlbFlushCurrent, 2 TlbFlushGuest, 3 MmuSync, 4 LoadMmuPgd, 5 MmuReload,
 //!               6 MmuFreeObsoleteRoots, 7 HvTlbFlush, 8 MmuUpdateRoot, 9 StealUpdate, 10 ApicPageReload
 //! Hook          0 All, 1 Current, 2 Guest, 3 Gva    HookBy  0 Request, 1 Load, 2 Register, 3 Direct
