@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::replay::{FLUSHES, Part, Replay, Summary};
 use crate::tally::Key;
 
 /// One line of the comparison of a trace.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Row {
     /// What is counted.
     pub name: &'static str,
@@ -21,7 +22,7 @@ pub struct Row {
 }
 
 /// A place in a row. Every number of a comparison is the better the lower it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rank {
     /// The lowest.
@@ -31,7 +32,7 @@ pub enum Rank {
 }
 
 /// The rows of one vCPU, register or transition.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Section {
     /// Whose they are.
     pub name: String,
@@ -80,6 +81,9 @@ pub fn rows(summaries: &[&Summary]) -> Vec<Row> {
     };
     for n in first.excessive_by.keys() {
         rows.push(row(n, values(&|s| s.excessive_by.get(n).copied().unwrap_or(0)), &sound));
+    }
+    if summaries.iter().any(|s| s.suppressed > 0) {
+        rows.push(row("suppressed", values(&|s| s.suppressed), &vec![false; summaries.len()]));
     }
     let verdicts = rows.len();
     for n in first.flushes.keys() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use tlbscope_analyze::explain::{Chain, StepKind};
-use tlbscope_analyze::finding::{Class, Finding, Findings, Kind};
+use tlbscope_analyze::finding::{Class, Finding, Kind};
 use tlbscope_analyze::replay::Summary;
 use tlbscope_analyze::tally::Counts;
 use tlbscope_sim::arch::required::elsewhere::elsewhere;
@@ -135,21 +135,6 @@ fn event(events: &BTreeMap<u64, (Event, u32)>, event: u64) -> String {
     }
 }
 
-/// Every kept finding, and a line for the rest.
-pub fn findings(cited: &Cited<'_>, all: &Findings, chains: &[Chain]) -> String {
-    let mut out = String::new();
-    let kept = all.sorted();
-    for (n, (one, chain)) in kept.iter().zip(chains).enumerate() {
-        let _ = writeln!(out, "{}\n", finding(cited, n + 1, one, chain));
-    }
-    let total: u64 = all.groups().map(|(_, count)| count).sum();
-    let more = total.saturating_sub(kept.len() as u64);
-    if more > 0 {
-        let _ = writeln!(out, "... and {more} more; --max-findings keeps more of each kind\n");
-    }
-    out
-}
-
 /// The numbers of one run.
 pub fn summary(summary: &Summary) -> String {
     let mut out = String::new();
@@ -160,6 +145,9 @@ pub fn summary(summary: &Summary) -> String {
         "  missed {} (harmful {}), exposed {}, latent {}, advised {}, excessive {}",
         s.missed, s.missed_harmful, s.exposed, s.latent, s.advised, s.excessive
     );
+    if s.suppressed > 0 {
+        let _ = writeln!(out, "  suppressed {}: in none of these numbers", s.suppressed);
+    }
     let flushes: Vec<String> =
         s.flushes.iter().filter(|(_, n)| **n != 0).map(|(name, n)| format!("{name} {n}")).collect();
     if !flushes.is_empty() {

@@ -55,7 +55,9 @@ fn what_the_finding_does_not_take_is_dropped() {
                 v0 read 0x8000\nv0 cr4 -PGE\nv1 cr4 -PGE\nv0 read 0x7000\nv0 exit\n";
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("work.txt"), list).unwrap();
-    let text = exported(folder.path(), "work.txt", "never", 1);
+    let rules = findings(folder.path(), "work.txt", "never");
+    let number = rules.iter().position(|rule| rule == "cr4-pge").unwrap() + 1;
+    let text = exported(folder.path(), "work.txt", "never", number);
     let (_, after) = text.split_once("events = '''\n").unwrap();
     let (events, after) = after.split_once("'''").unwrap();
     let events: Vec<&str> =

@@ -16,6 +16,7 @@ mod window;
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tlbscope_sim::engine::{EngineError, Machine};
 use tlbscope_sim::policy::Policy;
@@ -27,7 +28,7 @@ pub use report::{Row, text};
 pub use token::{Alphabet, Kind, Token};
 
 /// The numbers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Summary {
     /// The recording.
     pub trace: String,
@@ -45,7 +46,7 @@ pub struct Summary {
 }
 
 /// Agreement of one kind of operation or action.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Agreement {
     /// How many there are.
     pub total: u64,
@@ -54,7 +55,7 @@ pub struct Agreement {
 }
 
 /// One operation on which model and kernel differ.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Disagreement {
     /// The vCPU.
     pub vcpu: u16,
@@ -88,7 +89,7 @@ pub struct Fidelity {
 }
 
 /// A counter on both sides.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Counter {
     /// Counted in the recording.
     pub recorded: u64,

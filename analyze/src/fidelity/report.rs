@@ -47,6 +47,12 @@ pub fn text(fidelity: &Fidelity, verbose: bool) -> String {
         let kvm = row.statistics.map_or(String::new(), |n| format!(" {n:>8}"));
         let _ = writeln!(out, "    {name:<16} {:>8} {:>8}{kvm}{mark}", row.recorded, row.modelled);
     }
+    if fidelity.counters.get("tlb_flush").is_some_and(|row| row.recorded != row.modelled) {
+        out.push_str(
+            "    * no event shows tlb_flush itself: recorded are the hooks that no LOAD called, among\n\
+             \x20     them direct calls that the kernel does not count\n",
+        );
+    }
     let shown = if verbose { usize::MAX } else { 10 };
     for one in fidelity.disagreements.iter().take(shown) {
         out.push_str(&disagreement(one));

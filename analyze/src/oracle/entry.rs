@@ -57,6 +57,7 @@ impl Oracle {
             vcpu.window.hook = None;
         }
         self.hardware.invalidate(vcpu.pcpu, &context, inv);
+        self.physical.invalidate(vcpu.pcpu, inv);
         if let Some((tag, gva)) = one_page(inv, &context) {
             let done = Some((vcpu.pcpu, tag));
             for o in vcpu.floors.recent() {
@@ -127,6 +128,7 @@ impl Oracle {
         // The operation after which the vCPU entered, if it did anything yet.
         let event = if vcpu_op.1.is_empty() { at.event } else { vcpu_op.0 };
         self.hardware.own(&context.tag, owner, shadow, self.now, event);
+        self.expose_births(id, &context.tag);
         self.reside(id, world);
         if self.auditing {
             self.advise(id);

@@ -13,7 +13,7 @@ use crate::finding::Slot;
 const LOG: usize = 1024;
 
 /// One change of backing.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Change {
     /// The obligation, of every vCPU.
     pub obligation: Obligation,
@@ -41,7 +41,7 @@ impl Change {
 }
 
 /// All changes, and which frames were ever cached.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Host {
     /// Oldest first.
     pub changes: VecDeque<Change>,
@@ -57,6 +57,7 @@ pub struct Host {
     reused: Recent,
     /// When each frame (page number at its size, log2 of the size, by a copy that can be written
     /// through or not) was filled last, and before.
+    #[serde(with = "tlbscope_trace::state::map")]
     fills: FxHashMap<(u64, u8, bool), (u64, u64)>,
     sizes: u64,
 }

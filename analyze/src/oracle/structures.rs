@@ -16,7 +16,7 @@ use super::nested::fresh_now;
 use super::{Oracle, Stamp, frames_differ};
 
 /// A paging-structure copy that a walk used instead of memory.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Structure {
     /// When it was read.
     pub g: u64,
@@ -45,7 +45,7 @@ impl Structure {
 }
 
 /// A use that is a missed or an advised flush.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Outlawed {
     event: u64,
     used: Structure,
@@ -53,7 +53,7 @@ pub struct Outlawed {
 }
 
 /// The paging-structure copies that walks used instead of memory.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Uses {
     /// The walk under way came through links of shadow tables that are gone: what it finds may be
     /// what no walk of the guest's tables gives now, without anybody's fault.
@@ -120,8 +120,8 @@ impl Oracle {
         let host = |gpa| self.host.outlaws(gpa, used.h, false);
         if must {
             Some(Cause::Guest { must })
-        } else if self.hardware.birth(&used.tag, used.g).is_some() {
-            Some(Cause::Other { rule: &BIRTH, op: "entry", event: self.vcpus[id].op.0 })
+        } else if let Some((event, op)) = self.hardware.birth(&used.tag, used.g, used.h) {
+            Some(Cause::Other { rule: &BIRTH, op, event })
         } else if table.is_some_and(host) {
             Some(Cause::Host)
         } else if let Some(event) = self.released_table(used, shadow) {

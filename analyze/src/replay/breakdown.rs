@@ -138,7 +138,7 @@ impl Breakdown {
         match self.by {
             By::Vcpu => return vcpus(tally, findings, processor),
             By::Register => {
-                for (group, count) in findings.groups() {
+                for (group, count) in findings.open() {
                     let part = self.parts.entry(group.op.to_owned()).or_default();
                     part.verdicts.add(group.kind, count);
                 }
@@ -212,6 +212,7 @@ fn operation(op: &Op) -> &'static str {
         | Op::Store { .. } => "store",
         Op::Invlpg(_) => "invlpg",
         Op::Invpcid(_) => "invpcid",
+        Op::PageFault { .. } => "page-fault",
         Op::Init => "init",
         Op::Reset => "reset",
         Op::Smi => "smi",

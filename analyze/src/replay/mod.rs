@@ -4,6 +4,7 @@
 //! trace that is in memory, [`stream`] one of any length.
 
 mod breakdown;
+mod checkpoint;
 mod cost;
 mod creation;
 mod held;
@@ -27,6 +28,8 @@ use crate::finding::{Finding, Findings};
 use crate::tally::Tally;
 
 pub use breakdown::{By, Part, Verdicts};
+pub use cost::{CAUSES, cycles_by_cause};
+pub use checkpoint::{CheckpointError, Checkpoints, IdentityPart, checkpointed};
 pub use run::{Oddities, Oddity, Run};
 pub use stream::{StreamError, explain_stream, open, stream};
 pub use summary::{FLUSHES, Summary};

@@ -1,8 +1,13 @@
 //! One trace under one policy, fed piece by piece.
 
+use std::io::Write;
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
 use tlbscope_sim::engine::{Machine, Refused, Step};
 use tlbscope_sim::policy::Policy;
 use tlbscope_trace::addr::VcpuId;
+use tlbscope_trace::codec::{self, CodecError};
 use tlbscope_trace::native::Batch;
 use tlbscope_trace::observe::World;
 use tlbscope_trace::op::{Actor, Event, Op};
@@ -14,6 +19,7 @@ use crate::oracle::Oracle;
 use crate::tally::Tally;
 
 /// A run under way: it owns its machine and what watches it, and nothing of the trace.
+#[derive(Clone, Debug)]
 pub struct Run {
     setup: Setup,
     policy: Policy,
@@ -27,7 +33,7 @@ pub struct Run {
 
 /// Operations that were carried out and hardly meant so: a write that faults with #GP, a CR3
 /// outside guest memory.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Oddities {
     /// How many there are.
     pub count: u64,
@@ -36,7 +42,7 @@ pub struct Oddities {
 }
 
 /// One of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Oddity {
     /// Number of the event.
     pub event: u64,
@@ -66,8 +72,9 @@ impl Run {
     /// The machine cannot be made.
     pub fn new(setup: &Setup, policy: &Policy, wanted: &Wanted) -> Result<Self, ReplayError> {
         let vcpus = setup.machine.vcpus;
-        let watching =
+        let mut watching =
             (Oracle::with_max_findings(vcpus, wanted.max_findings), Tally::new(usize::from(vcpus)));
+        watching.0.accept(wanted.suppressions.clone(), &policy.name);
         let machine = setup.machine(policy)?;
         let breakdown = wanted.by.map(|by| Breakdown::new(by, &watching.1));
         let policy = policy.clone();
@@ -82,10 +89,22 @@ impl Run {
     ///
     /// The first event that the machine cannot carry out, where nothing is lost.
     pub fn batch(&mut self, batch: &Batch) -> Result<(), ReplayError> {
+        self.part(batch, 0..batch.events.len())
+    }
+
+    /// The same, of some events of a batch.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::batch`].
+    pub fn part(&mut self, batch: &Batch, range: Range<usize>) -> Result<(), ReplayError> {
+        let first = batch.first + range.start as u64;
+        let lines = batch.lines.get(range.clone()).unwrap_or_default();
+        let events = batch.events.get(range).unwrap_or_default();
         if !batch.after_loss {
-            return self.feed(batch.first, &batch.events, &batch.lines);
+            return self.feed(first, events, lines);
         }
-        for (index, event) in (batch.first..).zip(&batch.events) {
+        for (index, event) in (first..).zip(events) {
             match self.step(event, index) {
                 Ok(_) => self.events += 1,
                 Err(_) => self.left_out += 1,
@@ -165,5 +184,55 @@ impl Run {
             breakdown.finish(&tally, &findings, &self.setup.processor)
         });
         Replay { summary, findings, tally, left_out, oddities, parts }
+    }
+}
+
+/// All of a run that its trace, policy and machine do not say.
+#[derive(Serialize, Deserialize)]
+struct State<M, W, O> {
+    machine: M,
+    watching: W,
+    events: u64,
+    left_out: u64,
+    oddities: O,
+}
+
+impl Run {
+    /// Writes the state of the run, for [`Self::resume`].
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
+    pub fn save(&self, out: &mut impl Write) -> Result<(), CodecError> {
+        // Nothing is taken apart in a run with checkpoints.
+        let Self { setup: _, policy: _, machine, watching, events, left_out, oddities, breakdown: _ } =
+            self;
+        let (events, left_out) = (*events, *left_out);
+        codec::encode_state(&State { machine, watching, events, left_out, oddities }, out)
+    }
+
+    /// A run of the same machine and policy, in a state that was saved; `None` if the state is of
+    /// another machine.
+    ///
+    /// # Errors
+    ///
+    /// The bytes are no state.
+    pub fn resume(self, state: &[u8], wanted: &Wanted) -> Result<Option<Self>, CodecError> {
+        let state: State<Machine, (Oracle, Tally), Oddities> = codec::decode_state(state)?;
+        let State { machine, mut watching, events, left_out, oddities } = state;
+        let Self { setup, policy, machine: new, breakdown, .. } = self;
+        watching.0.accept(wanted.suppressions.clone(), &policy.name);
+        let machine = new.in_state_of(machine);
+        let run = |machine| Self {
+            setup,
+            policy,
+            machine,
+            watching,
+            events,
+            left_out,
+            oddities,
+            breakdown,
+        };
+        Ok(machine.map(run))
     }
 }

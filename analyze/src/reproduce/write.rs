@@ -177,6 +177,7 @@ fn machine(config: &MachineConfig) -> String {
         hyperv,
         noncoherent_dma,
         unsync,
+        ipi_latency,
         errata,
     } = config;
     let default = MachineConfig::default();
@@ -196,6 +197,7 @@ fn machine(config: &MachineConfig) -> String {
         ("invept", names(invept.names().collect()), *invept == default.invept),
         ("vpids", vpids.to_string(), *vpids == default.vpids),
         ("asids", asids.to_string(), *asids == default.asids),
+        ("ipi-latency", ipi_latency.to_string(), *ipi_latency == default.ipi_latency),
         ("errata", names(errata.names().collect()), *errata == default.errata),
     ];
     let flags = [

@@ -142,6 +142,11 @@ impl Default for Counts {
 }
 
 impl Counts {
+    /// Counters with these numbers, in the order of [`Key::ALL`]; `None` if there are not as many.
+    pub(crate) fn of(numbers: &[u64]) -> Option<Self> {
+        Some(Self(numbers.try_into().ok()?))
+    }
+
     /// The number of one key.
     #[must_use]
     pub const fn get(&self, key: Key) -> u64 {

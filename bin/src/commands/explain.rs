@@ -3,8 +3,10 @@
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use tlbscope_sim::arch::required;
+use tlbscope_sim::arch::required::elsewhere::elsewhere;
 use tlbscope_sim::policy::rule::Register;
 use tlbscope_sim::policy::{self, nearest};
+use tlbscope_trace::regs::Vendor;
 
 use super::catalog::one;
 use crate::Verdict;
@@ -25,13 +27,25 @@ fn of_the_manuals(rule: &required::Rule) -> (String, Value) {
     let strength = format!("{:?}", rule.strength).to_lowercase();
     let read = if rule.verified { "" } else { " (the manual's text was not read)" };
     let (id, sentence, citation) = (rule.id, rule.sentence, rule.citation);
-    let text = format!("{id}: {sentence}\n  {citation}{read}\n  {vendor}, {strength}\n");
+    let whose = match rule.vendor {
+        None => "both vendors",
+        Some(Vendor::Intel) => "Intel",
+        Some(Vendor::Amd) => "AMD",
+    };
+    let mut text = format!("{id}: {sentence}\n  {citation}{read}\n  {whose}, {strength}\n");
+    let machines = [Vendor::Intel, Vendor::Amd];
+    let machines = machines.into_iter().filter(|machine| rule.vendor.is_none_or(|v| v == *machine));
+    let others: Vec<&str> = machines.filter_map(|machine| elsewhere(id, machine)).collect();
+    for other in &others {
+        text += &format!("  {other}\n");
+    }
     let detail = json!({
         "sentence": sentence,
         "citation": citation,
         "strength": strength,
         "vendor": vendor,
         "verified": rule.verified,
+        "other_vendor": others,
     });
     (text, detail)
 }

@@ -12,8 +12,10 @@ use crate::{input, output};
 
 /// Runs the command.
 pub fn run(command: &Export, global: &Global) -> Result<Verdict> {
-    if command.to == Form::Scenario {
-        return super::export_scenario::run(command, global);
+    match command.to {
+        Form::Scenario => return super::export_scenario::run(command, global),
+        Form::Perfetto => return super::export_perfetto::run(command, global),
+        Form::Text | Form::Jsonl => {}
     }
     let (recording, _) = input::open(&command.input, &command.reading.reading())?;
     warn_of_losses(&recording);
@@ -21,7 +23,9 @@ pub fn run(command: &Export, global: &Global) -> Result<Verdict> {
         for (record, op) in recording.ops() {
             let event = Event { time: record.time, actor: record.actor, op: op.clone() };
             match command.to {
-                Form::Text | Form::Scenario => writeln!(out, "{}", text::write_event(&event))?,
+                Form::Text | Form::Scenario | Form::Perfetto => {
+                    writeln!(out, "{}", text::write_event(&event))?
+                }
                 Form::Jsonl => {
                     let actor = match record.actor {
                         Actor::Vcpu(v) => v.to_string(),

@@ -8,6 +8,7 @@ mod completions;
 mod conformance;
 mod explain;
 mod export;
+mod export_perfetto;
 mod export_scenario;
 mod fidelity;
 mod generate;
@@ -18,6 +19,7 @@ mod policy_explain;
 mod policy_new;
 mod record;
 mod scenarios;
+mod schema;
 mod simulate;
 
 use anyhow::{Context, Result};
@@ -49,6 +51,7 @@ pub fn run(args: &Args) -> Result<Verdict> {
         Command::Machine(command) => catalog::machine(command, global),
         Command::Explain(command) => explain::explain(command, global),
         Command::Bench(command) => bench::run(command, global),
+        Command::Schema(command) => schema::run(command),
         Command::Completions(command) => completions::run(command),
     }
 }

@@ -11,6 +11,7 @@ use tlbscope_analyze::scenario::{CaseReport, Orders, OrdersReport, Scenario, Sto
 
 use crate::Verdict;
 use crate::args::{Format, Global, Interleave, Scenarios};
+use crate::formats::cases::{Outcome, Suites};
 use crate::input::Input;
 use crate::output;
 
@@ -61,6 +62,20 @@ pub fn run(command: &Scenarios, global: &Global) -> Result<Verdict> {
             output::envelope("scenarios", &inputs, summary, detail)?
         }
         Format::Text => report(&reports, global, passed, failed),
+        format => {
+            let mut suites = Suites::new("scenarios");
+            for report in &reports {
+                let name = case_name(&report.scenario, &report.policy, report.list.as_deref());
+                let line = report.failures.first().map_or_else(String::new, |failure| {
+                    format!(
+                        "{}:{}: {}: expected {}, got {}",
+                        report.file, failure.line, failure.what, failure.expected, failure.got
+                    )
+                });
+                suites.add(&report.file, name, outcome(report.passed(), line, report.to_string()));
+            }
+            suites.write(format)?
+        }
     };
     output::print(&text)?;
     Ok(if failed > 0 { Verdict::Found } else { Verdict::Clean })
@@ -111,9 +126,27 @@ fn run_orders(
             out += &format!("{passed} passed, {failed} failed\n");
             out
         }
+        format => {
+            let mut suites = Suites::new("scenarios");
+            for report in &reports {
+                let name = case_name(&report.scenario, &report.policy, report.list.as_deref());
+                let line = format!("{} of {} orders break it", report.broken, report.orders);
+                suites.add(&report.file, name, outcome(report.passed(), line, report.to_string()));
+            }
+            suites.write(format)?
+        }
     };
     output::print(&text)?;
     Ok(if failed > 0 { Verdict::Found } else { Verdict::Clean })
+}
+
+fn case_name(scenario: &str, policy: &str, list: Option<&str>) -> String {
+    let list = list.map(|list| format!(", events {list}")).unwrap_or_default();
+    format!("{scenario} under {policy}{list}")
+}
+
+fn outcome(passed: bool, line: String, text: String) -> Outcome {
+    if passed { Outcome::Passed } else { Outcome::Failed(line, text) }
 }
 
 fn report(reports: &[CaseReport], global: &Global, passed: usize, failed: usize) -> String {

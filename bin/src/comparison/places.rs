@@ -31,7 +31,7 @@ impl Places {
     pub fn new(trace: &str, runs: &[&Replay]) -> Self {
         let mut groups: BTreeMap<Group, Place> = BTreeMap::new();
         for run in runs {
-            for (group, count) in run.findings.groups() {
+            for (group, count) in run.findings.open() {
                 let place = groups.entry(*group).or_default();
                 place.counts.push((run.summary.policy.clone(), count));
                 let mut of = run.findings.kept().iter().filter(|f| f.group() == *group);

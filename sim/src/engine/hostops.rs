@@ -255,10 +255,7 @@ impl Machine {
         for gfn in frames {
             let dirty = self.host.make_clean(gfn);
             changed |= dirty && self.trees.maps_any(&(gfn..gfn + 1));
-            // In place KVM clears W; dropping the SPTE costs one fault more and grants no less.
-            for (sp, at) in self.shadow.mapping(gfn) {
-                changed |= self.clear_spte(sp, at, o);
-            }
+            changed |= self.clear_write(gfn);
         }
         changed && self.policy.mechanics.remote_flush.write_protect
     }

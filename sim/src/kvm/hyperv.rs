@@ -18,7 +18,7 @@ const MORE: u16 = 0xfff;
 const OWED: usize = 1 << 16;
 
 /// The fifo of one vCPU: `(first page, additional pages)`, `None` stands for "everything".
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct HvFifo(Vec<Option<(Gva, u16)>>);
 
 impl HvFifo {
@@ -51,6 +51,11 @@ impl Machine {
     pub(crate) fn hv_flush<O: Observer>(&mut self, v: usize, flush: &Operands, o: &mut O) {
         self.exit(v, None, o);
         let targets = self.targets(&flush.vcpus);
+        if self.kicks_take_time() {
+            // The flush has happened when the hypercall returns; until its kicks arrive the targets may
+            // go on with what they have.
+            self.in_flight(o);
+        }
         for target in &targets {
             self.owe_hv(*target, &flush.list, o);
         }
@@ -67,7 +72,7 @@ impl Machine {
                 Request::HvTlbFlush
             }
         };
-        self.request_some(&targets, request, o);
+        self.request_arrived(&targets, request, o);
     }
 
     /// Whether the input page is looked for at an address that L2 without nested tables does not have:

@@ -23,7 +23,9 @@ use crate::policy::mechanics::{
 };
 
 /// What of a vCPU belongs to the level that does not run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Away {
     /// Its registers; `None`: L2 has never run.
     pub regs: Option<Regs>,
@@ -34,7 +36,7 @@ pub struct Away {
 }
 
 /// The nested half of a vCPU.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Nested {
     /// L2 runs, and what L1's processor knows of it.
     pub l2: Option<L2>,

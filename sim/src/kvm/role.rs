@@ -7,7 +7,19 @@ use crate::arch::mode::Mode;
 use crate::policy::mechanics::{Mechanics, RoleBits, RoleShadowNx, RoleVersion};
 
 /// A role word. Two roots are interchangeable if their roles and guest frames are equal.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct Role(pub u32);
 
 impl Role {

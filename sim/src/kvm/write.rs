@@ -367,7 +367,7 @@ impl Machine {
             }
         } else if exits {
             // The emulator drops a non-canonical address before it asks the MMU.
-            if canonical || !self.by_emulator() {
+            if canonical || !self.invlpg_by_emulator() {
                 self.kvm_mmu_invlpg(v, gva, canonical, o);
             }
             let change = Change {
