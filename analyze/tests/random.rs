@@ -7,44 +7,15 @@ mod chance;
 
 use chance::{Case, Pick, Run, cases, check, run};
 use tlbscope_analyze::finding::{Class, Finding, Kind};
-use tlbscope_trace::op::{Op, RegWrite};
-use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind};
 
-/// Kernels from 5.19 on force NX in the role of every shadow root, so that shadow pages are shared
-/// across a change of EFER.NXE: a page with XD set stays readable where a walk with NXE = 0 finds
-/// a reserved bit. No flush is at fault, and the ideal policies and `flush-all` have that role: in
-/// lists that change EFER.NXE in shadow mode, translations called impossible are left out.
-fn nx_forced(case: &Case, found: &Finding) -> bool {
-    let nxe = |w: &RegWrite| (w.clear | w.set) & Efer::NXE.bits() != 0;
-    found.rule == "impossible-translation"
-        && case.machine.mmu == MmuKind::Shadow
-        && case.events.iter().any(|e| matches!(&e.op, Op::Efer(w) if nxe(w)))
-}
-
-/// With WP = 0 a supervisor's write to a read-only user page makes its shadow entry a supervisor page
-/// (facts 7.2, smap_andnot_wp). KVM holds that SMAP has refused such a write before; with EFLAGS.AC = 1
-/// it has not, and accesses with AC = 0 then reach the page where SMAP forbids it. No flush is at fault.
-fn supervisor_page(case: &Case, found: &Finding) -> bool {
-    let smap = |w: &RegWrite| w.set & Cr4::SMAP.bits() != 0;
-    let wp = |w: &RegWrite| (w.clear & !w.set) & Cr0::WP.bits() != 0;
-    let lists = &case.events;
-    found.rule == "impossible-translation"
-        && case.machine.mmu == MmuKind::Shadow
-        && lists.iter().any(|e| matches!(&e.op, Op::Cr4(w) if smap(w)))
-        && lists.iter().any(|e| matches!(&e.op, Op::Cr0(w) if wp(w)))
-        && lists.iter().any(|e| matches!(&e.op, Op::Access(a) if a.ac))
-}
-
-/// What is known and left out.
-fn known(case: &Case, found: &Finding) -> bool {
-    // Software that reuses a frame without a flush is at fault itself.
-    let software = found.rule == "release";
-    software || nx_forced(case, found) || supervisor_page(case, found)
+/// Software that reuses a frame without a flush is at fault itself.
+fn known(found: &Finding) -> bool {
+    found.rule == "release"
 }
 
 fn none_of(case: &Case, wrong: impl Fn(&Finding) -> bool) -> Result<(), String> {
     let findings = run(case).findings;
-    match findings.kept().iter().find(|f| wrong(f) && !known(case, f)) {
+    match findings.kept().iter().find(|f| wrong(f) && !known(f)) {
         Some(found) => Err(format!("{found:?}")),
         None => Ok(()),
     }

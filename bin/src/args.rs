@@ -2,7 +2,13 @@
 
 use std::path::PathBuf;
 
-use clap::{Args as Arguments, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{
+    ArgMatches, Args as Arguments, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
+};
+use tlbscope_analyze::reproduce::Reach;
+
+use crate::formats;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -12,7 +18,8 @@ Examples:
   tlbscope policy show kvm-patch-v2
 
 Exit codes: 0 clean; 1 a harmful missed flush, an exposure or a failed expectation; 2 wrong usage \
-or configuration; 3 the input was damaged and the result covers only a part of it.";
+or configuration; 3 the input was damaged and the result covers only a part of it; \
+130 interrupted (Ctrl-C): no half file is left.";
 
 /// Which TLB flushes does a hypervisor miss, and which does it waste?
 #[derive(Debug, Parser)]
@@ -26,11 +33,58 @@ pub struct Args {
     pub global: Global,
 }
 
+impl Args {
+    /// The description of everything that can be typed.
+    pub fn describe() -> clap::Command {
+        formats::offer(Self::command())
+    }
+
+    /// What was typed; wrong usage ends the program.
+    pub fn read() -> Self {
+        let matches = Self::describe().get_matches();
+        let read = Self::from_arg_matches(&matches)
+            .and_then(|args| Ok((args, format(&matches)?)))
+            .map_err(|error| error.format(&mut Self::describe()));
+        match read {
+            Ok((mut args, format)) => {
+                args.global.format = format;
+                args
+            }
+            Err(error) => error.exit(),
+        }
+    }
+}
+
+/// The form that was asked for, before or behind the command, if the command offers it.
+fn format(matches: &ArgMatches) -> Result<Format, clap::Error> {
+    let typed =
+        |matches: &ArgMatches| matches.try_get_one::<Format>("format").ok().flatten().copied();
+    let (mut here, mut words, mut asked) = (matches, Vec::new(), typed(matches));
+    while let Some((word, below)) = here.subcommand() {
+        words.push(word);
+        here = below;
+        asked = typed(here).or(asked);
+    }
+    let format = asked.unwrap_or_default();
+    let offered = formats::offered(&words);
+    if offered.contains(&format) {
+        return Ok(format);
+    }
+    let names: Vec<String> = offered.iter().copied().map(formats::name).collect();
+    let message = format!(
+        "`{}` has no --format {}: it has {}",
+        words.join(" "),
+        formats::name(format),
+        names.join(", ")
+    );
+    Err(clap::Error::raw(ErrorKind::InvalidValue, message))
+}
+
 /// Options of every command.
 #[derive(Clone, Debug, Arguments)]
 pub struct Global {
-    /// How to print the result
-    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    /// How to print the result: each command has a `--format` of its own ([`crate::formats`]).
+    #[arg(skip)]
     pub format: Format,
     /// Threads to use; 0 = one per processor. The output does not depend on it
     #[arg(long, global = true, default_value_t = 0, value_name = "N")]
@@ -47,12 +101,23 @@ pub struct Global {
 }
 
 /// How results are printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// For people.
+    /// For people (default)
+    #[default]
     Text,
-    /// For programs: one object.
+    /// For programs: one object
     Json,
+    /// JSON Lines: one object for each summary, finding and row
+    Jsonl,
+    /// One table: findings, of `compare` the numbers
+    Csv,
+    /// For a pull request
+    Markdown,
+    /// SARIF 2.1.0, for code scanning
+    Sarif,
+    /// For CI; a case fails for each kind of harmful miss or exposure
+    Junit,
 }
 
 /// When colours are used.
@@ -71,16 +136,32 @@ pub enum Color {
 pub enum Command {
     /// Replay a trace under one policy: findings, counts and costs
     #[command(after_help = "Examples:\n  tlbscope simulate trace.txt --policy kvm-5.17\n  \
-                            tlbscope simulate trace.txt --policy never --explain 1")]
+                            tlbscope simulate trace.txt --policy never --explain 1\n  \
+                            tlbscope simulate trace.txt --suppress known.toml --format sarif > \
+                            tlbscope.sarif\n  tlbscope simulate trace.txt --policy never --report \
+                            never.html\n\nThe first finding of each kind is told in full, -v tells \
+                            all. --vcpu, --from and --to cut the trace before it is judged; \
+                            --show-vcpu, --show-from and --show-to judge all of it and show a \
+                            part.")]
     Simulate(Simulate),
     /// The same guest work under several policies, side by side
-    #[command(after_help = "Example:\n  tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19")]
+    #[command(
+        after_help = "Examples:\n  tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19\n  \
+                            tlbscope compare a.tlbt b.tlbt --policy kvm-6.12-lts,./mine.toml --by \
+                            transition\n  tlbscope compare trace.txt --policy kvm-5.17,kvm-5.19 --report \
+                            c.html\n\nA `*` marks what differs from the first policy; `<` is the \
+                            best of a row, `>` the worst; `!` a policy that misses a flush or leaves \
+                            something exposed: its costs are not ranked."
+    )]
     Compare(Compare),
     /// Does the model do what the recorded kernel did, operation by operation
     #[command(after_help = "Example:\n  tlbscope fidelity trace.txt.zst --policy kvm-6.1-lts")]
     Fidelity(Fidelity),
     /// Judge what a real host did, from its own recording
-    #[command(after_help = "Example:\n  tlbscope audit trace.txt.zst")]
+    #[command(after_help = "Examples:\n  tlbscope audit trace.txt.zst\n  tlbscope audit \
+                            *.trace.dat --suppress known.toml --format junit > audit.xml\n  tlbscope audit trace.txt.zst --report audit.html\n\nA \
+                            suppression:\n  [[suppress]]\n  rule = \"mmu-reset\"\n  function = \
+                            \"kvm_set_cr4\"\n  reason = \"6.1 resets on every role bit\"")]
     Audit(Audit),
     /// Run scenario files, and folders of them
     #[command(after_help = "Example:\n  tlbscope scenarios testdata/scenarios")]
@@ -96,8 +177,11 @@ pub enum Command {
         after_help = "Example:\n  tlbscope generate pti-syscalls -o pti.tlbt --events 1000000"
     )]
     Generate(Generate),
-    /// Write the operations of a trace as text or JSON Lines
-    #[command(after_help = "Example:\n  tlbscope export trace.tlbt -o trace.txt --to text")]
+    /// Write a trace in another form, its timeline, or one finding as a scenario
+    #[command(after_help = "Examples:\n  tlbscope export trace.tlbt -o trace.txt --to text\n  \
+                            tlbscope export trace.tlbt -o bug.toml --to scenario --policy \
+                            kvm-5.17 --around 1\n  tlbscope export trace.tlbt -o \
+                            trace.pftrace --to perfetto --policy kvm-5.17")]
     Export(Export),
     /// Print the script that records on this host, for its kernel
     #[command(after_help = "Example:\n  tlbscope record --seconds 20 > record.sh")]
@@ -122,6 +206,9 @@ pub enum Command {
                             the baseline) or +N%. Exit code 1: one of them holds."
     )]
     Bench(Bench),
+    /// The JSON schema of what a command prints with `--format json`
+    #[command(after_help = "Examples:\n  tlbscope schema\n  tlbscope schema audit")]
+    Schema(Schema),
     /// Completions for a shell, or the manual pages
     #[command(after_help = "Examples:\n  tlbscope completions bash > \
                             ~/.local/share/bash-completion/completions/tlbscope\n  tlbscope \
@@ -149,6 +236,13 @@ pub struct Bench {
     /// Write the result, as JSON, to a file
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+}
+
+/// Arguments of `schema`.
+#[derive(Debug, Arguments)]
+pub struct Schema {
+    /// A command, or the `schema` that a document names; default: list them
+    pub name: Option<String>,
 }
 
 /// Arguments of `completions`.
@@ -190,6 +284,25 @@ pub struct Machine {
     pub max_findings: usize,
 }
 
+/// Which findings are shown, and which are accepted.
+#[derive(Clone, Debug, Default, Arguments)]
+#[command(next_help_heading = "Findings")]
+pub struct Showing {
+    /// Findings that are accepted: a TOML file of `[[suppress]]`, each with `rule` or `function`
+    /// (cr4, mmu-reset, kvm_set_cr4), perhaps `policy` and `verdict`, and the `reason`; repeatable
+    #[arg(long, value_name = "FILE")]
+    pub suppress: Vec<PathBuf>,
+    /// Show findings of these vCPUs only; all are judged and counted
+    #[arg(long, value_delimiter = ',', value_name = "N,N,...")]
+    pub show_vcpu: Vec<u16>,
+    /// Show findings whose cause or use is not before (1500ns, 3us, 2ms, 1s since the start)
+    #[arg(long, value_name = "TIME")]
+    pub show_from: Option<String>,
+    /// Show findings whose cause or use is not after
+    #[arg(long, value_name = "TIME")]
+    pub show_to: Option<String>,
+}
+
 /// How a recording is read, and which part of it.
 #[derive(Clone, Debug, Default, Arguments)]
 #[command(next_help_heading = "Reading recordings")]
@@ -203,10 +316,10 @@ pub struct Reading {
     /// The VM, where a recording shows several: a number of the list that is printed, or `all`
     #[arg(long, value_name = "N|all")]
     pub vm: Option<String>,
-    /// These vCPUs only
+    /// Only what these vCPUs did: the rest is left out before anything is judged
     #[arg(long, value_delimiter = ',', value_name = "N,N,...")]
     pub vcpu: Vec<u16>,
-    /// Nothing before: 1500ns, 3us, 2ms, 1s since the start, or @13.527994 of the recorder's clock
+    /// Nothing that happened before: 1500ns, 3us, 2ms, 1s since the start, or @13.527994 of the recorder's clock
     #[arg(long, value_name = "TIME")]
     pub from: Option<String>,
     /// Nothing after
@@ -225,12 +338,43 @@ pub struct Simulate {
     /// Only the finding of this number, at full length
     #[arg(long, value_name = "N")]
     pub explain: Option<usize>,
+    /// Write a page with charts, timeline and findings; it needs neither network nor server
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
+    /// Its checkpoints.
+    #[command(flatten)]
+    pub checkpoints: Checkpointing,
     /// The machine.
     #[command(flatten)]
     pub machine: Machine,
+    /// Which findings are shown.
+    #[command(flatten)]
+    pub showing: Showing,
     /// How it is read.
     #[command(flatten)]
     pub reading: Reading,
+}
+
+/// The checkpoints of a run.
+#[derive(Clone, Debug, Arguments)]
+#[command(next_help_heading = "Checkpoints")]
+pub struct Checkpointing {
+    /// Keep the state of the run behind every N events: a run that is stopped can go on there
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub checkpoint_every: Option<u64>,
+    /// Where; default: the file of --resume, else the trace with `.checkpoint` behind its name
+    #[arg(long, value_name = "FILE", requires = "checkpoint_every")]
+    pub checkpoint: Option<PathBuf>,
+    /// Go on from a checkpoint of the same trace, policy and machine; the result is the same
+    #[arg(long, value_name = "FILE")]
+    pub resume: Option<PathBuf>,
+}
+
+impl Checkpointing {
+    /// Whether there are any.
+    pub const fn wanted(&self) -> bool {
+        self.checkpoint_every.is_some() || self.resume.is_some()
+    }
 }
 
 /// Arguments of `fidelity`.
@@ -255,15 +399,35 @@ pub struct Compare {
     /// The traces
     #[arg(required = true)]
     pub traces: Vec<PathBuf>,
-    /// Policies, separated by commas
+    /// Policies, separated by commas; the others are compared with the first
     #[arg(long, required = true, value_delimiter = ',', value_name = "P,P,...")]
     pub policy: Vec<String>,
+    /// Take the numbers apart, too
+    #[arg(long, value_enum)]
+    pub by: Option<By>,
+    /// Write a page with charts, timeline and findings; it needs neither network nor server
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
     /// The machine.
     #[command(flatten)]
     pub machine: Machine,
+    /// Which findings are shown.
+    #[command(flatten)]
+    pub showing: Showing,
     /// How it is read.
     #[command(flatten)]
     pub reading: Reading,
+}
+
+/// By what `compare` takes numbers apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum By {
+    /// By vCPU.
+    Vcpu,
+    /// By the register or the kind of operation that caused them.
+    Register,
+    /// By what a write changed: each set of bits of CR0, CR4 and EFER, each kind of CR3 write.
+    Transition,
 }
 
 /// Arguments of `audit`.
@@ -278,9 +442,15 @@ pub struct Audit {
     /// Leave out the table of what the host did for each kind of operation
     #[arg(long)]
     pub no_transitions: bool,
-    /// List excessive flushes and resets one by one, not only their numbers
+    /// Tell of excessive flushes and resets where they are, not only their numbers
     #[arg(long)]
     pub excessive: bool,
+    /// Which findings are shown.
+    #[command(flatten)]
+    pub showing: Showing,
+    /// Write a page with charts, timeline and findings; it needs neither network nor server
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
     /// How it is read.
     #[command(flatten)]
     pub reading: Reading,
@@ -292,6 +462,9 @@ pub struct Scenarios {
     /// Files and folders
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
+    /// Tell what the machine does at each event, under the policy of each expectation
+    #[arg(long, conflicts_with = "interleave")]
+    pub steps: bool,
     /// Run other orders of the events of host and hypervisor too: `all` of them (up to 10000 for
     /// each expectation, those closest to the file first), or N drawn by the seed
     #[arg(long, value_name = "all|N", value_parser = interleave)]
@@ -407,6 +580,27 @@ pub struct Export {
     /// The form
     #[arg(long, value_enum)]
     pub to: Form,
+    /// `scenario`: the finding, by its number as `simulate` prints it
+    #[arg(long, value_name = "FINDING", required_if_eq("to", "scenario"))]
+    pub around: Option<usize>,
+    /// `scenario`: how far before the finding to look for what it takes: operations, or 3ms
+    #[arg(long, value_name = "N|TIME", default_value = "10000", requires = "around")]
+    pub before: Reach,
+    /// `scenario`: how far after it
+    #[arg(long, value_name = "N|TIME", default_value = "10000", requires = "around")]
+    pub after: Reach,
+    /// `scenario`: keep every operation in reach, also those that the finding does not take
+    #[arg(long, requires = "around")]
+    pub whole: bool,
+    /// `scenario`, `perfetto`: a built-in policy or a file; default: the recorded kernel's policy
+    #[arg(long, value_name = "NAME|FILE")]
+    pub policy: Option<String>,
+    /// The machine.
+    #[command(flatten)]
+    pub machine: Machine,
+    /// How it is read.
+    #[command(flatten)]
+    pub reading: ExportReading,
 }
 
 /// The forms of `export`.
@@ -416,6 +610,42 @@ pub enum Form {
     Text,
     /// One JSON object a line.
     Jsonl,
+    /// One finding as a scenario file.
+    Scenario,
+    /// The timeline of a run, for ui.perfetto.dev and `trace_processor`.
+    Perfetto,
+}
+
+/// How `export` reads a recording: as elsewhere, but `--to` is the form.
+#[derive(Clone, Debug, Default, Arguments)]
+#[command(next_help_heading = "Reading recordings")]
+pub struct ExportReading {
+    /// The recorded host's /proc/kallsyms: what function a probe's address is
+    #[arg(long, value_name = "FILE")]
+    pub kallsyms: Option<PathBuf>,
+    /// The probes' definitions (kprobe_events): what function a probe's name is
+    #[arg(long, value_name = "FILE")]
+    pub probes: Option<PathBuf>,
+    /// The VM, where a recording shows several: a number of the list that is printed, or `all`
+    #[arg(long, value_name = "N|all")]
+    pub vm: Option<String>,
+    /// These vCPUs only
+    #[arg(long, value_delimiter = ',', value_name = "N,N,...")]
+    pub vcpu: Vec<u16>,
+    /// Nothing before: 1500ns, 3us, 2ms, 1s since the start, or @13.527994 of the recorder's clock
+    #[arg(long, value_name = "TIME")]
+    pub from: Option<String>,
+    /// Nothing after
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+}
+
+impl ExportReading {
+    /// As other commands take it.
+    pub fn reading(&self) -> Reading {
+        let Self { kallsyms, probes, vm, vcpu, from, until } = self.clone();
+        Reading { kallsyms, probes, vm, vcpu, from, to: until }
+    }
 }
 
 /// Arguments of `info`.

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use schemars::JsonSchema;
 use serde::Serialize;
 use tlbscope_analyze::replay;
 use tlbscope_trace::addr::VcpuId;
@@ -16,7 +17,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::args::Reading;
 
 /// An input as outputs name it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Input {
     /// As it was typed.
     pub path: String,
@@ -114,12 +115,13 @@ pub fn feed(path: &Path, reading: &Reading) -> Result<(Feed, Input)> {
 
 /// Whether an error is an input that is damaged so that nothing of it can be read.
 pub fn is_ruin(error: &anyhow::Error) -> bool {
-    use tlbscope_analyze::replay::StreamError;
+    use tlbscope_analyze::replay::{CheckpointError, StreamError};
     use tlbscope_trace::{Error, import::ImportError, native::NativeError, source::SourceError};
     // A stream finds out while it is replayed, or counted.
     let streamed =
         matches!(error.downcast_ref(), Some(StreamError::Native(NativeError::Hopeless(_))))
-            || matches!(error.downcast_ref(), Some(NativeError::Hopeless(_)));
+            || matches!(error.downcast_ref(), Some(NativeError::Hopeless(_)))
+            || matches!(error.downcast_ref(), Some(CheckpointError::Damaged(_)));
     streamed
         || matches!(
             error.downcast_ref(),

@@ -4,14 +4,19 @@
 //! [`output`] writes what they answer, whole or not at all.
 
 mod args;
+mod checkpoint;
 mod commands;
+mod comparison;
+mod formats;
 mod input;
+mod interrupt;
 mod output;
 mod render;
+mod schema;
+mod showing;
+mod report;
 
 use std::process::ExitCode;
-
-use clap::Parser;
 
 use args::Args;
 
@@ -37,7 +42,8 @@ impl Verdict {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Args::read();
+    interrupt::watch();
     match commands::run(&args) {
         Ok(verdict) => verdict.exit_code(),
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,

@@ -1,15 +1,19 @@
 //! Where results go: standard output or a file, whole or not at all.
 
+use std::fs::Permissions;
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use tempfile::NamedTempFile;
 
 use crate::args::{Color, Global};
 use crate::input::Input;
+use crate::interrupt;
 
 /// Whether an error is a reader that went away: nobody is there to be told.
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -37,8 +41,10 @@ pub fn warn(message: &str) {
 
 /// Whether to use colours.
 pub fn colours(color: Color, terminal: bool) -> bool {
+    // https://no-color.org: set and not empty means no.
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     match color {
-        Color::Auto => terminal,
+        Color::Auto => terminal && !set("NO_COLOR"),
         Color::Always => true,
         Color::Never => false,
     }
@@ -69,19 +75,35 @@ pub fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>)
         _ => Path::new("."),
     };
     // In the same folder, so that the last step is a rename.
-    let mut new = tempfile::Builder::new();
-    new.prefix(".tlbscope-");
-    // As any other file: for whom the umask says, not for the owner alone.
-    #[cfg(unix)]
-    new.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = new.tempfile_in(folder).with_context(failed)?;
-    {
-        let mut out = io::BufWriter::new(file.as_file_mut());
-        write(&mut out).with_context(failed)?;
-        out.flush().with_context(failed)?;
-    }
-    file.persist(path).map_err(|error| error.error).with_context(failed)?;
+    // Whoever may read what the user writes may read this too: a temporary file is private.
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".tlbscope-").permissions(Permissions::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder).with_context(failed)?;
+    interrupt::writes(file.path(), path);
+    let written = fill(&mut file, write).and_then(|()| {
+        file.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    });
+    interrupt::wrote();
+    written.with_context(failed)
+}
+
+/// Writes what a file holds.
+fn fill(file: &mut NamedTempFile, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let mut out = io::BufWriter::new(file.as_file_mut());
+    write(&mut out)?;
+    out.flush()?;
     Ok(())
+}
+
+/// The name and version of the schema of a command's JSON.
+pub fn schema(command: &str) -> String {
+    format!("tlbscope/{command}/1")
+}
+
+/// The program, as outputs name it.
+pub fn tool() -> Value {
+    json!({ "name": "tlbscope", "version": env!("CARGO_PKG_VERSION") })
 }
 
 /// The object that `--format json` prints: `schema`, `tool`, `inputs`, `summary` and the detail.
@@ -92,9 +114,8 @@ pub fn envelope(
     detail: Map<String, Value>,
 ) -> Result<String> {
     let mut object = Map::new();
-    object.insert("schema".to_owned(), json!(format!("tlbscope/{command}/1")));
-    let tool = json!({ "name": "tlbscope", "version": env!("CARGO_PKG_VERSION") });
-    object.insert("tool".to_owned(), tool);
+    object.insert("schema".to_owned(), json!(schema(command)));
+    object.insert("tool".to_owned(), tool());
     object.insert("inputs".to_owned(), serde_json::to_value(inputs)?);
     object.insert("summary".to_owned(), serde_json::to_value(summary)?);
     object.extend(detail);
@@ -108,7 +129,9 @@ pub fn progress(events: Option<u64>, global: &Global) -> ProgressBar {
     const SHORT: u64 = 1 << 18;
     let short = events.is_some_and(|events| events < SHORT);
     if global.quiet || short || !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
+        let bar = ProgressBar::hidden();
+        interrupt::counts(&bar, events);
+        return bar;
     }
     let (bar, template) = match events {
         Some(events) => {
@@ -121,5 +144,6 @@ pub fn progress(events: Option<u64>, global: &Global) -> ProgressBar {
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
+    interrupt::counts(&bar, events);
     bar
 }

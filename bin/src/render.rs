@@ -3,10 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use comfy_table::{CellAlignment, Table, presets};
-use tlbscope_analyze::compare::Row;
 use tlbscope_analyze::explain::{Chain, StepKind};
-use tlbscope_analyze::finding::{Class, Finding, Findings, Kind};
+use tlbscope_analyze::finding::{Class, Finding, Kind};
 use tlbscope_analyze::replay::Summary;
 use tlbscope_analyze::tally::Counts;
 use tlbscope_sim::arch::required::elsewhere::elsewhere;
@@ -34,20 +32,19 @@ pub fn finding(cited: &Cited<'_>, number: usize, finding: &Finding, chain: &Chai
     let head = match finding.kind {
         Kind::Missed { harmful: true } => "missed flush, harmful",
         Kind::Missed { harmful: false } => "missed flush, benign",
-        Kind::Exposed => "exposed",
-        Kind::Latent => "latent",
-        Kind::Advised => "advised",
-        Kind::Excessive(Class::Unrequired) => "excessive, unrequired",
-        Kind::Excessive(Class::Redundant) => "excessive, redundant",
-        Kind::Excessive(Class::OverBroad) => "excessive, over-broad",
-        Kind::Excessive(Class::Bookkeeping) => "bookkeeping",
+        other => verdict(other),
     };
     let _ = write!(out, "{head} [{}]: {} on v{}", finding.rule, finding.op, finding.vcpu);
-    let _ = write!(out, "\n  --> {}", place(cited, finding.cause));
-    let _ = write!(out, "\n  cause: {}", event(cited, finding.cause));
+    let _ = write!(out, "\n  --> {}", place(cited.trace, &cited.events, finding.cause));
+    let _ = write!(out, "\n  cause: {}", event(&cited.events, finding.cause));
     if let Some(used) = finding.use_ {
-        let _ = write!(out, "\n  used:  {}", event(cited, used));
-        let _ = write!(out, "\n         {}, through: {}", place(cited, used), finding.mechanism);
+        let _ = write!(out, "\n  used:  {}", event(&cited.events, used));
+        let _ = write!(
+            out,
+            "\n         {}, through: {}",
+            place(cited.trace, &cited.events, used),
+            finding.mechanism
+        );
     } else {
         let _ = write!(out, "\n  by:    {}", finding.mechanism);
     }
@@ -74,6 +71,20 @@ pub fn finding(cited: &Cited<'_>, number: usize, finding: &Finding, chain: &Chai
         let _ = write!(out, "\n{}", hanging(&lead, &format!("{when}{}", step.what)));
     }
     out
+}
+
+/// A verdict in words, `harmful` left out.
+pub const fn verdict(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Missed { .. } => "missed flush",
+        Kind::Exposed => "exposed",
+        Kind::Latent => "latent",
+        Kind::Advised => "advised",
+        Kind::Excessive(Class::Unrequired) => "excessive, unrequired",
+        Kind::Excessive(Class::Redundant) => "excessive, redundant",
+        Kind::Excessive(Class::OverBroad) => "excessive, over-broad",
+        Kind::Excessive(Class::Bookkeeping) => "bookkeeping",
+    }
 }
 
 /// What a rule says and where; and where the other vendor differs, so.
@@ -106,9 +117,8 @@ pub fn hanging(lead: &str, text: &str) -> String {
 }
 
 /// Where an event stands.
-fn place(cited: &Cited<'_>, event: u64) -> String {
-    let trace = cited.trace;
-    match cited.events.get(&event) {
+fn place(trace: &str, events: &BTreeMap<u64, (Event, u32)>, event: u64) -> String {
+    match events.get(&event) {
         None => format!("{trace}: event {event}"),
         Some((e, 0)) => format!("{trace}: event {event}, {}", e.time),
         Some((e, line)) => format!("{trace}:{line}: event {event}, {}", e.time),
@@ -116,28 +126,13 @@ fn place(cited: &Cited<'_>, event: u64) -> String {
 }
 
 /// An event as text.
-fn event(cited: &Cited<'_>, event: u64) -> String {
-    match cited.events.get(&event) {
+fn event(events: &BTreeMap<u64, (Event, u32)>, event: u64) -> String {
+    match events.get(&event) {
         Some((event, _)) => text::write_event(event),
         None if event == BOOT => "before the first event".to_owned(),
         // A stream from standard input is gone.
         None => format!("event {event}"),
     }
-}
-
-/// Every kept finding, and a line for the rest.
-pub fn findings(cited: &Cited<'_>, all: &Findings, chains: &[Chain]) -> String {
-    let mut out = String::new();
-    let kept = all.sorted();
-    for (n, (one, chain)) in kept.iter().zip(chains).enumerate() {
-        let _ = writeln!(out, "{}\n", finding(cited, n + 1, one, chain));
-    }
-    let total: u64 = all.groups().map(|(_, count)| count).sum();
-    let more = total.saturating_sub(kept.len() as u64);
-    if more > 0 {
-        let _ = writeln!(out, "... and {more} more; --max-findings keeps more of each kind\n");
-    }
-    out
 }
 
 /// The numbers of one run.
@@ -150,6 +145,9 @@ pub fn summary(summary: &Summary) -> String {
         "  missed {} (harmful {}), exposed {}, latent {}, advised {}, excessive {}",
         s.missed, s.missed_harmful, s.exposed, s.latent, s.advised, s.excessive
     );
+    if s.suppressed > 0 {
+        let _ = writeln!(out, "  suppressed {}: in none of these numbers", s.suppressed);
+    }
     let flushes: Vec<String> =
         s.flushes.iter().filter(|(_, n)| **n != 0).map(|(name, n)| format!("{name} {n}")).collect();
     if !flushes.is_empty() {
@@ -162,26 +160,6 @@ pub fn summary(summary: &Summary) -> String {
     );
     let _ = writeln!(out, "  digest {}", s.digest);
     out
-}
-
-/// The comparison of one trace: policies across, numbers down, differences marked with `*`.
-pub fn comparison(trace: &str, policies: &[&str], rows: &[Row]) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    let mut head = vec![trace.to_owned(), String::new()];
-    head.extend(policies.iter().map(|policy| (*policy).to_owned()));
-    table.set_header(head);
-    for row in rows {
-        let mark = if row.differs { "*" } else { "" };
-        let mut cells = vec![row.name.to_owned(), mark.to_owned()];
-        cells.extend(row.values.iter().map(u64::to_string));
-        table.add_row(cells);
-    }
-    for column in table.column_iter_mut().skip(2) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
-    lines.join("\n") + "\n"
 }
 
 /// Every count that is not 0.

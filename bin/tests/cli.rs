@@ -233,12 +233,15 @@ fn a_recording_survives_import_and_export() {
     case.run(&["import", recording, "-o", "r.tlbt"]).succeeds();
     case.run(&["export", "r.tlbt", "-o", "r.txt", "--to", "text"]).succeeds();
     let policies = ["--policy", "kvm-5.17,kvm-patch-v2,kvm-5.19,never"];
-    let run = |trace: &str| case.run(&["compare", trace, policies[0], policies[1]]);
+    // Without the places of findings, which name the file.
+    let run = |trace: &str| case.run(&["compare", "-q", trace, policies[0], policies[1]]);
     let (recorded, native, text) = (run(recording), run("r.tlbt"), run("r.txt"));
     recorded.succeeds();
     native.succeeds();
+    text.succeeds();
     // Event text does not say in which state the vCPUs were, so that two writes are refused.
-    text.fails(0, &["r.txt:15: faults with #GP"]);
+    let told = case.run(&["compare", "r.txt", policies[0], policies[1]]);
+    told.fails(0, &["r.txt:15: faults with #GP"]);
     let rows = |answer: &Answer| answer.out.lines().skip(1).map(squeezed).collect::<Vec<_>>();
     assert_eq!(rows(&recorded), rows(&native));
     assert!(text.out.contains("flush-guest"), "{}", text.out);

@@ -10,7 +10,7 @@ use crate::nested::NestedOp;
 use crate::op::{Access, Actor, Invpcid};
 
 /// Where in a run something happens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct At {
     /// Index of the event that is being carried out: the *cause* named in findings.
     pub event: u64,
@@ -97,7 +97,18 @@ impl fmt::Display for Request {
 }
 
 /// The flush hooks of a vendor module (facts/kvm.md 6.2, 6.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    bincode::Encode,
+    bincode::Decode,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub enum Hook {
     /// flush_tlb_all.
     All,
@@ -185,7 +196,18 @@ pub enum RootLookup {
 }
 
 /// An invalidation that the hardware carries out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    bincode::Encode,
+    bincode::Decode,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub enum Inv {
     /// INVVPID 0.
     VpidAddress {
@@ -227,7 +249,18 @@ pub enum Inv {
 }
 
 /// The scope of an invalidation by a guest instruction, within the current VPID or ASID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    bincode::Encode,
+    bincode::Decode,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub enum GuestInv {
     /// Everything, global translations too.
     All,
@@ -309,6 +342,8 @@ pub enum Class {
     Hash,
     bincode::Encode,
     bincode::Decode,
+    serde::Serialize,
+    serde::Deserialize,
 )]
 pub struct Tag {
     /// On which physical CPU.
@@ -324,7 +359,19 @@ pub struct Tag {
 }
 
 /// The context a vCPU runs in between a successful entry and the next exit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    bincode::Encode,
+    bincode::Decode,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct Context {
     /// The tag of what it fills now. `tag.class` is [`Class::Linear`] or [`Class::Asid`] in shadow
     /// mode, [`Class::Combined`] or [`Class::Asid`] under TDP.
@@ -522,6 +569,8 @@ pub enum Act {
     },
     /// A fault through a copy that memory no longer bears out: legal once, retried.
     SpuriousFault,
+    /// A page becomes the root of a new EPT or NPT, whatever it was before.
+    RootNew(Hpa),
     /// Recordings only: a root as the entry function printed it. The active one is told at every
     /// such print, a cached one where it differs from what was told before.
     RootSeen {
@@ -678,7 +727,19 @@ pub enum ArchOp {
 
 /// What the judge leaves with a cached copy, given back with each use of it. The machine keeps it
 /// and never reads it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    bincode::Encode,
+    bincode::Decode,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct Mark {
     /// Of the guest's entries.
     pub g: u64,
@@ -689,7 +750,7 @@ pub struct Mark {
 }
 
 /// What was read to make a copy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Source {
     /// The guest's own tables (TDP): read now. Guest-physical mappings that were used on the way
     /// have been reported by [`crate::observe::Observer::walk_uses`].
@@ -706,7 +767,9 @@ pub enum Source {
 }
 
 /// What kind of copy is filled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub enum FillKind {
     /// A translation (TLB).
     Translation,
@@ -732,7 +795,7 @@ pub const fn path_table(entry: u64) -> Option<u64> {
 }
 
 /// What a walk uses instead of memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Instead {
     /// A guest-physical mapping.
     GuestPhysical,
@@ -767,7 +830,9 @@ pub struct Fill {
 }
 
 /// The content of a cached translation, as the hardware would use it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Copied {
     /// Guest frame (page-aligned).
     pub gpa: Gpa,
@@ -795,7 +860,7 @@ pub enum Outcome {
 }
 
 /// Through what an access went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Via {
     /// A cached translation.
     Copy {
@@ -815,7 +880,7 @@ pub enum Via {
 }
 
 /// One access as it came out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Accessed {
     /// What the guest asked for.
     pub access: Access,

@@ -54,3 +54,30 @@ pub fn decode<T: Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
 pub fn front<T: Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
     Ok(bincode::decode_from_slice(bytes, CONFIG)?.0)
 }
+
+/// No limit: the state of a run is written whole and read behind its checksum.
+const STATE: Configuration<LittleEndian, Varint> = config::standard();
+
+/// Encodes the state of a run (serde's form) to a stream.
+///
+/// # Errors
+/// The stream fails.
+pub fn encode_state(
+    state: &impl serde::Serialize,
+    out: &mut impl std::io::Write,
+) -> Result<(), CodecError> {
+    bincode::serde::encode_into_std_write(state, out, STATE)?;
+    Ok(())
+}
+
+/// Decodes the state of a run that takes up all the bytes.
+///
+/// # Errors
+/// The bytes are no such state, or hold more than it.
+pub fn decode_state<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    let (state, used) = bincode::serde::decode_from_slice(bytes, STATE)?;
+    match bytes.len() - used {
+        0 => Ok(state),
+        more => Err(CodecError::Trailing(more)),
+    }
+}

@@ -101,9 +101,19 @@ impl Feed {
     /// # Errors
     /// A trace that is said to be in order is not.
     pub fn next_batch(&mut self, batch: &mut Batch) -> Result<bool, NativeError> {
+        self.next_batch_from(batch, 0)
+    }
+
+    /// The same, without what ends before this operation: a batch that holds it comes whole.
+    ///
+    /// # Errors
+    /// As for [`Self::next_batch`].
+    pub fn next_batch_from(&mut self, batch: &mut Batch, from: u64) -> Result<bool, NativeError> {
         match &mut self.source {
             Source::Memory { events, lines, given } => {
                 batch.clear();
+                let from = usize::try_from(from).unwrap_or(usize::MAX).min(events.len());
+                *given = from.max(*given);
                 let end = (*given + BATCH).min(events.len());
                 batch.first = *given as u64;
                 batch.after_loss = !self.meta.losses.is_empty();
@@ -114,7 +124,8 @@ impl Feed {
                 Ok(more)
             }
             Source::Native(reader) => {
-                let more = reader.next_batch(batch)?;
+                let wanted = |_, last| from == 0 || last > from;
+                let more = reader.next_batch_where(batch, wanted)?;
                 if !more && !std::mem::replace(&mut self.told, true) {
                     self.meta.losses.extend(reader.take_losses());
                 }

@@ -24,6 +24,7 @@ pub mod recording;
 pub mod regs;
 pub mod source;
 pub mod spool;
+pub mod state;
 pub mod text;
 
 pub use import::{Imported, Options, Sink};

@@ -4,7 +4,9 @@
 use crate::addr::{Gpa, Gva};
 
 /// How the entries of nested tables are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub enum Format {
     /// EPT entries: R, W, X in bits 2:0. Named by an EPTP as the manual writes it: bits 5:0 are 0x1e,
     /// write-back and a page walk of 4 levels.
@@ -17,7 +19,9 @@ pub enum Format {
 }
 
 /// The nested tables that L2 runs on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Tables {
     /// The top table, in L1's memory: virtual EP4TA or nested CR3.
     pub root: Gpa,
@@ -53,7 +57,7 @@ impl Tables {
 }
 
 /// L2 as L1's processor sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct L2 {
     /// vmcs12's VPID or vmcb12's ASID. 0: L2 has none and shares VPID 0 with L1.
     pub tag: u16,
@@ -62,7 +66,7 @@ pub struct L2 {
 }
 
 /// An operation of L1 on its processor's translations of L2, or the passage between them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum NestedOp {
     /// VM entry or VMRUN of L1.
     Enter {

@@ -28,7 +28,16 @@ pub enum Actor {
 }
 
 /// One operation with its instant and actor.
-#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone,
+    Debug,
+    PartialEq,
+    Eq,
+    bincode::Encode,
+    bincode::Decode,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct Event {
     /// When; events without a time in their source are numbered in order, 1 ns apart.
     pub time: Time,
@@ -126,7 +135,18 @@ pub enum AccessKind {
 }
 
 /// One access by linear address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    bincode::Encode,
+    bincode::Decode,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct Access {
     /// The address.
     pub gva: Gva,
@@ -168,7 +188,18 @@ pub enum InvpcidType {
 }
 
 /// Operands of INVPCID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    bincode::Encode,
+    bincode::Decode,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct Invpcid {
     /// The type.
     pub kind: InvpcidType,
@@ -179,7 +210,18 @@ pub struct Invpcid {
 }
 
 /// Operands of INVLPGB (facts C.3). A component that is `None` matches anything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    bincode::Encode,
+    bincode::Decode,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct Invlpgb {
     /// First address.
     pub va: Option<Gva>,
@@ -194,7 +236,19 @@ pub struct Invlpgb {
 }
 
 /// Registers that userspace rewrites with KVM_SET_SREGS.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    bincode::Encode,
+    bincode::Decode,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct Sregs {
     /// CR0.
     pub cr0: Option<u64>,
@@ -207,7 +261,16 @@ pub struct Sregs {
 }
 
 /// Operands of a Hyper-V flush hypercall.
-#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone,
+    Debug,
+    PartialEq,
+    Eq,
+    bincode::Encode,
+    bincode::Decode,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct HvFlush {
     /// Whose TLBs.
     pub vcpus: Vec<VcpuId>,
@@ -216,7 +279,18 @@ pub struct HvFlush {
 }
 
 /// Operands of an L1 to L2 entry.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    bincode::Encode,
+    bincode::Decode,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct L2Enter {
     /// vmcs12's VPID, if it enables one.
     pub vpid: Option<u16>,
@@ -235,7 +309,17 @@ pub struct L2Enter {
 }
 
 /// What L1 does to its own nested state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    bincode::Encode,
+    bincode::Decode,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub enum L1Op {
     /// INVEPT of a type, with an EPTP for single-context.
     Invept {
@@ -285,7 +369,17 @@ pub enum MemslotChange {
 }
 
 /// What the host does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    bincode::Encode,
+    bincode::Decode,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub enum HostOp {
     /// Backs guest memory with this host memory (a fresh page if none is named).
     Map {
@@ -395,7 +489,16 @@ pub enum HostOp {
 }
 
 /// One operation. Small and cheap to copy for everything frequent; the rare ones are boxed.
-#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone,
+    Debug,
+    PartialEq,
+    Eq,
+    bincode::Encode,
+    bincode::Decode,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub enum Op {
     /// Guest writes CR0.
     Cr0(RegWrite),

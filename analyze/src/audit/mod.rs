@@ -25,15 +25,18 @@ mod world;
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use thiserror::Error;
 use tlbscope_trace::recording::Recording;
 use tlbscope_trace::regs::{MmuKind, Vendor};
 
-use crate::finding::{Finding, Group};
+use crate::finding::{Finding, Group, Kind};
+use crate::suppress::Suppressions;
 
 pub use probes::Lack;
 pub use story::{Line, Story};
+pub(crate) use transitions::name as transition_name;
 pub use transitions::{COLUMNS, Row, Transitions};
 
 /// Why an operation was not judged.
@@ -52,13 +55,15 @@ pub struct AuditError {
 }
 
 /// The numbers of an audit.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Summary {
     /// The recording.
     pub trace: String,
     /// Whose hardware.
+    #[schemars(with = "String")]
     pub vendor: Vendor,
     /// Shadow paging or TDP.
+    #[schemars(with = "String")]
     pub mmu: MmuKind,
     /// The recorded kernel, where it shows.
     pub kernel: Option<String>,
@@ -80,6 +85,8 @@ pub struct Summary {
     pub excessive: u64,
     /// The same by class.
     pub excessive_by: BTreeMap<&'static str, u64>,
+    /// Findings that are accepted; they are in no other number.
+    pub suppressed: u64,
     /// Flushes and root drops that only keep the hypervisor's books.
     pub bookkeeping: u64,
     /// Flushes in windows without an operation: what asked for them is not recorded.
@@ -108,10 +115,40 @@ pub struct Audit {
     pub found: Vec<Found>,
     /// Exact numbers of each kind.
     pub groups: BTreeMap<Group, u64>,
+    /// Those of them that are accepted, with the number of the suppression.
+    pub suppressed: BTreeMap<Group, usize>,
     /// What the host did for each kind of operation.
     pub transitions: Transitions,
     /// What the recording lacks, and what cannot be judged for it.
     pub lacks: Vec<Lack>,
+}
+
+impl Audit {
+    /// Takes what is accepted for the recorded kernel out of the numbers of the summary.
+    pub fn accept(&mut self, suppressions: &Suppressions) {
+        let kernel = self.summary.kernel.clone().unwrap_or_default();
+        for (group, count) in &self.groups {
+            let Some(number) = suppressions.find(group, &kernel) else { continue };
+            if self.suppressed.insert(*group, number).is_some() {
+                continue;
+            }
+            let summary = &mut self.summary;
+            let field = match group.kind {
+                Kind::Missed { .. } => &mut summary.missed,
+                Kind::Exposed => &mut summary.exposed,
+                Kind::Advised => &mut summary.advised,
+                Kind::Excessive(class) => {
+                    if let Some(of) = summary.excessive_by.get_mut(class.name()) {
+                        *of = of.saturating_sub(*count);
+                    }
+                    &mut summary.excessive
+                }
+                Kind::Latent => continue,
+            };
+            *field = field.saturating_sub(*count);
+            summary.suppressed += count;
+        }
+    }
 }
 
 /// Audits a recording, keeping the first `max_findings` of each kind.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tlbscope_trace::recording::Recording;
 use tlbscope_trace::regs::{MmuKind, Vendor};
@@ -10,7 +11,7 @@ use super::Reason;
 use super::first::First;
 
 /// Something that a recording does not show.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Lack {
     /// What is not there: a probe, or a class of operations.
     pub what: &'static str,

@@ -1,6 +1,7 @@
 //! A finding as a story: the operation that owed the invalidation, what the host did for it, and the
 //! entry at which it was still owed; each with the line it rests on.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tlbscope_trace::act::Act;
 use tlbscope_trace::addr::VcpuId;
@@ -15,7 +16,7 @@ use crate::finding::Kind;
 const WINDOW: usize = 24;
 
 /// One line of a recording, in a story.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Line {
     /// The line of the source; 0 where it has none.
     pub line: u32,
@@ -26,7 +27,7 @@ pub struct Line {
 }
 
 /// The chain of cause of a finding.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Story {
     /// The operation.
     pub cause: Line,

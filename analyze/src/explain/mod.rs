@@ -10,12 +10,13 @@ pub mod words;
 
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 pub use witness::Witness;
 
 /// What a step of a chain is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum StepKind {
     /// The operation that owed the invalidation, or that had the excessive act done.
@@ -31,7 +32,7 @@ pub enum StepKind {
 }
 
 /// One step.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Step {
     /// What it is.
     pub kind: StepKind,
@@ -42,7 +43,7 @@ pub struct Step {
 }
 
 /// How one step leads to another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Link {
     /// The operation was answered so.
@@ -86,20 +87,26 @@ impl Chain {
     }
 }
 
+/// A chain as it is written.
+#[derive(Serialize, JsonSchema)]
+pub struct Flat {
+    /// What happened, in order.
+    steps: Vec<Step>,
+    /// How one led to another.
+    links: Vec<Edge>,
+}
+
+/// A link between two steps, by their places in the list.
+#[derive(Serialize, JsonSchema)]
+pub struct Edge {
+    from: usize,
+    to: usize,
+    link: Link,
+}
+
 impl Serialize for Chain {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        struct Edge {
-            from: usize,
-            to: usize,
-            link: Link,
-        }
-        #[derive(Serialize)]
-        struct Flat<'a> {
-            steps: Vec<&'a Step>,
-            links: Vec<Edge>,
-        }
-        let steps = self.graph.node_weights().collect();
+        let steps = self.graph.node_weights().cloned().collect();
         let edges = self.graph.edge_references();
         let links = edges
             .map(|e| Edge { from: e.source().index(), to: e.target().index(), link: *e.weight() })

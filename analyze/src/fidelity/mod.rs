@@ -15,6 +15,7 @@ mod window;
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tlbscope_sim::engine::{EngineError, Machine};
 use tlbscope_sim::policy::Policy;
@@ -26,7 +27,7 @@ pub use report::{Row, text};
 pub use token::{Alphabet, Kind, Token};
 
 /// The numbers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Summary {
     /// The recording.
     pub trace: String,
@@ -41,7 +42,7 @@ pub struct Summary {
 }
 
 /// Agreement of one kind of operation or action.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Agreement {
     /// How many there are.
     pub total: u64,
@@ -50,7 +51,7 @@ pub struct Agreement {
 }
 
 /// One operation on which model and kernel differ.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Disagreement {
     /// The vCPU.
     pub vcpu: u16,
@@ -84,7 +85,7 @@ pub struct Fidelity {
 }
 
 /// A counter on both sides.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Counter {
     /// Counted in the recording.
     pub recorded: u64,

@@ -3,6 +3,7 @@
 //! missed flush. It shares no floors, marks or walker with the fast oracle, only the table of
 //! requirements, and answers one question: was this access missed, and was it harmful?
 
+mod gone;
 mod nested;
 mod structures;
 mod walk;
@@ -18,6 +19,7 @@ use tlbscope_trace::observe::{Observer, World};
 use tlbscope_trace::op::{AccessKind, Actor};
 use tlbscope_trace::regs::{Cr4, Regs};
 
+use gone::{Owners, Reuses};
 use nested::Made;
 use structures::Links;
 
@@ -40,6 +42,8 @@ struct Cached {
     host_read: u64,
     /// A binding operation outlaws it.
     struck: bool,
+    /// The EPT that it was made through is no more, and its EP4TA another's.
+    orphan: bool,
 }
 
 /// One leaf entry of a shadow page.
@@ -85,6 +89,8 @@ pub struct Naive {
     used_struck: Option<u64>,
     links: Links,
     used_physical: bool,
+    owners: Owners,
+    reuses: Reuses,
     verdict: Option<bool>,
     /// Missed accesses: (event, vCPU, harmful).
     missed: Vec<(u64, u16, bool)>,
@@ -159,7 +165,10 @@ impl Naive {
                 }
                 true
             }
-            ArchOp::Release { .. } => true,
+            ArchOp::Release { gpa, size } => {
+                self.reused(gpa.0, size);
+                true
+            }
             _ => false,
         }
     }
@@ -186,17 +195,19 @@ impl Naive {
     }
 
     /// The guest-physical copies through which a frame was reached: when the host's mapping was
-    /// read, and whether L1 outlawed one.
-    fn physical_read(&self, tag: &Tag, frame: &Copied) -> Option<(u64, bool)> {
+    /// read, whether L1 outlawed one, and whether one is of an EPT that is no more.
+    fn physical_read(&self, tag: &Tag, frame: &Copied) -> Option<(u64, bool, bool)> {
         let of = self.copies.iter().filter(|c| {
             c.physical
                 && c.tag.pcpu == tag.pcpu
                 && c.tag.ep4ta == tag.ep4ta
                 && (c.content.gpa, c.content.hpa) == (frame.gpa, frame.hpa)
         });
-        of.map(|c| (c.host_read, c.struck)).reduce(|a, b| (a.0.min(b.0), a.1 | b.1))
+        let read = of.map(|c| (c.host_read, c.struck, c.orphan));
+        read.reduce(|a, b| (a.0.min(b.0), a.1 | b.1, a.2 | b.2))
     }
 
+    /// The copy that an access used: the vCPU's own, else one that another has left under the tag.
     fn find(
         &self,
         vcpu: u16,
@@ -205,16 +216,19 @@ impl Naive {
         gva: u64,
         content: &Copied,
     ) -> Option<usize> {
-        self.copies.iter().rposition(|c| {
-            c.vcpu == vcpu
-                && !c.structure
-                && !c.physical
-                && c.global == global
-                && c.tag == *tag
-                && gva >= c.address
-                && gva - c.address < c.bytes
-                && (c.content.gpa, c.content.hpa) == (content.gpa, content.hpa)
-        })
+        let of = |mine: bool| {
+            self.copies.iter().rposition(|c| {
+                (c.vcpu == vcpu) == mine
+                    && !c.structure
+                    && !c.physical
+                    && c.global == global
+                    && c.tag == *tag
+                    && gva >= c.address
+                    && gva - c.address < c.bytes
+                    && (c.content.gpa, c.content.hpa) == (content.gpa, content.hpa)
+            })
+        };
+        of(true).or_else(|| of(false))
     }
 
     /// Whether an access came out otherwise than by the guest's tables as they are now.
@@ -261,9 +275,10 @@ impl Observer for Naive {
         self.now += 1;
     }
 
-    fn act<W: World>(&mut self, at: &At, act: &Act, _: &W) {
+    fn act<W: World>(&mut self, at: &At, act: &Act, world: &W) {
         self.now += 1;
         self.links.act(at, act, self.now);
+        self.tags_change(at, act, world);
         match *act {
             Act::SpteSet { sp, index } => {
                 self.sptes.retain(|s| (s.sp, s.index) != (sp.0, index));
@@ -317,14 +332,16 @@ impl Observer for Naive {
             read: self.now,
             host_read: self.now,
             struck: false,
+            orphan: false,
         };
         match fill.source {
             Source::Shadow { sp, index } => self.strike_frozen(&mut copy, sp.0, index),
             Source::Guest if self.used_physical => {
                 let read = self.physical_read(&fill.tag, &fill.copy);
-                let (read, struck) = read.unwrap_or((self.now, false));
+                let (read, struck, orphan) = read.unwrap_or((self.now, false, false));
                 copy.host_read = read;
                 copy.struck |= struck;
+                copy.orphan |= orphan;
             }
             Source::Guest | Source::Host => {}
         }
@@ -354,8 +371,9 @@ impl Observer for Naive {
             && let Some(place) = self.find(vcpu, tag, *global, gva, copy)
         {
             let found = &self.copies[place];
-            struck |= self.struck_for(found, Made::now(world, vcpu))
-                || self.host_struck(copy, found.host_read);
+            struck |= found.vcpu == vcpu && self.struck_for(found, Made::now(world, vcpu))
+                || self.host_struck(copy, found.host_read)
+                || self.outlived(found, tag);
             used = Some(copy);
         }
         if struck {

@@ -7,6 +7,9 @@ use tlbscope_trace::op::Actor;
 
 use super::Naive;
 
+/// The bit of the raw role word of a page that no guest table stands behind (facts/kvm.md 7.2).
+const DIRECT: u32 = 1 << 7;
+
 /// One link between shadow pages.
 #[derive(Clone, Copy, Debug)]
 struct Link {
@@ -20,8 +23,8 @@ struct Link {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Links {
     links: Vec<Link>,
-    /// The level of each page.
-    levels: Vec<(Sp, u8)>,
+    /// The level of each page, and the guest's table behind it, if there is one.
+    levels: Vec<(Sp, u8, Option<u64>)>,
     /// The current root of each vCPU.
     roots: Vec<(Actor, Option<Sp>)>,
 }
@@ -29,9 +32,9 @@ pub(super) struct Links {
 impl Links {
     pub(super) fn act(&mut self, at: &At, act: &Act, now: u64) {
         match *act {
-            Act::SpNew { sp, level, .. } => {
+            Act::SpNew { sp, level, gfn, role } => {
                 self.levels.retain(|l| l.0 != sp);
-                self.levels.push((sp, level));
+                self.levels.push((sp, level, (role & DIRECT == 0).then_some(gfn << 12)));
             }
             Act::SpLink { parent, index, child } => {
                 self.links.retain(|l| (l.parent, l.index) != (parent, index));
@@ -40,7 +43,10 @@ impl Links {
             Act::SpUnlink { parent, index, .. } => {
                 self.links.retain(|l| (l.parent, l.index) != (parent, index));
             }
-            Act::SpZap { sp } => self.links.retain(|l| l.parent != sp && l.child != sp),
+            Act::SpZap { sp } => {
+                self.links.retain(|l| l.parent != sp && l.child != sp);
+                self.levels.retain(|l| l.0 != sp);
+            }
             Act::Entry(context) => {
                 self.roots.retain(|(actor, _)| *actor != at.actor);
                 self.roots.push((at.actor, context.shadow_root));
@@ -50,11 +56,16 @@ impl Links {
     }
 
     fn stands(&self, parent: Sp, child: Sp, gva: u64, since: u64) -> bool {
-        let Some((_, level)) = self.levels.iter().find(|l| l.0 == parent) else { return false };
+        let Some((_, level, _)) = self.levels.iter().find(|l| l.0 == parent) else { return false };
         let index = gva >> (u32::from(*level) * 9 + 3) & 0x1ff;
         self.links.iter().any(|l| {
             (l.parent, l.child, u64::from(l.index)) == (parent, child, index) && l.made < since
         })
+    }
+
+    /// The guest's table behind a page.
+    fn table(&self, sp: Sp) -> Option<u64> {
+        self.levels.iter().find(|l| l.0 == sp)?.2
     }
 
     /// The current root, where it is a shadow page.
@@ -76,16 +87,29 @@ impl Naive {
     pub(super) fn structure_struck(&self, at: &At, tag: &Tag, instead: Instead) -> bool {
         let Instead::Structure { gva, shift, path } = instead else { return false };
         let Actor::Vcpu(VcpuId(vcpu)) = at.actor else { return false };
-        let found = self.copies.iter().rev().find(|c| {
-            c.structure
-                && (c.vcpu, c.tag, c.bytes) == (vcpu, *tag, 1 << shift)
-                && gva.0 >= c.address
-                && gva.0 - c.address < c.bytes
-        });
-        let Some(copy) = found else { return false };
+        let of = |mine: bool| {
+            self.copies.iter().rev().find(|c| {
+                c.structure
+                    && (c.vcpu == vcpu) == mine
+                    && (c.tag, c.bytes) == (*tag, 1 << shift)
+                    && gva.0 >= c.address
+                    && gva.0 - c.address < c.bytes
+            })
+        };
+        let Some(copy) = of(true).or_else(|| of(false)) else { return false };
+        let struck = copy.struck && copy.vcpu == vcpu;
+        let tables = path.iter().filter_map(|entry| path_table(*entry));
         match self.links.root(at.actor) {
-            Some(root) => copy.struck && !self.links.all_stand(root, &path, gva.0, copy.read),
-            None => copy.struck || self.host_struck(&copy.content, copy.host_read),
+            Some(root) => {
+                let frames = tables.filter_map(|sp| self.links.table(Sp(sp as u32)));
+                (struck || self.structure_outlived(copy, frames))
+                    && !self.links.all_stand(root, &path, gva.0, copy.read)
+            }
+            None => {
+                struck
+                    || self.host_struck(&copy.content, copy.host_read)
+                    || self.structure_outlived(copy, tables)
+            }
         }
     }
 }

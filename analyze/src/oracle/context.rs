@@ -14,7 +14,7 @@ use super::floors::{Floors, Obligation};
 const RECENT: usize = 64;
 
 /// The floors of one vCPU by virtual tag. It acts as the floors of the tag that is current.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Contexts {
     /// The tag whose floors are at hand.
     tag: u16,
@@ -30,7 +30,9 @@ pub struct Contexts {
 }
 
 /// What tags mappings through nested tables: on Intel the EP4TA, on AMD the ASID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub enum Nested {
     /// The top table of an EPT.
     Ep4ta(u64),

@@ -9,7 +9,7 @@ use super::floors::{Target, address, covers};
 const OPEN: usize = 64;
 
 /// Who has served an obligation in this exit window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum By {
     /// Nobody yet.
     Nobody,
@@ -20,7 +20,7 @@ pub enum By {
 }
 
 /// An obligation that waits for its flush.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Open {
     /// When it arose.
     pub time: u64,
@@ -46,7 +46,7 @@ pub enum Verdict {
 }
 
 /// The exit window of one vCPU.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Window {
     /// What is owed.
     pub open: Vec<Open>,
@@ -58,7 +58,8 @@ pub struct Window {
     /// TLB_FLUSH_GUEST was served last.
     pub guest_flush: bool,
     /// The explicit hook whose drops are being judged.
-    pub hook: Option<&'static str>,
+    #[serde(with = "tlbscope_trace::state::word_or_none")]
+    pub hook: Option<tlbscope_trace::state::Name>,
 }
 
 /// Whether a hook of this kind can serve an obligation of this scope.

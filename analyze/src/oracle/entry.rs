@@ -7,7 +7,7 @@ use tlbscope_trace::addr::{Sp, VcpuId};
 use tlbscope_trace::observe::World;
 use tlbscope_trace::regs::{Cr4, MmuKind};
 
-use super::credit::By;
+use super::credit::{By, Open};
 use super::floors::{Floors, Obligation, Target, address, covers};
 use super::hardware::{Group, GroupKey, Held, one_page};
 use super::{Oracle, Vcpu};
@@ -57,6 +57,7 @@ impl Oracle {
             vcpu.window.hook = None;
         }
         self.hardware.invalidate(vcpu.pcpu, &context, inv);
+        self.physical.invalidate(vcpu.pcpu, inv);
         if let Some((tag, gva)) = one_page(inv, &context) {
             let done = Some((vcpu.pcpu, tag));
             for o in vcpu.floors.recent() {
@@ -78,15 +79,12 @@ impl Oracle {
                 }
             }
             Inv::Exact => {
-                for open in &mut vcpu.window.open {
+                let frames = |open: &&mut Open| matches!(open.scope, Scope::Frames { .. });
+                for open in vcpu.window.open.iter_mut().filter(frames) {
                     open.by = By::Explicit;
                     open.done = true;
                 }
-                let done = Some((vcpu.pcpu, context.tag.id));
-                vcpu.floors.log.iter_mut().rev().take(64).for_each(|o| o.done = done);
-                if vcpu.in_guest {
-                    self.reside(id, world);
-                }
+                self.host.serve(vcpu.pcpu);
             }
             _ => vcpu.window.carried_out(),
         }
@@ -130,6 +128,7 @@ impl Oracle {
         // The operation after which the vCPU entered, if it did anything yet.
         let event = if vcpu_op.1.is_empty() { at.event } else { vcpu_op.0 };
         self.hardware.own(&context.tag, owner, shadow, self.now, event);
+        self.expose_births(id, &context.tag);
         self.reside(id, world);
         if self.auditing {
             self.advise(id);
@@ -228,7 +227,7 @@ impl Oracle {
             return;
         }
         vcpu.host_judged = (host.latest_dead, key);
-        let due = host.due(since, id as u16);
+        let due = host.due(since, id as u16, key.pcpu);
         for n in due {
             let change = &mut host.changes[n];
             change.exposed.push(id as u16);

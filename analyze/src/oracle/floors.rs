@@ -14,18 +14,20 @@ const LOG: usize = 4096;
 const ADDRESSES: usize = 1 << 16;
 
 /// One obligation of one vCPU.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Obligation {
     /// When it arose, on the oracle's clock.
     pub time: u64,
     /// The event whose operation owes it.
     pub event: u64,
     /// By which rule.
+    #[serde(with = "crate::state::rule")]
     pub rule: &'static Rule,
     /// Whether it binds here; the rule's own strength may be lowered by how it was carried out.
     pub must: bool,
     /// The operation's name.
-    pub op: &'static str,
+    #[serde(with = "tlbscope_trace::state::word")]
+    pub op: tlbscope_trace::state::Name,
     /// Which copies.
     pub scope: Scope,
     /// The group (pCPU, VPID or ASID) in which an address was invalidated since.
@@ -98,7 +100,7 @@ pub const fn address(scope: &Scope) -> Option<u64> {
 }
 
 /// Floors of one PCID.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, serde::Serialize, serde::Deserialize)]
 struct OfPcid {
     all: u64,
     nonglobal: u64,
@@ -106,10 +108,11 @@ struct OfPcid {
 }
 
 /// The wide floors of one strength.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 struct Wide {
     everything: u64,
     nonglobal: u64,
+    #[serde(with = "tlbscope_trace::state::map")]
     pcid: FxHashMap<u16, OfPcid>,
     /// The two latest floors of globals made under other PCIDs than the one named.
     others: [(u16, u64); 2],
@@ -148,7 +151,9 @@ impl Wide {
 }
 
 /// Which copies of a page an address floor reaches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 enum Space {
     NonGlobal,
     OwnGlobal,
@@ -160,11 +165,12 @@ enum Space {
 type Page = (u64, u16, Space, u8);
 
 /// Everything that outlaws copies of one vCPU.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Floors {
     must: Wide,
     advised: Wide,
     /// Latest address obligations: (must, advised).
+    #[serde(with = "tlbscope_trace::state::map")]
     pages: FxHashMap<Page, (u64, u64)>,
     /// Whether some floor of a page spans the PCIDs.
     any_pcid: bool,

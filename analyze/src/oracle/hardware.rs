@@ -5,7 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use tlbscope_trace::act::{Class, Context, GuestInv, Inv, Tag};
 
 /// A tag without its PCID.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct GroupKey {
     /// The processor.
     pub pcpu: u16,
@@ -32,7 +43,7 @@ impl GroupKey {
 }
 
 /// What one container may hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Held {
     /// Since when it can hold anything.
     pub since: u64,
@@ -51,12 +62,13 @@ pub type Group = BTreeMap<(u16, bool), Held>;
 pub type Owner = (u16, u16);
 
 /// A tag's owner, and how it came by the tag.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 struct Ownership {
     owner: Owner,
     /// Since when, if another had the tag before; else 0.
     since: u64,
     /// The event that gave the tag away, and its operation.
+    #[serde(with = "tlbscope_trace::state::numbered_word")]
     given: Given,
 }
 
@@ -67,13 +79,17 @@ pub type Given = (u64, &'static str);
 const NOBODY: Owner = (u16::MAX, 0);
 
 /// All containers and who owns their tags.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Hardware {
     groups: BTreeMap<GroupKey, Group>,
     /// Owner of (pCPU, VPID or ASID, EP4TA).
     owners: BTreeMap<(u16, u32, u64), Ownership>,
     /// Tags that their owner runs under no more: it was given another ASID.
     abandoned: BTreeSet<(u16, u32, u64)>,
+    /// Root pages that were given to another EPT, and when last.
+    roots: BTreeMap<u64, (u64, Given)>,
+    /// Root pages seen.
+    known_roots: BTreeSet<u64>,
     /// The latest change of owner.
     latest_birth: u64,
 }
@@ -182,15 +198,42 @@ impl Hardware {
         }
     }
 
-    /// The operation that gave the tag away to its owner, if a copy with this stamp is the old
-    /// owner's.
+    /// A page becomes the root of a new EPT. On every processor, what is cached under its EP4TA is of the
+    /// one before (SDM vol. 3, 28.3.3.4: INVEPT when the address is given another meaning).
+    pub fn root_born(&mut self, root: u64, now: u64, given: Given) {
+        if !self.known_roots.insert(root) {
+            self.roots.insert(root, (now, given));
+            self.latest_birth = now;
+        }
+    }
+
+    /// The operation that gave the tag away to its owner, if a copy with these stamps is the old
+    /// owner's: `g` tells when the tag was used, the older of both when its EPT was.
     #[must_use]
-    pub fn birth(&self, tag: &Tag, stamp: u64) -> Option<Given> {
-        if stamp >= self.latest_birth {
+    pub fn birth(&self, tag: &Tag, g: u64, h: u64) -> Option<Given> {
+        if g.min(h) >= self.latest_birth {
             return None;
         }
-        let of = self.owners.get(&(tag.pcpu.0, tag.id, tag.ep4ta.0))?;
-        (of.since > stamp).then_some(of.given)
+        let of = self.owners.get(&(tag.pcpu.0, tag.id, tag.ep4ta.0));
+        let owner = of.filter(|of| of.since > g).map(|of| of.given);
+        owner.or_else(|| {
+            let (since, given) = self.roots.get(&tag.ep4ta.0)?;
+            (*since > g.min(h)).then_some(*given)
+        })
+    }
+
+    /// The births since which the containers of a tag may hold copies that are older, at an entry of
+    /// `owner` at `now`: of the tag, in this very entry, and of its EPT.
+    pub fn exposed_births(&self, tag: &Tag, now: u64) -> [Option<(u64, Given)>; 2] {
+        let key = GroupKey::of(tag);
+        let of = self.owners.get(&(tag.pcpu.0, tag.id, tag.ep4ta.0));
+        let owner = of.filter(|of| of.since == now && self.groups.contains_key(&key));
+        let older = |since: u64| {
+            let groups = [self.groups.get(&key), self.groups.get(&key.guest_physical())];
+            groups.into_iter().flatten().flat_map(Group::values).any(|held| held.stamp < since)
+        };
+        let root = self.roots.get(&tag.ep4ta.0).filter(|(since, _)| older(*since));
+        [owner.map(|of| (of.since, of.given)), root.copied()]
     }
 
     /// An invalidation on this pCPU; `context` is what ran there last.
@@ -213,7 +256,6 @@ impl Hardware {
                 Inv::TlbControlAll => key.class == Class::Asid,
                 Inv::TlbControlAsid(a) => asid(key, a.0),
                 Inv::Guest(GuestInv::All) => mine,
-                Inv::Exact => mine || nested(key) && key.ep4ta == context.tag.ep4ta.0,
                 _ => false,
             };
             let nonglobal = match *inv {

@@ -6,13 +6,14 @@ use std::collections::VecDeque;
 use rustc_hash::FxHashMap;
 
 use super::floors::Obligation;
+use super::recent::Recent;
 use crate::finding::Slot;
 
 /// Changes that can still be named.
 const LOG: usize = 1024;
 
 /// One change of backing.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Change {
     /// The obligation, of every vCPU.
     pub obligation: Obligation,
@@ -24,6 +25,8 @@ pub struct Change {
     pub rights: bool,
     /// When the old backing was declared dead; 0: not yet.
     pub dead: u64,
+    /// On which processors every copy that it concerns was dropped, whatever its tag.
+    served: Vec<u16>,
     /// On which vCPUs an exposure was reported.
     pub exposed: Vec<u16>,
     /// On which vCPUs a missed use was reported, where, and whether it is harmful.
@@ -38,7 +41,7 @@ impl Change {
 }
 
 /// All changes, and which frames were ever cached.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Host {
     /// Oldest first.
     pub changes: VecDeque<Change>,
@@ -47,9 +50,14 @@ pub struct Host {
     /// When a backing was declared dead last.
     pub latest_dead: u64,
     /// Frames reused: (first byte, end, time, event), oldest first.
-    pub releases: VecDeque<(u64, u64, u64, u64)>,
+    releases: VecDeque<(u64, u64, u64, u64)>,
+    /// The latest change of each frame that is past its deadline.
+    due: Recent,
+    /// The latest release of each frame.
+    reused: Recent,
     /// When each frame (page number at its size, log2 of the size, by a copy that can be written
     /// through or not) was filled last, and before.
+    #[serde(with = "tlbscope_trace::state::map")]
     fills: FxHashMap<(u64, u8, bool), (u64, u64)>,
     sizes: u64,
 }
@@ -67,6 +75,7 @@ impl Host {
             end,
             rights,
             dead: 0,
+            served: Vec::new(),
             exposed: Vec::new(),
             missed: Vec::new(),
         });
@@ -80,7 +89,15 @@ impl Host {
             if change.gpa < end && gpa < change.end {
                 change.dead = now;
                 self.latest_due = self.latest_due.max(change.obligation.time);
+                self.due.note(change.gpa, change.end, change.obligation.time);
             }
+        }
+    }
+
+    /// Exactly what the changes so far concern was dropped on this processor.
+    pub fn serve(&mut self, pcpu: u16) {
+        for change in self.changes.iter_mut().rev().take_while(|c| !c.served.contains(&pcpu)) {
+            change.served.push(pcpu);
         }
     }
 
@@ -89,7 +106,9 @@ impl Host {
         if self.releases.len() == LOG {
             self.releases.pop_front();
         }
-        self.releases.push_back((gpa, gpa.saturating_add(size), now, event));
+        let end = gpa.saturating_add(size);
+        self.releases.push_back((gpa, end, now, event));
+        self.reused.note(gpa, end, now);
     }
 
     /// A frame was cached, by a copy that can be written through or not.
@@ -146,16 +165,18 @@ impl Host {
     #[must_use]
     pub fn outlaws(&self, gpa: u64, stamp: u64, write: bool) -> bool {
         let late = |c: &Change| c.dead != 0 && c.obligation.time > stamp;
-        self.changes.iter().any(|c| late(c) && c.reaches(gpa, write))
+        self.due.may_be_after(gpa, stamp)
+            && self.changes.iter().any(|c| late(c) && c.reaches(gpa, write))
     }
 
-    /// Changes past their deadline that a vCPU may violate from containers that are filled since
-    /// `since`, and that were not reported for it.
+    /// Changes past their deadline that a vCPU may violate from containers of this processor that are
+    /// filled since `since`, and that were not reported for it.
     #[must_use]
-    pub fn due(&self, since: u64, vcpu: u16) -> Vec<usize> {
+    pub fn due(&self, since: u64, vcpu: u16, pcpu: u16) -> Vec<usize> {
         let due = self.changes.iter().enumerate().filter(|(_, c)| {
             c.dead != 0
                 && c.obligation.time > since
+                && !c.served.contains(&pcpu)
                 && !c.exposed.contains(&vcpu)
                 && self.cached(c, since)
         });
@@ -169,9 +190,18 @@ impl Host {
         self.changes.iter().find(newer).map(|c| &c.obligation)
     }
 
+    /// Whether any frame was released after this.
+    #[must_use]
+    pub const fn released_after(&self, stamp: u64) -> bool {
+        self.reused.any_after(stamp)
+    }
+
     /// The release that forbids a copy of this frame made at `stamp`: its event.
     #[must_use]
     pub fn released(&self, gpa: u64, stamp: u64) -> Option<u64> {
+        if !self.reused.may_be_after(gpa, stamp) {
+            return None;
+        }
         let of = self.releases.iter().find(|r| r.2 > stamp && r.0 <= gpa && gpa < r.1);
         of.map(|r| r.3)
     }

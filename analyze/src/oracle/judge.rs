@@ -3,6 +3,7 @@
 use tlbscope_sim::arch::required::{BIRTH, IMPOSSIBLE, RELEASE, Rule};
 use tlbscope_trace::act::{Accessed, At, Copied, Outcome, Tag, Via};
 use tlbscope_trace::addr::VcpuId;
+use tlbscope_trace::state::Word;
 use tlbscope_trace::observe::World;
 use tlbscope_trace::regs::{Cr4, MmuKind};
 
@@ -13,7 +14,7 @@ use super::{Oracle, STRAYED, Stamp, frames_differ, mode};
 use crate::finding::{Finding, Kind};
 
 /// Who outlawed a copy that was used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) enum Cause {
     /// An operation of the guest.
     Guest {
@@ -27,9 +28,11 @@ pub(super) enum Cause {
     /// No obligation of a vCPU.
     Other {
         /// By which rule.
+        #[serde(with = "crate::state::rule")]
         rule: &'static Rule,
         /// The operation's name.
-        op: &'static str,
+        #[serde(with = "tlbscope_trace::state::word")]
+        op: tlbscope_trace::state::Name,
         /// Its event.
         event: u64,
     },
@@ -96,15 +99,13 @@ impl Oracle {
         if nested.is_some_and(|floors| floors.outlawed(t, s.n).0) {
             return Some(Cause::Nested);
         }
-        if let Some((event, op)) = self.hardware.birth(tag, s.g) {
+        if let Some((event, op)) = self.hardware.birth(tag, s.g, s.h) {
             return Some(Cause::Other { rule: &BIRTH, op, event });
         }
-        if s.h <= self.host.latest_due && self.host.outlaws(copy.gpa.0, s.h, copy.write) {
+        if self.host.outlaws(copy.gpa.0, s.h, copy.write) {
             return Some(Cause::Host);
         }
-        if !self.host.releases.is_empty()
-            && let Some(event) = self.host.released(copy.gpa.0, s.g.min(s.h))
-        {
+        if let Some(event) = self.host.released(copy.gpa.0, s.g.min(s.h)) {
             return Some(match self.host.owed_before(copy.gpa.0, s.h, copy.write) {
                 Some(owed) if owed.event <= event => {
                     Cause::Other { rule: owed.rule, op: owed.op, event: owed.event }
@@ -213,7 +214,7 @@ impl Oracle {
                 }
             }
             Cause::Other { rule, op, event } => {
-                let key = (event, rule.id, id as u16);
+                let key = (event, Word(rule.id), id as u16);
                 match self.others.get_mut(&key) {
                     Some((slot, was)) => {
                         self.findings.again(*slot, harmful, *was);

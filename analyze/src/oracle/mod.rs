@@ -8,12 +8,11 @@
 //! what was too much.
 //!
 //! Limits. Address-sized obligations are judged as exposed for the root that is current at their
-//! deadline, and for a PCID that becomes current later in the hardware's caches alone. A recycled
-//! EP4TA raises no floor of its own: what the host changed outlaws its copies by their `h` stamp.
-//! Birth floors are judged
-//! at uses, not as exposures. An SVM flush is expected as [`Act::Inv`] before [`Act::Entry`].
+//! deadline, and for a PCID that becomes current later in the hardware's caches alone.
+//! An SVM flush is expected as [`Act::Inv`] before [`Act::Entry`].
 //! A guest-physical mapping of a page-table frame is tested through the leaf's frame only.
 
+mod birth;
 mod context;
 mod credit;
 mod entry;
@@ -23,9 +22,14 @@ pub mod fresh;
 mod hardware;
 mod host;
 mod judge;
+mod latest;
 mod nested;
+mod physical;
+mod recent;
 mod shadow;
 mod structures;
+
+use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 use tlbscope_sim::arch::required::{self, Owed, Rule, Strength};
@@ -36,18 +40,27 @@ use tlbscope_trace::addr::{Gpa, Gva, Hpa, PageSize, Sp, VcpuId};
 use tlbscope_trace::observe::{Observer, World};
 use tlbscope_trace::op::Actor;
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs, Vendor};
+use tlbscope_trace::state::Word;
 
 use crate::finding::{Class as Excess, Findings, Slot};
+use crate::suppress::Suppressions;
 use context::Contexts;
 use credit::{By, Open, Window};
 use floors::Obligation;
 use hardware::{GroupKey, Hardware};
 use host::Host;
+use latest::Latest;
+use physical::Physical;
 use shadow::Shadow;
 use structures::{Structure, Uses};
 
+/// PCIDs of which a vCPU's judge remembers when they were current last, over all tags of L1's processor.
+const LEFT: usize = 1 << 15;
+/// Findings without an obligation of a vCPU that a further use still adds to.
+const OTHERS: usize = 1 << 13;
+
 /// One vCPU, as the judge knows it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 struct Vcpu {
     floors: Contexts,
     window: Window,
@@ -59,12 +72,15 @@ struct Vcpu {
     /// Shadow roots that may be cached: the page, its PCID and the tag of L1's processor.
     roots: Vec<(Sp, u16, u16)>,
     /// When each PCID of each tag of L1's processor was current last.
-    left: FxHashMap<(u16, u16), u64>,
+    left: Latest<(u16, u16), u64, LEFT>,
     /// Event and name of the last register write.
+    #[serde(with = "tlbscope_trace::state::numbered_word")]
     register: (u64, &'static str),
     /// The operation that is being carried out, for what is excessive in it.
+    #[serde(with = "tlbscope_trace::state::numbered_word")]
     op: (u64, &'static str),
     /// Excess reported for that event.
+    #[serde(with = "crate::state::named")]
     reported: Vec<(Excess, &'static str)>,
     /// That event.
     excess_event: u64,
@@ -74,11 +90,14 @@ struct Vcpu {
     host_judged: (u64, GroupKey),
     /// When an explicit flush of all ran last.
     hooked: u64,
+    /// When the births arose that were reported as exposed.
+    births: Vec<u64>,
 }
 
 /// The fast oracle.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Oracle {
+    #[serde(with = "crate::state::findings")]
     findings: Findings,
     now: u64,
     vcpus: Vec<Vcpu>,
@@ -90,18 +109,20 @@ pub struct Oracle {
     /// `h` and `n` of the guest-physical copies that it used.
     used_h: [(u64, u64); 32],
     used_h_count: usize,
-    /// `h` and `n` of the guest-physical copies by (pCPU, EP4TA, page of L1, log2 of its size).
-    physical: FxHashMap<(u16, u64, u64, u8), (u64, u64)>,
+    /// `h` and `n` of the guest-physical copies.
+    physical: Physical,
     /// Verdict on the last access: whether it was a missed flush, and harmful.
     verdict: Option<bool>,
     /// When each frame was stored to last, and by which event.
+    #[serde(with = "tlbscope_trace::state::map")]
     stores: FxHashMap<u64, (u64, u64)>,
     /// What is judged is a recording: no access will show an advised obligation served or not.
     auditing: bool,
     /// Findings without an obligation of a vCPU, by (event, rule, vCPU).
-    others: FxHashMap<(u64, &'static str, u16), (Slot, bool)>,
+    others: Latest<(u64, Word, u16), (Slot, bool), OTHERS>,
     /// The row that this oracle's table lacks.
-    without: Option<&'static str>,
+    #[serde(with = "tlbscope_trace::state::word_or_none")]
+    without: Option<tlbscope_trace::state::Name>,
 }
 
 /// Codes of the bytes that a copy covers, within a mark.
@@ -200,6 +221,11 @@ impl Oracle {
     #[must_use]
     pub fn new(vcpus: u16) -> Self {
         Self::with_max_findings(vcpus, 100)
+    }
+
+    /// The same oracle with findings that are accepted under this policy.
+    pub fn accept(&mut self, suppressions: Arc<Suppressions>, policy: &str) {
+        self.findings.accept(suppressions, policy);
     }
 
     /// An oracle that keeps the first `max` findings of each group.
@@ -377,10 +403,10 @@ impl Oracle {
         if used.is_empty() {
             return now;
         }
-        let of = [12, 21, 30].into_iter().filter_map(|shift: u8| {
-            self.physical.get(&(tag.pcpu.0, tag.ep4ta.0, gpa >> shift, shift))
-        });
-        of.copied().filter(|h| used.contains(h)).min().map_or(now, |(h, n)| (n, h))
+        let of = [12, 21, 30]
+            .into_iter()
+            .filter_map(|shift: u8| self.physical.get(tag, gpa >> shift, shift));
+        of.filter(|h| used.contains(h)).min().map_or(now, |(h, n)| (n, h))
     }
 
     /// Whether a translation was read through other PDPTE registers than the guest's: the
@@ -491,6 +517,10 @@ impl Observer for Oracle {
             Act::FreeRoot { why: FreeWhy::Destroy, .. } => {
                 self.hardware.orphan(id as u16, at.event);
                 self.excess(at, id, act, world);
+                // One of the same number that is created later runs L1, and never entered.
+                let vcpu = &mut self.vcpus[id];
+                vcpu.floors.switch(0, None);
+                (vcpu.entered, vcpu.in_guest) = (false, false);
             }
             Act::VcpuLoad(pcpu) => {
                 let vcpu = &mut self.vcpus[id];
@@ -498,6 +528,10 @@ impl Observer for Oracle {
                 vcpu.pcpu = pcpu.0;
             }
             Act::VmcsLoad => self.vcpus[id].window.moved = true,
+            Act::RootNew(root) => {
+                let given = self.vcpus[id].op_of(at);
+                self.hardware.root_born(root.0, self.now, given);
+            }
             Act::NewAsid(_) => self.hardware.abandon(self.vcpus[id].pcpu, id as u16),
             Act::Inv(inv) => self.invalidate(id, inv, world),
             _ => self.excess(at, id, act, world),
@@ -553,9 +587,8 @@ impl Observer for Oracle {
             self.host.filled(frame, fill.size.shift(), fill.copy.write, self.now);
             if guest_physical {
                 let shift = fill.size.shift();
-                let (pcpu, ep4ta) = (fill.tag.pcpu.0, fill.tag.ep4ta.0);
-                let key = (pcpu, ep4ta, frame >> shift, shift as u8);
-                self.physical.insert(key, (stamp.h, stamp.n));
+                let stamps = (stamp.h, stamp.n);
+                self.physical.insert(&fill.tag, frame >> shift, shift as u8, stamps);
                 // In L2 the walk goes on through it (`nested`).
                 if stamp.n != 0 && self.used_h_count < self.used_h.len() {
                     self.used_h[self.used_h_count] = (stamp.h, stamp.n);

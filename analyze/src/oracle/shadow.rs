@@ -5,18 +5,24 @@ use tlbscope_trace::act::Act;
 use tlbscope_trace::addr::{Gpa, Sp};
 use tlbscope_trace::observe::World;
 
+use super::latest::Latest;
+
 /// The bit of the raw role word that says that no guest table stands behind a page
 /// (facts/kvm.md 7.2).
 const DIRECT: u32 = 1 << 7;
 
+/// Entries of upper tables of which it is remembered what they point at.
+const POINTED: usize = 1 << 17;
+
 /// One shadow page.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 struct Page {
     gfn: u64,
     level: u8,
     /// When it turned unsync.
     frozen: Option<u64>,
     /// The guest's table as it was then, entries renewed since taken over.
+    #[serde(with = "tlbscope_trace::state::table_or_none")]
     snapshot: Option<Box<[u64; 512]>>,
     /// Present leaf entries, and how many of them are as old as the freeze.
     present: u32,
@@ -42,7 +48,7 @@ impl Page {
 }
 
 /// An entry of an upper table of the guest: what it points at, or did when it was present last.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 struct Pointed {
     table: u64,
     /// When it was pointed there first: cleared and set again, old translations may have stayed.
@@ -51,17 +57,20 @@ struct Pointed {
 }
 
 /// The shadow pages of a machine.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Shadow {
+    #[serde(with = "tlbscope_trace::state::map")]
     pages: FxHashMap<u32, Page>,
     /// When each present leaf SPTE was made.
+    #[serde(with = "tlbscope_trace::state::map")]
     set: FxHashMap<(u32, u16), u64>,
     /// Where the links point, and when each was made.
+    #[serde(with = "tlbscope_trace::state::map")]
     links: FxHashMap<(u32, u16), (u32, u64)>,
     /// Unsync pages, sorted.
     unsync: Vec<u32>,
     /// Entries of the guest's upper tables, by address.
-    pointed: FxHashMap<u64, Pointed>,
+    pointed: Latest<u64, Pointed, POINTED>,
     /// When anything changed last.
     pub changed: u64,
     /// When something was taken away or write-protected last: the hypervisor's own invariants
@@ -213,9 +222,9 @@ impl Shadow {
         }
         if !leaf && new & 1 != 0 {
             let pointed = Pointed { table: new & 0x000f_ffff_ffff_f000, since: now, event };
-            let known = self.pointed.entry(gpa.0 >> 3).or_insert(pointed);
-            if known.table != pointed.table {
-                *known = pointed;
+            let place = gpa.0 >> 3;
+            if self.pointed.get(&place).is_none_or(|known| known.table != pointed.table) {
+                self.pointed.insert(place, pointed);
             }
         }
     }

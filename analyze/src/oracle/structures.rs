@@ -16,7 +16,7 @@ use super::nested::fresh_now;
 use super::{Oracle, Stamp, frames_differ};
 
 /// A paging-structure copy that a walk used instead of memory.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Structure {
     /// When it was read.
     pub g: u64,
@@ -45,7 +45,7 @@ impl Structure {
 }
 
 /// A use that is a missed or an advised flush.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Outlawed {
     event: u64,
     used: Structure,
@@ -53,7 +53,7 @@ pub struct Outlawed {
 }
 
 /// The paging-structure copies that walks used instead of memory.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Uses {
     /// The walk under way came through links of shadow tables that are gone: what it finds may be
     /// what no walk of the guest's tables gives now, without anybody's fault.
@@ -117,11 +117,11 @@ impl Oracle {
     fn structure_cause(&self, id: usize, used: &Structure, shadow: bool) -> Option<Cause> {
         let (must, advised) = self.vcpus[id].floors.outlawed(&used.target(), used.g);
         let table = if shadow { None } else { used.table() };
-        let host = |gpa| used.h <= self.host.latest_due && self.host.outlaws(gpa, used.h, false);
+        let host = |gpa| self.host.outlaws(gpa, used.h, false);
         if must {
             Some(Cause::Guest { must })
-        } else if self.hardware.birth(&used.tag, used.g).is_some() {
-            Some(Cause::Other { rule: &BIRTH, op: "entry", event: self.vcpus[id].op.0 })
+        } else if let Some((event, op)) = self.hardware.birth(&used.tag, used.g, used.h) {
+            Some(Cause::Other { rule: &BIRTH, op, event })
         } else if table.is_some_and(host) {
             Some(Cause::Host)
         } else if let Some(event) = self.released_table(used, shadow) {
@@ -155,7 +155,7 @@ impl Oracle {
 
     /// The release of one of the tables that a walk came through by this copy.
     fn released_table(&self, used: &Structure, shadow: bool) -> Option<u64> {
-        if self.host.releases.is_empty() {
+        if !self.host.released_after(used.g) {
             return None;
         }
         let tables = used.path.iter().filter_map(|entry| path_table(*entry));

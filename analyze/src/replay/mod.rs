@@ -3,6 +3,8 @@
 //! The trace is decoded once and shared by all runs; each run owns its machine. [`run`] takes a
 //! trace that is in memory, [`stream`] one of any length.
 
+mod breakdown;
+mod checkpoint;
 mod cost;
 mod creation;
 mod native;
@@ -11,6 +13,7 @@ mod refused;
 mod run;
 mod stream;
 mod summary;
+mod wanted;
 mod work;
 
 use std::fmt;
@@ -22,9 +25,14 @@ use crate::explain::{Chain, Witness};
 use crate::finding::{Finding, Findings};
 use crate::tally::Tally;
 
+pub use breakdown::{By, Part, Verdicts};
+pub use cost::{CAUSES, cycles_by_cause};
+pub use checkpoint::{CheckpointError, Checkpoints, IdentityPart, checkpointed};
 pub use run::{Oddities, Oddity, Run};
 pub use stream::{StreamError, explain_stream, open, stream};
-pub use summary::Summary;
+pub use summary::{FLUSHES, Summary};
+pub use wanted::Wanted;
+pub(crate) use work::mode;
 pub use work::{Setup, Work, WorkError};
 
 /// A finished run.
@@ -40,6 +48,8 @@ pub struct Replay {
     pub left_out: u64,
     /// Operations that were hardly meant so.
     pub oddities: Oddities,
+    /// The numbers taken apart, if that was wanted.
+    pub parts: Vec<Part>,
 }
 
 /// A run that could not be finished.
@@ -83,7 +93,7 @@ impl fmt::Display for ReplayError {
 
 impl std::error::Error for ReplayError {}
 
-/// Runs `work` under `policy`, keeping the first `max_findings` of each group. `progress` is told
+/// Runs `work` under `policy`; `wanted` says what is kept of it. `progress` is told
 /// the number of events done, now and then.
 ///
 /// # Errors
@@ -92,12 +102,12 @@ impl std::error::Error for ReplayError {}
 pub fn run(
     work: &Work,
     policy: &Policy,
-    max_findings: usize,
+    wanted: impl Into<Wanted>,
     progress: impl Fn(u64),
 ) -> Result<Replay, ReplayError> {
     /// Events between two reports of progress.
     const STEP: usize = 1 << 16;
-    let mut run = Run::new(&work.setup(), policy, max_findings)?;
+    let mut run = Run::new(&work.setup(), policy, &wanted.into())?;
     let chunks = work.events.chunks(STEP).zip(work.lines().chunks(STEP));
     for (chunk, (events, lines)) in chunks.enumerate() {
         run.feed((chunk * STEP) as u64, events, lines)?;
@@ -134,14 +144,20 @@ pub fn explain(
 
 impl Setup {
     /// The machine under a policy.
-    fn machine(&self, policy: &Policy) -> Result<Machine, ReplayError> {
+    pub(crate) fn machine(&self, policy: &Policy) -> Result<Machine, ReplayError> {
         let machine = Machine::new(&self.machine, policy)
             .map_err(|error| ReplayError::Machine { policy: policy.name.clone(), error })?;
         Ok(machine.with_regs(&self.regs))
     }
 
     /// The error of an event that cannot be carried out.
-    fn refused(&self, policy: &Policy, index: u64, line: u32, refused: Refused) -> ReplayError {
+    pub(crate) fn refused(
+        &self,
+        policy: &Policy,
+        index: u64,
+        line: u32,
+        refused: Refused,
+    ) -> ReplayError {
         let (trace, policy) = (self.trace.clone(), policy.name.clone());
         ReplayError::Event { trace, policy, index, line, refused }
     }

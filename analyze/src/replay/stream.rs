@@ -12,7 +12,7 @@ use tlbscope_trace::{Error, Opened, Options};
 use super::recorded::guest_work;
 use super::run::Run;
 use super::work::Setup;
-use super::{Replay, ReplayError};
+use super::{Replay, ReplayError, Wanted};
 use crate::explain::{Chain, Witness};
 use crate::finding::Finding;
 
@@ -46,6 +46,7 @@ pub fn open(path: &Path, options: &Options) -> Result<Feed, Error> {
 /// Runs a trace under every policy, in parallel. While the runs work on one batch the next is
 /// decoded; no more than these two are ever in memory. Each run sees every event in order, so the
 /// results, which come in the order of the policies, do not depend on the number of threads.
+/// `wanted` says what is kept of each run.
 /// `progress` is told the number of events that one more run has done.
 ///
 /// # Errors
@@ -55,11 +56,12 @@ pub fn stream(
     feed: &mut Feed,
     setup: &Setup,
     policies: &[Policy],
-    max_findings: usize,
+    wanted: impl Into<Wanted>,
     progress: impl Fn(u64) + Sync,
 ) -> Result<Vec<Replay>, StreamError> {
+    let wanted = wanted.into();
     let runs: Result<Vec<Run>, _> =
-        policies.iter().map(|policy| Run::new(setup, policy, max_findings)).collect();
+        policies.iter().map(|policy| Run::new(setup, policy, &wanted)).collect();
     let mut runs = runs?;
     let (mut now, mut next) = (Batch::default(), Batch::default());
     let mut more = feed.next_batch(&mut now)?;

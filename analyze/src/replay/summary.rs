@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use super::work::Setup;
@@ -9,7 +10,7 @@ use crate::finding::{Class, Findings, Kind};
 use crate::tally::{Key, Tally};
 
 /// The numbers of one trace under one policy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Summary {
     /// The trace.
     pub trace: String,
@@ -33,6 +34,8 @@ pub struct Summary {
     pub excessive: u64,
     /// The same by class.
     pub excessive_by: BTreeMap<&'static str, u64>,
+    /// Findings that are accepted; they are in no other number.
+    pub suppressed: u64,
     /// Flush hooks called and invalidations carried out, by kind.
     pub flushes: BTreeMap<&'static str, u64>,
     /// Calls of kvm_mmu_reset_context.
@@ -47,6 +50,7 @@ pub struct Summary {
     pub cycles: u64,
     /// How much of `cycles` rests on costs that no measurement supports.
     #[serde(serialize_with = "share")]
+    #[schemars(with = "f64")]
     pub unverified_cost_share: PerMille,
     /// Of the final state and the findings, in hexadecimal.
     pub digest: String,
@@ -62,7 +66,7 @@ fn share<S: Serializer>(share: &PerMille, serializer: S) -> Result<S::Ok, S::Err
 }
 
 /// The kinds of flush that a summary lists.
-const FLUSHES: [Key; 16] = [
+pub const FLUSHES: [Key; 16] = [
     Key::FlushAll,
     Key::FlushCurrent,
     Key::FlushGuest,
@@ -111,6 +115,7 @@ impl Summary {
             advised: findings.count(|kind| kind == Kind::Advised),
             excessive: excessive_by.values().sum(),
             excessive_by,
+            suppressed: findings.suppressed(),
             flushes: FLUSHES.iter().map(|key| (key.name(), total.get(*key))).collect(),
             resets: total.get(Key::MmuReset),
             root_loads: total.get(Key::RootLoad),

@@ -186,7 +186,7 @@ fn completed(mut regs: Regs, mode: &Regs) -> Regs {
 }
 
 /// The start state that is nearest to these registers.
-const fn mode(regs: &Regs) -> Mode {
+pub(crate) const fn mode(regs: &Regs) -> Mode {
     let (cr0, cr4, efer) = (regs.cr0(), regs.cr4(), regs.efer());
     if !cr0.contains(Cr0::PG) {
         Mode::Real

@@ -10,6 +10,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tlbscope_sim::engine::{Choice, Chooser, Interleaved, Machine};
 use tlbscope_sim::policy::Policy;
@@ -40,7 +41,7 @@ pub enum Orders {
 }
 
 /// What the orders of one expectation came to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct OrdersReport {
     /// The file.
     pub file: String,
@@ -61,7 +62,7 @@ pub struct OrdersReport {
 }
 
 /// An order that breaks the expectation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Broken {
     /// What was found.
     pub found: Vec<String>,
@@ -193,7 +194,7 @@ impl Search<'_> {
         for n in 0..orders {
             let chooser = match n {
                 0 => Chooser::Script(Vec::new()),
-                _ => Chooser::Seeded(seed.wrapping_add(n.wrapping_mul(0xd134_2543_de82_ef95))),
+                _ => Chooser::seeded(seed.wrapping_add(n.wrapping_mul(0xd134_2543_de82_ef95))),
             };
             if self.run(policy, &events, chooser).is_none() {
                 return;

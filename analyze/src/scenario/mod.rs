@@ -10,6 +10,7 @@ mod file;
 mod interleave;
 mod policies;
 mod run;
+mod steps;
 mod value;
 
 use tlbscope_sim::machine::config::MachineConfig;
@@ -20,6 +21,7 @@ pub use events::List;
 pub use expect::{AtLabel, Expect, Kind};
 pub use interleave::{Broken, Orders, OrdersReport};
 pub use run::{CaseReport, Failure};
+pub use steps::{Story, Told};
 
 /// A scenario file, read and checked.
 #[derive(Clone, Debug, PartialEq, Eq)]

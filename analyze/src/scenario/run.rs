@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tlbscope_sim::engine::{Machine, Step};
 use tlbscope_sim::policy::Policy;
@@ -22,7 +23,7 @@ use crate::tally::{Counts, Key, Tally};
 const MAX_FINDINGS: usize = 65_536;
 
 /// How one expectation came out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct CaseReport {
     /// The file.
     pub file: String,
@@ -37,7 +38,7 @@ pub struct CaseReport {
 }
 
 /// One difference.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Failure {
     /// Line in the file.
     pub line: usize,
@@ -139,7 +140,12 @@ impl Case<'_> {
         };
         let mut failures = Vec::new();
         let mut waiting = BTreeSet::new();
+        let timed = |o: &Ordered| self.list.lines[o.line].time.is_some();
+        machine.foresee(order.iter().map(|o| (o.event.clone(), timed(o))));
         for (index, ordered) in order.iter().enumerate() {
+            if machine.carried_out_early(index as u64) {
+                continue;
+            }
             match machine.run(&ordered.event, index as u64, &mut watching) {
                 Ok(step) if step.waits => _ = waiting.insert(index as u64),
                 Ok(step) => failures.extend(self.outcome(ordered.line, &step)),
@@ -320,7 +326,7 @@ fn wanted_text(wanted: text::Outcome) -> String {
     }
 }
 
-fn outcome_text(came: act::Outcome) -> String {
+pub(super) fn outcome_text(came: act::Outcome) -> String {
     match came {
         act::Outcome::Gpa(gpa) => gpa.to_string(),
         act::Outcome::Fault(code) => format!("fault:{code:#x}"),

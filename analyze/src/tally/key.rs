@@ -142,6 +142,11 @@ impl Default for Counts {
 }
 
 impl Counts {
+    /// Counters with these numbers, in the order of [`Key::ALL`]; `None` if there are not as many.
+    pub(crate) fn of(numbers: &[u64]) -> Option<Self> {
+        Some(Self(numbers.try_into().ok()?))
+    }
+
     /// The number of one key.
     #[must_use]
     pub const fn get(&self, key: Key) -> u64 {
@@ -159,6 +164,16 @@ impl Counts {
         for (mine, more) in self.0.iter_mut().zip(&other.0) {
             *mine = mine.saturating_add(*more);
         }
+    }
+
+    /// What was counted since `earlier`, of the same counters.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut more = self.clone();
+        for (now, before) in more.0.iter_mut().zip(&earlier.0) {
+            *now = now.saturating_sub(*before);
+        }
+        more
     }
 
     /// Every key with its number, in the order of [`Key::ALL`].

@@ -18,9 +18,10 @@ use window::Window;
 const BEFORE: u64 = u64::MAX;
 
 /// Counts acts per vCPU, and inside windows.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Tally {
     /// One per vCPU, then one for the host.
+    #[serde(with = "crate::state::counts_list")]
     actors: Vec<Counts>,
     /// Whether each vCPU executes guest instructions, as far as its acts show.
     in_guest: Vec<bool>,

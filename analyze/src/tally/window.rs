@@ -7,7 +7,7 @@ use tlbscope_trace::op::Actor;
 use super::key::{Counts, Key};
 
 /// Where a window stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 enum State {
     /// The operation has caused no exit yet.
     Waiting,
@@ -24,11 +24,12 @@ enum State {
 }
 
 /// A window of one event.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Window {
     event: u64,
     actor: Actor,
     state: State,
+    #[serde(with = "crate::state::counts")]
     counts: Counts,
 }
 

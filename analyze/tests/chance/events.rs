@@ -2,9 +2,10 @@
 
 use proptest::prelude::*;
 use tlbscope_sim::machine::config::{MachineConfig, Mode};
-use tlbscope_trace::addr::{Gpa, Gva, Hpa, PAGE_BYTES, PageSize, PcpuId, Time, VcpuId};
+use tlbscope_trace::addr::{Asid, Gpa, Gva, Hpa, PAGE_BYTES, PageSize, Pcid, PcpuId, Time, VcpuId};
 use tlbscope_trace::op::{
-    Access, AccessKind, Actor, Event, HostOp, HvFlush, Invpcid, InvpcidType, Op, Perms, RegWrite,
+    Access, AccessKind, Actor, Event, HostOp, HvFlush, Invlpgb, Invpcid, InvpcidType,
+    MemslotChange, Op, Perms, RegWrite,
 };
 use tlbscope_trace::regs::{CR3_NOFLUSH, Cr0, Cr4, Efer, Vendor};
 
@@ -97,6 +98,15 @@ fn registers(amd: bool) -> impl Strategy<Value = Op> {
     ]
 }
 
+fn invlpgb() -> impl Strategy<Value = Op> {
+    let pcid = prop::option::of(prop::sample::select(PCIDS.to_vec()));
+    let operands = (prop::option::of(gva()), pcid, any::<bool>(), 0u16..3);
+    operands.prop_map(|(va, pcid, global, count)| {
+        let pcid = pcid.map(|pcid| Pcid(pcid as u16));
+        Op::Invlpgb(Box::new(Invlpgb { va, pcid, asid: None, global, count }))
+    })
+}
+
 fn invalidations() -> impl Strategy<Value = Op> {
     let kinds =
         vec![InvpcidType::Addr, InvpcidType::Single, InvpcidType::All, InvpcidType::AllNonglobal];
@@ -105,6 +115,11 @@ fn invalidations() -> impl Strategy<Value = Op> {
         4 => gva().prop_map(Op::Invlpg),
         2 => invpcid.prop_map(|(kind, pcid, gva)| Op::Invpcid(Invpcid { kind, pcid, gva })),
         1 => Just(Op::Init),
+        1 => Just(Op::Smi),
+        2 => Just(Op::Rsm),
+        1 => (gva(), 0u32..3).prop_map(|(gva, asid)| Op::Invlpga { gva, asid: Asid(asid) }),
+        1 => invlpgb(),
+        1 => Just(Op::Tlbsync),
         1 => gva().prop_map(Op::Prefetch),
         1 => Just(Op::Exit(None)),
         1 => Just(Op::Out),
@@ -120,6 +135,8 @@ fn invalidations() -> impl Strategy<Value = Op> {
 fn host(vcpus: u16) -> impl Strategy<Value = Op> {
     let size = PAGE_BYTES;
     let vcpu = move || (0..vcpus).prop_map(VcpuId);
+    let memslots =
+        prop::sample::select(vec![MemslotChange::Add, MemslotChange::Move, MemslotChange::Delete]);
     let backing = prop::option::of((0u64..4).prop_map(|n| Hpa(0x900_0000 + n * PAGE_BYTES)));
     prop_oneof![
         6 => gpa().prop_map(move |gpa| HostOp::Unmap { gpa, size }),
@@ -137,8 +154,20 @@ fn host(vcpus: u16) -> impl Strategy<Value = Op> {
         1 => Just(HostOp::Split { gpa: Gpa(0), size: 2 << 20 }),
         1 => vcpu().prop_map(|vcpu| HostOp::Preempt { vcpu }),
         2 => vcpu().prop_map(|vcpu| HostOp::Run { vcpu, pcpu: None }),
+        1 => (memslots, gpa()).prop_map(move |(change, gpa)| HostOp::Memslot { change, gpa, size }),
+        1 => vcpu().prop_map(|vcpu| HostOp::VcpuDestroy { vcpu }),
+        2 => vcpu().prop_map(|vcpu| HostOp::VcpuCreate { vcpu }),
     ]
     .prop_map(|op| Op::Host(Box::new(op)))
+}
+
+/// A change of the host's in its two halves, between which anything may fall.
+fn halves() -> impl Strategy<Value = Op> {
+    let size = PAGE_BYTES;
+    (gpa(), any::<bool>()).prop_map(move |(gpa, begins)| {
+        let op = Box::new(HostOp::Unmap { gpa, size });
+        if begins { Op::HostBegin(op) } else { Op::HostEnd(op) }
+    })
 }
 
 /// Flushes that the guest asks for on other vCPUs.
@@ -154,12 +183,13 @@ fn remote(vcpus: u16) -> impl Strategy<Value = Op> {
 /// Lists for a machine: the first events switch on what the mode has (PCIDs and globals).
 pub fn list(machine: &MachineConfig, most: usize) -> impl Strategy<Value = Vec<Event>> + use<> {
     let op = prop_oneof![
-        8 => access(),
-        6 => stores(),
-        3 => registers(machine.vendor == Vendor::Amd),
-        2 => invalidations(),
-        1 => host(machine.vcpus),
-        1 => remote(machine.vcpus),
+        16 => access(),
+        12 => stores(),
+        6 => registers(machine.vendor == Vendor::Amd),
+        4 => invalidations(),
+        2 => host(machine.vcpus),
+        1 => halves(),
+        2 => remote(machine.vcpus),
     ];
     let vcpus = machine.vcpus;
     let long = matches!(machine.mode, Mode::Level4 | Mode::Level5);
@@ -171,7 +201,7 @@ pub fn list(machine: &MachineConfig, most: usize) -> impl Strategy<Value = Vec<E
         });
         let ops = pcide.into_iter().chain(steps);
         let event = |(n, (v, op)): (usize, (u16, Op))| {
-            let host = matches!(op, Op::Host(_));
+            let host = matches!(op, Op::Host(_) | Op::HostBegin(_) | Op::HostEnd(_));
             let actor = if host { Actor::Host } else { Actor::Vcpu(VcpuId(v)) };
             Event { time: Time(n as u64 + 1), actor, op }
         };

@@ -7,7 +7,7 @@ use anyhow::Result;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use tlbscope_analyze::audit::{self, Audit, COLUMNS, Found, Line, Story, Summary, Transitions};
-use tlbscope_analyze::finding::{Class, Kind};
+use tlbscope_analyze::finding::{Group, Kind};
 use tlbscope_sim::arch::required::RULES;
 use tlbscope_sim::arch::required::elsewhere::elsewhere;
 use tlbscope_trace::Recording;
@@ -16,8 +16,12 @@ use tlbscope_trace::regs::{MmuKind, Vendor};
 use super::simulate::{verdict, warn_of_losses};
 use crate::Verdict;
 use crate::args::{self, Format, Global};
+use crate::formats;
+use crate::formats::document::{self, Document, Item, Place};
 use crate::input::{self, Input};
 use crate::output;
+use crate::showing::Showing;
+use crate::report::{self, Recorded};
 
 /// One recording with its audit.
 struct Audited {
@@ -28,10 +32,12 @@ struct Audited {
 
 /// Runs the command: recordings in parallel, printed in the order in which they were named.
 pub fn run(command: &args::Audit, global: &Global) -> Result<Verdict> {
+    let showing = Showing::of(&command.showing)?;
+    report::check(command.report.as_deref())?;
     let all: Result<Vec<Audited>> = command
         .recordings
         .par_iter()
-        .map(|path| one(path, command))
+        .map(|path| one(path, command, &showing))
         .collect::<Vec<_>>()
         .into_iter()
         .collect();
@@ -39,10 +45,30 @@ pub fn run(command: &args::Audit, global: &Global) -> Result<Verdict> {
     for one in &all {
         warn_of_losses(&one.recording);
     }
+    let used = all.iter().flat_map(|one| one.audit.suppressed.values().copied());
+    showing.warn_of_unused(&used.collect(), global.quiet);
+    let mut runs = Vec::new();
+    for one in &all {
+        let mut run = documented(command, one, &showing)?;
+        run.show(&showing);
+        runs.push(run);
+    if let Some(path) = &command.report {
+        let parts = all.iter().map(|one| {
+            let Audited { recording, input, audit } = one;
+            Recorded { recording, input, audit }
+        });
+        report::audit(path, &parts.collect::<Vec<_>>())?;
+    }
     let text = match global.format {
-        Format::Json => json_text(command, &all)?,
+        Format::Json => json_text(command, &all, &runs)?,
         Format::Text => {
-            all.iter().map(|one| text(command, global, one)).collect::<Vec<_>>().join("\n")
+            let told = all.iter().zip(&runs).map(|(one, run)| text(command, global, one, run));
+            told.collect::<Vec<_>>().join("\n")
+        }
+        format => {
+            let inputs: Vec<Input> = all.iter().map(|one| one.input.clone()).collect();
+            let document = Document { command: "audit", inputs: &inputs, runs, comparisons: &[] };
+            formats::write(format, &document)?
         }
     };
     output::print(&text)?;
@@ -51,6 +77,7 @@ pub fn run(command: &args::Audit, global: &Global) -> Result<Verdict> {
             .audit
             .groups
             .iter()
+            .filter(|(group, _)| !one.audit.suppressed.contains_key(group))
             .any(|(group, count)| matches!(group.kind, Kind::Missed { .. }) && *count > 0);
         harmful || one.audit.summary.exposed > 0
     });
@@ -58,41 +85,35 @@ pub fn run(command: &args::Audit, global: &Global) -> Result<Verdict> {
     Ok(verdict(&recordings, found))
 }
 
-fn one(path: &Path, command: &args::Audit) -> Result<Audited> {
+fn one(path: &Path, command: &args::Audit, showing: &Showing) -> Result<Audited> {
     let (recording, input) = input::open(path, &command.reading)?;
-    let audit = audit::run(&recording, &input.path, command.max_findings)?;
+    let mut audit = audit::run(&recording, &input.path, command.max_findings)?;
+    audit.accept(&showing.suppressions);
     Ok(Audited { recording, input, audit })
 }
 
-fn json_text(command: &args::Audit, all: &[Audited]) -> Result<String> {
+fn json_text(command: &args::Audit, all: &[Audited], runs: &[document::Run]) -> Result<String> {
     let mut detail = Map::new();
-    let recordings: Vec<Value> = all.iter().map(|one| detail_of(command, one)).collect();
+    let recordings: Vec<Value> =
+        all.iter().zip(runs).map(|(one, run)| detail_of(command, one, run)).collect();
     detail.insert("recordings".to_owned(), Value::Array(recordings));
     let inputs: Vec<Input> = all.iter().map(|one| one.input.clone()).collect();
     let summaries: Vec<&Summary> = all.iter().map(|one| &one.audit.summary).collect();
     output::envelope("audit", &inputs, summaries, detail)
 }
 
-fn detail_of(command: &args::Audit, one: &Audited) -> Value {
+fn detail_of(command: &args::Audit, one: &Audited, run: &document::Run) -> Value {
     let audit = &one.audit;
-    let findings: Vec<Value> = audit
-        .found
-        .iter()
-        .map(|found| {
-            let story = Story::of(&one.recording, found);
-            let other = one.recording.meta.vendor.and_then(|v| elsewhere(found.finding.rule, v));
-            let mut value = json!({ "finding": found.finding, "story": story });
-            if let Some(what) = other {
-                value["other_vendor"] = json!(what);
-            }
-            value
-        })
-        .collect();
-    let groups: Vec<Value> = audit
-        .groups
-        .iter()
-        .map(|(group, count)| json!({ "group": group, "count": count }))
-        .collect();
+    let finding = |item: &Item| {
+        let mut value = item.detail.clone();
+        value["finding"] = json!(item.finding);
+        if let Some(by) = &item.suppressed {
+            value["suppressed"] = json!(by);
+        }
+        value
+    };
+    let findings: Vec<Value> = run.items.iter().map(finding).collect();
+    let groups = run.groups_json();
     let mut object = json!({
         "trace": audit.summary.trace,
         "evidence": one.recording.meta.evidence,
@@ -106,6 +127,52 @@ fn detail_of(command: &args::Audit, one: &Audited) -> Value {
     object
 }
 
+/// An audit as the other forms take it.
+fn documented(command: &args::Audit, one: &Audited, showing: &Showing) -> Result<document::Run> {
+    let audit = &one.audit;
+    let by = |group: &Group| showing.suppression(audit.suppressed.get(group).copied()).cloned();
+    let item = |(n, found): (usize, &Found)| {
+        let story = Story::of(&one.recording, found);
+        let place = |line: &Line, event: u64| Place {
+            event,
+            line: line.line,
+            time: line.time,
+            what: line.what.clone(),
+        };
+        let other = one.recording.meta.vendor.and_then(|v| elsewhere(found.finding.rule, v));
+        let mut detail = json!({ "story": story });
+        if let Some(what) = other {
+            detail["other_vendor"] = json!(what);
+        }
+        Item {
+            number: n + 1,
+            suppressed: by(&found.finding.group()),
+            cause: place(&story.cause, found.finding.cause),
+            seen: Some(place(&story.seen, found.seen as u64)),
+            text: finding(&one.recording, &audit.summary.trace, found),
+            detail,
+            finding: found.finding.clone(),
+        }
+    };
+    let mut more: Vec<(&str, Value)> =
+        audit.lacks.iter().map(|lack| ("lack", json!(lack))).collect();
+    if !command.no_transitions
+        && let Value::Array(rows) = transitions_json(&audit.transitions)
+    {
+        more.extend(rows.into_iter().map(|row| ("transition", row)));
+    }
+    Ok(document::Run {
+        trace: audit.summary.trace.clone(),
+        policy: None,
+        summary: serde_json::to_value(&audit.summary)?,
+        losses: one.recording.meta.losses.clone(),
+        items: audit.found.iter().enumerate().map(item).collect(),
+        groups: audit.groups.iter().map(|(group, count)| (*group, *count)).collect(),
+        suppressed: audit.groups.keys().filter_map(|g| Some((*g, by(g)?))).collect(),
+        more,
+    })
+}
+
 /// Rows as objects with the counts that are not 0.
 fn transitions_json(table: &Transitions) -> Value {
     let row = |(name, row): (&str, &audit::Row)| {
@@ -117,28 +184,25 @@ fn transitions_json(table: &Transitions) -> Value {
     Value::Array(table.rows().map(row).collect())
 }
 
-fn text(command: &args::Audit, global: &Global, one: &Audited) -> String {
+fn text(command: &args::Audit, global: &Global, one: &Audited, run: &document::Run) -> String {
     let mut out = String::new();
     let audit = &one.audit;
     if !global.quiet {
-        let shown = audit.found.iter().filter(|found| {
-            command.excessive || !matches!(found.finding.kind, Kind::Excessive(_) | Kind::Advised)
+        out += &formats::text::findings(run, global.verbose, |kind| {
+            command.excessive || !matches!(kind, Kind::Excessive(_) | Kind::Advised)
         });
-        for found in shown {
-            out += &finding(&one.recording, &audit.summary.trace, found);
-            out.push('\n');
-        }
     }
     out += &summary(&audit.summary);
     if global.quiet {
         return out;
     }
-    for (group, count) in &audit.groups {
+    let open = audit.groups.iter().filter(|(group, _)| !audit.suppressed.contains_key(group));
+    for (group, count) in open {
         if let Kind::Excessive(class) = group.kind {
             let _ = writeln!(
                 out,
                 "  excessive, {}: {} at {}: {count}",
-                class_name(class),
+                class.name(),
                 group.mechanism,
                 group.op
             );
@@ -161,15 +225,6 @@ fn text(command: &args::Audit, global: &Global, one: &Audited) -> String {
     out
 }
 
-const fn class_name(class: Class) -> &'static str {
-    match class {
-        Class::Unrequired => "unrequired",
-        Class::Redundant => "redundant",
-        Class::OverBroad => "over-broad",
-        Class::Bookkeeping => "bookkeeping",
-    }
-}
-
 /// One finding, as a compiler would put it.
 fn finding(recording: &Recording, trace: &str, found: &Found) -> String {
     let f = &found.finding;
@@ -181,7 +236,7 @@ fn finding(recording: &Recording, trace: &str, found: &Found) -> String {
         Kind::Exposed => "exposed".to_owned(),
         Kind::Latent => "latent".to_owned(),
         Kind::Advised => "advised".to_owned(),
-        Kind::Excessive(class) => format!("excessive, {}", class_name(class)),
+        Kind::Excessive(class) => format!("excessive, {}", class.name()),
     };
     let place = |line: &Line| format!("{trace}:{}, {} ns, v{}", line.line, line.time, f.vcpu);
     let _ = writeln!(out, "{head} [{}]: {} on v{}", f.rule, f.op, f.vcpu);
@@ -227,6 +282,9 @@ fn summary(s: &Summary) -> String {
         "  operations {}, judged {}, missed {}, exposed {}, advised {}, excessive {}",
         s.operations, s.judged, s.missed, s.exposed, s.advised, s.excessive
     );
+    if s.suppressed > 0 {
+        let _ = writeln!(out, "  suppressed {}: in none of these numbers", s.suppressed);
+    }
     for (reason, count) in &s.unjudged {
         // A reason without a number: what does not exit leaves no event to count.
         let count = if *count == 0 { "no event shows them".to_owned() } else { count.to_string() };

@@ -12,6 +12,7 @@ use tlbscope_sim::policy;
 
 use crate::Verdict;
 use crate::args::{Bench, Format, Global, Reading};
+use crate::formats::cases::{Outcome, Suites};
 use crate::input::{self, Input};
 use crate::output;
 
@@ -61,7 +62,8 @@ pub fn run(command: &Bench, global: &Global) -> Result<Verdict> {
     }
     match global.format {
         Format::Json => output::print(&result)?,
-        Format::Text => output::print(&markdown(&now, changes.as_deref(), &failed))?,
+        Format::Junit => output::print(&suites(&conditions, &now, &failed).write(Format::Junit)?)?,
+        _ => output::print(&markdown(&now, changes.as_deref(), &failed))?,
     }
     Ok(if failed.is_empty() { Verdict::Clean } else { Verdict::Found })
 }
@@ -122,6 +124,29 @@ fn result(
         .map(|(text, n)| json!({ "condition": text, "trace": n.trace, "policy": n.policy }));
     detail.insert("failed".to_owned(), list.collect());
     Ok(output::envelope("bench", inputs, summary, detail)? + "\n")
+}
+
+/// A suite for each condition, a case for each run; without a condition the runs are all there is.
+fn suites(conditions: &[Condition], now: &[Numbers], failed: &[(&str, &Numbers)]) -> Suites {
+    let mut suites = Suites::new("bench");
+    let texts: Vec<&str> = match conditions {
+        [] => vec!["runs"],
+        some => some.iter().map(Condition::text).collect(),
+    };
+    for text in texts {
+        for n in now {
+            let name = format!("{} under {}", n.trace, n.policy);
+            let holds = failed
+                .iter()
+                .any(|(t, f)| *t == text && (&f.trace, &f.policy) == (&n.trace, &n.policy));
+            let line = format!("`{text}` holds for {name}");
+            let numbers: Vec<String> = n.values.iter().map(|(k, v)| format!("{k} {v}\n")).collect();
+            let outcome =
+                if holds { Outcome::Failed(line, numbers.concat()) } else { Outcome::Passed };
+            suites.add(text, name, outcome);
+        }
+    }
+    suites
 }
 
 /// The summary that a pull request shows.

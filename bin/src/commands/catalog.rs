@@ -122,7 +122,7 @@ fn list(command: &str, entries: &[(String, String)], global: &Global) -> Result<
                 detail
             })?
         }
-        Format::Text => {
+        _ => {
             let width = entries.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
             entries.iter().map(|(name, about)| format!("{name:width$}  {about}\n")).collect()
         }
@@ -146,7 +146,7 @@ pub(super) fn one(
             detail.insert(what.to_owned(), value);
             output::envelope(command, inputs, json!({ key: name }), detail)?
         }
-        Format::Text => text.to_owned(),
+        _ => text.to_owned(),
     };
     output::print(&text)?;
     Ok(Verdict::Clean)

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use clap::CommandFactory;
 use clap_complete::Shell;
 use clap_mangen::Man;
 
@@ -22,7 +21,7 @@ pub fn run(command: &Completions) -> Result<Verdict> {
         CompletionsOf::Man => return manual(command.output.as_deref()),
     };
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Args::command(), "tlbscope", &mut script);
+    clap_complete::generate(shell, &mut Args::describe(), "tlbscope", &mut script);
     let path = command.output.as_deref().unwrap_or(Path::new("-"));
     output::write_file(path, |out| Ok(out.write_all(&script)?))?;
     Ok(Verdict::Clean)
@@ -30,7 +29,7 @@ pub fn run(command: &Completions) -> Result<Verdict> {
 
 /// The manual pages: into a folder one for each command, to standard output the first alone.
 fn manual(folder: Option<&Path>) -> Result<Verdict> {
-    let mut args = Args::command();
+    let mut args = Args::describe();
     args.build();
     let Some(folder) = folder else {
         output::write_file(Path::new("-"), |out| Ok(Man::new(args).render(out)?))?;

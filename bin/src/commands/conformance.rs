@@ -12,6 +12,7 @@ use tlbscope_analyze::conformance::{
 
 use crate::Verdict;
 use crate::args::{Conformance, Format, Global};
+use crate::formats::cases::{Outcome, Suites};
 use crate::input::Input;
 use crate::output;
 
@@ -42,9 +43,25 @@ pub fn run(command: &Conformance, global: &Global) -> Result<Verdict> {
             text += &format!("{passed} passed, {failed} failed, {skipped} skipped");
             text + &over_flushing(&groups)
         }
+        format => suites(&cases).write(format)?,
     };
     output::print(&text)?;
     Ok(if failed > 0 { Verdict::Found } else { Verdict::Clean })
+}
+
+/// One suite for each file.
+fn suites(cases: &[CaseReport]) -> Suites {
+    let mut suites = Suites::new("conformance");
+    for case in cases {
+        let first = case.failures.first().map(ToString::to_string).unwrap_or_default();
+        let outcome = match case.verdict {
+            CaseVerdict::Passed => Outcome::Passed,
+            CaseVerdict::Skipped => Outcome::Skipped("marked contradictory: not judged".to_owned()),
+            CaseVerdict::Failed => Outcome::Failed(first, case.to_string()),
+        };
+        suites.add(&case.file, case.id.clone(), outcome);
+    }
+    suites
 }
 
 /// Groups with a failure or a flush beyond what is due, or all with `-v`; their cases below them.

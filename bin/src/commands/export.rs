@@ -7,18 +7,25 @@ use tlbscope_trace::text;
 
 use super::simulate::{verdict, warn_of_losses};
 use crate::Verdict;
-use crate::args::{Export, Form, Reading};
+use crate::args::{Export, Form, Global};
 use crate::{input, output};
 
 /// Runs the command.
-pub fn run(command: &Export) -> Result<Verdict> {
-    let (recording, _) = input::open(&command.input, &Reading::default())?;
+pub fn run(command: &Export, global: &Global) -> Result<Verdict> {
+    match command.to {
+        Form::Scenario => return super::export_scenario::run(command, global),
+        Form::Perfetto => return super::export_perfetto::run(command, global),
+        Form::Text | Form::Jsonl => {}
+    }
+    let (recording, _) = input::open(&command.input, &command.reading.reading())?;
     warn_of_losses(&recording);
     output::write_file(&command.output, |out| {
         for (record, op) in recording.ops() {
             let event = Event { time: record.time, actor: record.actor, op: op.clone() };
             match command.to {
-                Form::Text => writeln!(out, "{}", text::write_event(&event))?,
+                Form::Text | Form::Scenario | Form::Perfetto => {
+                    writeln!(out, "{}", text::write_event(&event))?
+                }
                 Form::Jsonl => {
                     let actor = match record.actor {
                         Actor::Vcpu(v) => v.to_string(),

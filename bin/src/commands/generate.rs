@@ -49,7 +49,7 @@ pub fn run(command: &Generate, global: &Global) -> Result<Verdict> {
             });
             output::envelope("generate", &[], summary, Map::new())?
         }
-        Format::Text => format!("{shown}: {} events of {name}\n", options.events),
+        _ => format!("{shown}: {} events of {name}\n", options.events),
     };
     output::print(&text)?;
     Ok(Verdict::Clean)
@@ -84,7 +84,7 @@ fn list(global: &Global) -> Result<Verdict> {
                 .collect();
             output::envelope("generate-list", &[], list, Map::new())?
         }
-        Format::Text => {
+        _ => {
             profiles.iter().map(|(name, about)| format!("{name}\n  {about}\n")).collect()
         }
     };

@@ -43,7 +43,7 @@ pub fn run(command: &Import, global: &Global) -> Result<Verdict> {
             detail.insert("meta".to_owned(), json!(recording.meta));
             output::envelope("import", &[read], summary, detail)?
         }
-        Format::Text => format!(
+        _ => format!(
             "{name}: {operations} operations and {acts} acts; {unknown} lines not understood\n"
         ),
     };

@@ -34,7 +34,7 @@ pub fn run(command: &Info, global: &Global) -> Result<Verdict> {
                 .insert("native".to_owned(), inside.file.as_ref().map_or(Value::Null, File::json));
             output::envelope("info", &[read], summary, detail)?
         }
-        Format::Text => describe(&inside, &contents),
+        _ => describe(&inside, &contents),
     };
     output::print(&text)?;
     Ok(verdict_of(!inside.meta.losses.is_empty(), false))

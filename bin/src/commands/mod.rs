@@ -8,6 +8,8 @@ mod completions;
 mod conformance;
 mod explain;
 mod export;
+mod export_perfetto;
+mod export_scenario;
 mod fidelity;
 mod generate;
 mod import;
@@ -17,6 +19,7 @@ mod policy_explain;
 mod policy_new;
 mod record;
 mod scenarios;
+mod schema;
 mod simulate;
 
 use anyhow::{Context, Result};
@@ -41,13 +44,14 @@ pub fn run(args: &Args) -> Result<Verdict> {
         Command::Conformance(command) => conformance::run(command, global),
         Command::Import(command) => import::run(command, global),
         Command::Generate(command) => generate::run(command, global),
-        Command::Export(command) => export::run(command),
+        Command::Export(command) => export::run(command, global),
         Command::Record(command) => record::run(command),
         Command::Info(command) => info::run(command, global),
         Command::Policy(command) => catalog::policy(command, global),
         Command::Machine(command) => catalog::machine(command, global),
         Command::Explain(command) => explain::explain(command, global),
         Command::Bench(command) => bench::run(command, global),
+        Command::Schema(command) => schema::run(command),
         Command::Completions(command) => completions::run(command),
     }
 }

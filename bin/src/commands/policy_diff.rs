@@ -12,6 +12,7 @@ use tlbscope_trace::regs::{MmuKind, Vendor};
 
 use crate::Verdict;
 use crate::args::{Format, Global};
+use crate::formats::escaped;
 use crate::output;
 
 /// Columns of the table.
@@ -35,7 +36,8 @@ pub fn run(names: [&str; 2], global: &Global) -> Result<Verdict> {
             detail.insert("missed_alike".to_owned(), alike);
             output::envelope("policy-diff", &[], summary, detail)?
         }
-        Format::Text => table(names, &diff, global),
+        Format::Markdown => markdown(names, &diff),
+        _ => table(names, &diff, global),
     };
     output::print(&text)?;
     Ok(Verdict::Clean)
@@ -52,6 +54,40 @@ fn table(names: [&str; 2], diff: &Diff, global: &Global) -> String {
     if !diff.missed_alike.is_empty() {
         let _ = writeln!(out, "\nMissed by both alike:");
         rows(&mut out, names, &diff.missed_alike, global);
+    }
+    out
+}
+
+/// The transitions that differ, one bit at a time, as a table.
+fn markdown(names: [&str; 2], diff: &Diff) -> String {
+    let mut out = String::from("## tlbscope policy diff\n\n");
+    let names = names.map(escaped);
+    let _ = writeln!(
+        out,
+        "{} transitions, {} differ; missed: {} by {}, {} by {}",
+        diff.transitions, diff.differing, diff.missed[0], names[0], diff.missed[1], names[1]
+    );
+    for (title, rows) in [("differ", &diff.rows), ("missed by both alike", &diff.missed_alike)] {
+        let single: Vec<&Row> = rows.iter().filter(|row| row.change.bits() == 1).collect();
+        if single.is_empty() {
+            continue;
+        }
+        let _ = writeln!(out, "\n### {title}\n\n| transition | {} | {} |", names[0], names[1]);
+        out += "| --- | --- | --- |\n";
+        for row in single {
+            let both_exit =
+                row.outcomes.iter().all(|o| o.acts.iter().any(|(key, _)| *key == Key::Exit));
+            let of = |outcome: &Outcome| {
+                escaped(&format!("{}: {}", words(outcome), acts(outcome, both_exit).join(", ")))
+            };
+            let [a, b] = [0, 1].map(|n| of(&row.outcomes[n]));
+            let _ = writeln!(out, "| {} | {a} | {b} |", escaped(&head(row)));
+        }
+    }
+    let pairs = diff.rows.iter().filter(|row| row.change.bits() > 1).count();
+    if pairs > 0 {
+        let _ =
+            writeln!(out, "\n{pairs} more where two bits change at once; `--format json` has them");
     }
     out
 }

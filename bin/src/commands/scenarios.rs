@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use rayon::prelude::*;
 use serde_json::{Map, json};
-use tlbscope_analyze::scenario::{CaseReport, Orders, OrdersReport, Scenario};
+use tlbscope_analyze::scenario::{CaseReport, Orders, OrdersReport, Scenario, Story};
 
 use crate::Verdict;
 use crate::args::{Format, Global, Interleave, Scenarios};
+use crate::formats::cases::{Outcome, Suites};
 use crate::input::Input;
 use crate::output;
 
@@ -46,6 +47,9 @@ pub fn run(command: &Scenarios, global: &Global) -> Result<Verdict> {
         };
         return run_orders(&scenarios, &inputs, orders, global);
     }
+    if command.steps {
+        return tell(&scenarios, &inputs, global);
+    }
     let reports: Vec<CaseReport> =
         scenarios.par_iter().map(Scenario::run).collect::<Vec<_>>().concat();
     let passed = reports.iter().filter(|report| report.passed()).count();
@@ -58,9 +62,42 @@ pub fn run(command: &Scenarios, global: &Global) -> Result<Verdict> {
             output::envelope("scenarios", &inputs, summary, detail)?
         }
         Format::Text => report(&reports, global, passed, failed),
+        format => {
+            let mut suites = Suites::new("scenarios");
+            for report in &reports {
+                let name = case_name(&report.scenario, &report.policy, report.list.as_deref());
+                let line = report.failures.first().map_or_else(String::new, |failure| {
+                    format!(
+                        "{}:{}: {}: expected {}, got {}",
+                        report.file, failure.line, failure.what, failure.expected, failure.got
+                    )
+                });
+                suites.add(&report.file, name, outcome(report.passed(), line, report.to_string()));
+            }
+            suites.write(format)?
+        }
     };
     output::print(&text)?;
     Ok(if failed > 0 { Verdict::Found } else { Verdict::Clean })
+}
+
+/// What happens at each event. No expectation is looked at.
+fn tell(scenarios: &[Scenario], inputs: &[Input], global: &Global) -> Result<Verdict> {
+    let of = |scenario: &Scenario| -> Vec<Story> {
+        scenario.expects.iter().filter_map(|expect| scenario.story(expect)).collect()
+    };
+    let stories: Vec<Story> = scenarios.par_iter().map(of).collect::<Vec<_>>().concat();
+    let text = match global.format {
+        Format::Json => {
+            let summary = json!({ "runs": stories.len() });
+            let mut detail = Map::new();
+            detail.insert("stories".to_owned(), json!(stories));
+            output::envelope("scenarios", inputs, summary, detail)?
+        }
+        Format::Text => stories.iter().map(|story| format!("{story}\n\n")).collect(),
+    };
+    output::print(&text)?;
+    Ok(Verdict::Clean)
 }
 
 /// Other orders of every expectation's events.
@@ -89,9 +126,27 @@ fn run_orders(
             out += &format!("{passed} passed, {failed} failed\n");
             out
         }
+        format => {
+            let mut suites = Suites::new("scenarios");
+            for report in &reports {
+                let name = case_name(&report.scenario, &report.policy, report.list.as_deref());
+                let line = format!("{} of {} orders break it", report.broken, report.orders);
+                suites.add(&report.file, name, outcome(report.passed(), line, report.to_string()));
+            }
+            suites.write(format)?
+        }
     };
     output::print(&text)?;
     Ok(if failed > 0 { Verdict::Found } else { Verdict::Clean })
+}
+
+fn case_name(scenario: &str, policy: &str, list: Option<&str>) -> String {
+    let list = list.map(|list| format!(", events {list}")).unwrap_or_default();
+    format!("{scenario} under {policy}{list}")
+}
+
+fn outcome(passed: bool, line: String, text: String) -> Outcome {
+    if passed { Outcome::Passed } else { Outcome::Failed(line, text) }
 }
 
 fn report(reports: &[CaseReport], global: &Global, passed: usize, failed: usize) -> String {

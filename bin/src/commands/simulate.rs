@@ -1,22 +1,22 @@
 //! `simulate`: one trace under one policy.
 
 use anyhow::{Context, Result, bail};
-use serde_json::{Map, json};
-use tlbscope_analyze::explain::Chain;
-use tlbscope_analyze::finding::Finding;
-use tlbscope_analyze::replay::{self, Replay, Setup};
-use tlbscope_sim::arch::required::elsewhere::elsewhere;
-use tlbscope_sim::policy;
-use tlbscope_trace::regs::Vendor;
+use serde_json::{Map, Value, json};
+use tlbscope_analyze::replay::{self, Replay, Setup, Wanted};
+use tlbscope_sim::policy::{self, Policy};
 use tlbscope_trace::{Meta, Recording};
 
 use crate::Verdict;
 use crate::args::{Format, Global, Simulate};
+use crate::formats::document::{self, Document, Item};
 use crate::render::Cited;
-use crate::{input, output, render};
+use crate::report::{self, Replayed};
+use crate::showing::{self, Showing};
+use crate::{checkpoint, formats, input, output, render};
 
 /// Runs the command.
 pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
+    report::check(command.report.as_deref())?;
     let (mut feed, read) = input::feed(&command.trace, &command.reading)?;
     let told = warn_of(feed.meta(), 0);
     let name = match (&command.policy, &feed.meta().kernel) {
@@ -28,52 +28,74 @@ pub fn run(command: &Simulate, global: &Global) -> Result<Verdict> {
     let processor = command.machine.machine.as_deref();
     let setup = Setup::new(feed.meta(), feed.pcpus(), &read.path, processor)?;
     let bar = output::progress(feed.operations(), global);
-    let max = command.machine.max_findings;
-    let runs =
-        replay::stream(&mut feed, &setup, std::slice::from_ref(&policy), max, |n| bar.inc(n));
+    let showing = Showing::of(&command.showing)?;
+    let max_findings = command.machine.max_findings;
+    let suppressions = showing.suppressions.clone();
+    let wanted = Wanted { max_findings, suppressions, ..Wanted::default() };
+    let (one, progress) = (std::slice::from_ref(&policy), |n| bar.inc(n));
+    let run = if command.checkpoints.wanted() {
+        let trace = (command.trace.as_path(), &read, &command.reading);
+        let typed = &command.checkpoints;
+        checkpoint::run(&mut feed, &setup, &policy, &wanted, typed, trace, progress).map(Some)
+    } else {
+        replay::stream(&mut feed, &setup, one, wanted, progress)
+            .map_err(Into::into)
+            .map(|mut runs| runs.pop())
+    };
     bar.finish_and_clear();
     warn_of(feed.meta(), told);
-    let run = runs?.pop().context("no run")?;
+    let run = run?.context("no run")?;
     warn_of_left_out(&read.path, &run);
     warn_of_oddities(feed.meta(), &run, global);
+    let used = showing::used(run.findings.groups(), |group| run.findings.suppression(group));
+    showing.warn_of_unused(&used.collect(), global.quiet);
+    if let Some(path) = &command.report {
+        let (runs, trace) = (std::slice::from_ref(&run), &command.trace);
+        let of = Replayed { feed: &mut feed, setup: &setup, runs, path: trace, input: &read };
+        report::replay(path, "simulate", &mut [of], std::slice::from_ref(&policy))?;
+    }
     let kept = run.findings.sorted();
     let silent = global.quiet && global.format == Format::Text && command.explain.is_none();
     // A second run finds the stories; where the trace is gone, findings are told without.
     let chains = if !silent && !kept.is_empty() && feed.rewind(&command.trace)? {
         replay::explain_stream(&mut feed, &setup, &policy, &kept)?
     } else {
-        vec![Chain::default(); kept.len()]
+        Vec::new()
     };
     let cited = if silent { Default::default() } else { run.findings.cited() };
     let vendor = setup.machine.vendor;
     let cited = Cited { trace: &read.path, vendor, events: feed.events(&command.trace, &cited)? };
+    let mut shown = document::Run::of_replay(&run, &cited, &chains, &showing)?;
+    shown.losses.clone_from(&feed.meta().losses);
     let text = match global.format {
-        _ if command.explain.is_some() => {
-            let number = command.explain.unwrap_or(1);
-            let Some((one, chain)) =
-                number.checked_sub(1).and_then(|n| Some((kept.get(n)?, chains.get(n)?)))
-            else {
-                bail!("there is no finding {number}: {} are kept", kept.len());
-            };
-            let policy_rules = render::rules_of(&policy, one.op);
-            render::finding(&cited, number, one, chain) + "\n" + &policy_rules
-        }
+        _ if command.explain.is_some() => explained(&shown, &policy, command.explain)?,
         Format::Json => {
+            shown.show(&showing);
+            let findings: Vec<Value> = shown.items.iter().map(Item::json).collect();
             let mut detail = Map::new();
-            detail.insert("findings".to_owned(), explained(&kept, &chains, setup.machine.vendor));
-            detail.insert("groups".to_owned(), json!(groups(&run.findings)));
+            detail.insert("findings".to_owned(), json!(findings));
+            detail.insert("groups".to_owned(), json!(shown.groups_json()));
             detail.insert("counts".to_owned(), json!(run.tally.total()));
             output::envelope("simulate", &[read], [&run.summary], detail)?
         }
         Format::Text => {
+            shown.show(&showing);
             let found = if global.quiet {
                 String::new()
             } else {
-                render::findings(&cited, &run.findings, &chains)
+                formats::text::findings(&shown, global.verbose, |_| true)
             };
             let counts =
                 if global.verbose { render::counts(&run.tally.total()) } else { String::new() };
             found + &render::summary(&run.summary) + &counts
+        }
+        format => {
+            shown.show(&showing);
+            shown.more.push(("counts", json!(run.tally.total())));
+            let (inputs, runs) = ([read.clone()], vec![shown]);
+            let document =
+                Document { command: "simulate", inputs: &inputs, runs, comparisons: &[] };
+            formats::write(format, &document)?
         }
     };
     output::print(&text)?;
@@ -141,20 +163,11 @@ pub fn warn_of_oddities(meta: &Meta, run: &Replay, global: &Global) {
     }
 }
 
-/// Findings, each with its chain of cause.
-fn explained(kept: &[Finding], chains: &[Chain], machine: Vendor) -> serde_json::Value {
-    let with_chain = |(finding, chain): (&Finding, &Chain)| {
-        let mut value = json!(finding);
-        value["chain"] = json!(chain);
-        if let Some(what) = elsewhere(finding.rule, machine) {
-            value["other_vendor"] = json!(what);
-        }
-        value
+/// One finding at full length, with what the policy has for its operation.
+fn explained(run: &document::Run, policy: &Policy, number: Option<usize>) -> Result<String> {
+    let number = number.unwrap_or(1);
+    let Some(item) = run.items.iter().find(|item| item.number == number) else {
+        bail!("there is no finding {number}: {} are kept", run.items.len());
     };
-    kept.iter().zip(chains).map(with_chain).collect()
-}
-
-/// Exact numbers of every kind of finding.
-fn groups(findings: &tlbscope_analyze::finding::Findings) -> Vec<serde_json::Value> {
-    findings.groups().map(|(group, count)| json!({ "group": group, "count": count })).collect()
+    Ok(format!("{}\n{}", item.text, render::rules_of(policy, item.finding.op)))
 }

@@ -19,7 +19,9 @@ pub const PF_FETCH: u32 = 1 << 4;
 pub const PF_KEY: u32 = 1 << 5;
 
 /// The rights of a translation over its whole path.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Rights {
     /// AND of R/W.
     pub write: bool,

@@ -11,7 +11,7 @@ use tlbscope_trace::op::InvpcidType;
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, Regs, Vendor};
 
 /// Which copies have to go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Scope {
     /// All PCIDs, global translations too, and all paging-structure entries.
     Everything,

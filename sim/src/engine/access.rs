@@ -60,7 +60,7 @@ impl Machine {
     ) -> Option<Outcome> {
         let mut spurious = false;
         for _ in 0..TRIES {
-            if !self.enter(v, false, o) && self.schedule.is_some() {
+            if !self.enter(v, false, o) && (self.schedule.is_some() || self.kicks_take_time()) {
                 return None;
             }
             let tag = self.vcpus[v].context.tag;

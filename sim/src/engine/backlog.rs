@@ -10,7 +10,7 @@ use tlbscope_trace::op::Event;
 use super::{Machine, Step};
 
 /// What waits, and what has come of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Backlog {
     waiting: BTreeMap<usize, VecDeque<(u64, Event)>>,
     late: Vec<(u64, Step)>,
@@ -25,6 +25,11 @@ impl Backlog {
     /// An operation waits behind those that wait already.
     pub fn push(&mut self, v: usize, index: u64, event: Event) {
         self.waiting.entry(v).or_default().push_back((index, event));
+    }
+
+    /// An event was carried out out of its turn.
+    pub fn came_late(&mut self, index: u64, step: Step) {
+        self.late.push((index, step));
     }
 
     /// Whether nothing waits.
@@ -59,7 +64,7 @@ impl Machine {
     fn goes_on(&self, v: usize) -> bool {
         let vcpu = &self.vcpus[v];
         let held = vcpu.held && !vcpu.in_guest || vcpu.descheduled || vcpu.destroyed;
-        let invalidated = vcpu.waits_for.is_some_and(|gfn| self.notifier.in_progress(gfn));
+        let invalidated = vcpu.waits_for.is_some_and(|gfn| self.waits_for(gfn));
         !self.suspended(v) && !held && !invalidated
     }
 

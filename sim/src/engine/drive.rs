@@ -20,7 +20,7 @@ use crate::policy::mechanics::{GuestFlushShadow, ZapAllRequest};
 
 /// What guest memory and the host's memory management decide, in the order of its use. An empty
 /// list means that nothing was found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Hints {
     /// For each sync of a root: remote flushes, because entries changed or lost their rights.
     pub syncs: VecDeque<u8>,
@@ -42,7 +42,7 @@ pub struct Hints {
 }
 
 /// What LOAD found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LoadHint {
     /// Remote flushes: a new page write-protects its guest table, or an unsync one was synced.
     pub flushes: u8,
@@ -296,7 +296,7 @@ impl Machine {
         let roots = slots.map(|slot| {
             slot.map(|pgd| match self.config.mmu {
                 MmuKind::Tdp => {
-                    let hpa = self.trees.take(role);
+                    let (hpa, _) = self.trees.take(role);
                     Root { pgd, hpa, role, sp: None, special: false, obsolete: false }
                 }
                 MmuKind::Shadow => {
@@ -361,6 +361,12 @@ impl Machine {
     /// Whether KVM's emulator, and no exit handler of its own, carries the operation out.
     pub(crate) fn by_emulator(&self) -> bool {
         self.emulated && self.hints.as_ref().is_none_or(|hints| hints.emulator)
+    }
+
+    /// The same of INVLPG, whose operand SVM tells only with decode assists.
+    pub(crate) fn invlpg_by_emulator(&self) -> bool {
+        let undecoded = self.config.vendor == Vendor::Amd && !self.config.decode_assists;
+        self.by_emulator() || undecoded && self.hints.is_none()
     }
 
     /// What a hint says of the pages of a LOAD.

@@ -8,18 +8,24 @@ use tlbscope_trace::addr::{Hpa, PAGE_BYTES};
 const FRESH_BASE: u64 = 1 << 43;
 
 /// The host's side of guest memory.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct HostMemory {
     /// Frames whose backing is not the identity: another frame, or none.
+    #[serde(with = "tlbscope_trace::state::map")]
     moved: FxHashMap<u64, Option<Hpa>>,
+    #[serde(with = "tlbscope_trace::state::set")]
     read_only: FxHashSet<u64>,
     /// Frames that the dirty log returned and that were not written since.
+    #[serde(with = "tlbscope_trace::state::set")]
     clean: FxHashSet<u64>,
     /// Frames whose accessed bits were cleared and that were not walked to since.
+    #[serde(with = "tlbscope_trace::state::set")]
     aged: FxHashSet<u64>,
     /// Frames in no memory slot.
+    #[serde(with = "tlbscope_trace::state::set")]
     holes: FxHashSet<u64>,
     /// Frames of huge pages: (log2 of the size, page number at that size).
+    #[serde(with = "tlbscope_trace::state::set")]
     huge: FxHashSet<(u32, u64)>,
     fresh: u64,
 }

@@ -87,7 +87,15 @@ impl Machine {
     fn host_end<O: Observer>(&mut self, op: &HostOp, o: &mut O) {
         let flush = self.notifier.close_half(op);
         match *op {
-            HostOp::Unmap { gpa, size } => self.invalidate_end(gpa, size, flush, o),
+            HostOp::Unmap { gpa, size } => {
+                if !self.policy.mechanics.fault_retry {
+                    // Only now does the page go that faults have found since.
+                    let change = ArchOp::HostChange { gpa, size, rights: false };
+                    self.arch(o, None, &change, false);
+                    self.frames(gpa, size).for_each(|gfn| self.host.unmap(gfn));
+                }
+                self.invalidate_end(gpa, size, flush, o);
+            }
             HostOp::DirtyLog { gpa, size } => {
                 if flush {
                     self.remote_flush_range(gpa, size, o);
@@ -97,6 +105,11 @@ impl Machine {
             HostOp::ZapAll => self.zap_all_end(Gpa(0), self.config.memory, o),
             _ => {}
         }
+    }
+
+    /// Whether a fault on this frame has to wait for an invalidation under way.
+    pub(crate) fn waits_for(&self, gfn: u64) -> bool {
+        self.policy.mechanics.fault_retry && self.notifier.in_progress(gfn)
     }
 
     /// The guest frames of a range, as far as there is memory.
@@ -115,7 +128,8 @@ impl Machine {
             let (first, count) = self.trees.reach(first, count);
             self.note_lost(first, count);
         }
-        let mut zapped = self.trees.zap(first, count);
+        let invalid = self.policy.mechanics.remote_flush.invalid_roots;
+        let mut zapped = self.trees.zap(first, count, invalid);
         // Shadow paging, or the shadow of L1's nested tables.
         if self.shadow.next() != tlbscope_trace::addr::Sp(0) {
             for gfn in frames.clone() {
@@ -147,6 +161,8 @@ impl Machine {
         let zapped = self.zap_frames(&frames, o);
         for gfn in frames.clone() {
             match backing {
+                // What a fault finds that is not taken again is the old page, up to the end.
+                Backing::Taken if !self.policy.mechanics.fault_retry => {}
                 Backing::Taken => self.host.unmap(gfn),
                 Backing::Kept => {}
                 Backing::ReadOnly => self.host.make_read_only(gfn),
@@ -215,6 +231,7 @@ impl Machine {
         let gpa = Gpa(gfn * PAGE_BYTES);
         let actor = std::mem::replace(&mut self.at.actor, tlbscope_trace::op::Actor::Host);
         let flush = self.invalidate_begin(gpa, PAGE_BYTES, false, Backing::Taken, o);
+        self.host.unmap(gfn);
         self.host.back(gfn);
         self.invalidate_end(gpa, PAGE_BYTES, flush, o);
         self.at.actor = actor;
@@ -238,10 +255,7 @@ impl Machine {
         for gfn in frames {
             let dirty = self.host.make_clean(gfn);
             changed |= dirty && self.trees.maps_any(&(gfn..gfn + 1));
-            // In place KVM clears W; dropping the SPTE costs one fault more and grants no less.
-            for (sp, at) in self.shadow.mapping(gfn) {
-                changed |= self.clear_spte(sp, at, o);
-            }
+            changed |= self.clear_write(gfn);
         }
         changed && self.policy.mechanics.remote_flush.write_protect
     }
@@ -356,8 +370,13 @@ impl Machine {
                 self.zap_page(sp, o);
             }
         }
+        self.trees.zap_invalid();
         self.notifier.seq += 1;
-        self.remote_flush_range(Gpa(0), self.config.memory, o);
+        // Nobody can use what a VM without vCPUs leaves; who gets its tags next starts clean.
+        let used = self.vcpus.iter().any(|vcpu| !vcpu.destroyed);
+        if used || self.policy.mechanics.remote_flush.teardown {
+            self.remote_flush_range(Gpa(0), self.config.memory, o);
+        }
         self.arch(o, None, &ArchOp::HostDead { gpa, size }, false);
     }
 }

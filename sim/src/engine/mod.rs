@@ -25,6 +25,7 @@ use crate::tlb::Tlb;
 
 mod access;
 mod backlog;
+mod clock;
 pub mod drive;
 mod host;
 mod hostops;
@@ -33,6 +34,7 @@ mod presence;
 mod run;
 mod schedule;
 mod scheduling;
+mod state;
 mod structures;
 mod tables;
 
@@ -46,12 +48,13 @@ use schedule::Schedule;
 pub const BOOT: u64 = u64::MAX;
 
 /// What one event came to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Step {
     /// The result of an access.
     pub outcome: Option<Outcome>,
     /// Why the operation faulted with #GP and had no effect.
-    pub fault: Option<&'static str>,
+    #[serde(with = "tlbscope_trace::state::word_or_none")]
+    pub fault: Option<tlbscope_trace::state::Name>,
     /// The operation waits (for the end of a notifier, or for its vCPU to run): its result comes
     /// later, from [`Machine::take_late`].
     pub waits: bool,
@@ -81,7 +84,7 @@ impl std::error::Error for Refused {}
 pub struct EngineError(#[from] MachineError);
 
 /// A physical CPU.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Pcpu {
     /// Its caches.
     pub tlb: Tlb,
@@ -90,7 +93,7 @@ pub(crate) struct Pcpu {
 }
 
 /// The ASID allocator of one pCPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct AsidPool {
     pub generation: u64,
     pub next: u32,
@@ -98,9 +101,11 @@ pub(crate) struct AsidPool {
 }
 
 /// The machine under one policy.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Machine {
+    #[serde(skip)]
     pub(crate) config: MachineConfig,
+    #[serde(skip, default = "state::no_policy")]
     pub(crate) policy: Arc<Policy>,
     pub(crate) memory: GuestMemory,
     pub(crate) host: HostMemory,
@@ -127,7 +132,10 @@ pub struct Machine {
     /// Operations that wait, and results that came late.
     pub(crate) backlog: backlog::Backlog,
     /// The events still to come and who chooses among them, where orders are explored.
+    #[serde(skip)]
     pub(crate) schedule: Option<Box<Schedule>>,
+    /// The events still to come, where kicks take time.
+    clock: Option<Box<clock::Clock>>,
 }
 
 impl World for Machine {
@@ -203,6 +211,7 @@ impl Machine {
             zap_below: Default::default(),
             backlog: Default::default(),
             schedule: None,
+            clock: None,
         };
         if policy.mechanics.remote_flush.range != RemoteRange::None {
             machine.shadow.track_lost();
@@ -244,6 +253,7 @@ impl Machine {
             mode: Default::default(),
             held: false,
             xapic: false,
+            ran: false,
             descheduled: false,
             destroyed: false,
             steal: Default::default(),
@@ -302,6 +312,7 @@ impl Machine {
         o: &mut O,
     ) -> Result<Step, Refused> {
         self.boot(o);
+        self.clock_reaches(index);
         let step = self.carry_out(event, index, o)?;
         self.settle(o);
         self.drain(o);
@@ -346,6 +357,12 @@ impl Machine {
             self.take_pcpu(v, o);
             self.enter(v, false, o);
         }
+    }
+
+    /// Translations that the TLB of this physical CPU holds; 0 for one that does not exist.
+    #[must_use]
+    pub fn occupancy(&self, pcpu: PcpuId) -> u64 {
+        self.pcpus.get(usize::from(pcpu.0)).map_or(0, |pcpu| pcpu.tlb.live())
     }
 
     /// A stable digest of the final state: equal machines after equal runs have equal digests.

@@ -10,7 +10,7 @@ use tlbscope_trace::op::Actor;
 use super::Machine;
 
 /// The occupation of the physical CPUs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Presence {
     /// Who executes guest instructions on each pCPU.
     running: Vec<Option<usize>>,

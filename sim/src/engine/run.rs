@@ -96,7 +96,8 @@ impl Machine {
             self.schedule_in(v, o);
             self.take_pcpu(v, o);
             self.enter(v, false, o);
-            if !self.vcpus[v].in_guest && self.schedule.is_some() {
+            let others = self.schedule.is_some() || self.kicks_take_time();
+            if !self.vcpus[v].in_guest && others {
                 return Ok(Step { waits: true, ..Step::default() });
             }
         }

@@ -82,24 +82,38 @@ pub struct Choice {
 pub enum Chooser {
     /// These answers in turn, then always 0.
     Script(Vec<u32>),
-    /// A generator (SplitMix64): three times of four the answer is 0.
-    Seeded(u64),
+    /// A generator (SplitMix64) that answers 0 but once in 2^`rarely` times.
+    Seeded {
+        /// Its state.
+        state: u64,
+        /// How rarely it deviates.
+        rarely: u8,
+    },
 }
 
 impl Chooser {
+    /// A generator whose rate follows from its seed, between every second time and every sixteenth: a
+    /// race that needs two deviations close together, and one that needs a single one late, are both
+    /// found.
+    #[must_use]
+    pub const fn seeded(seed: u64) -> Self {
+        let mixed = (seed ^ seed >> 31).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        Self::Seeded { state: seed, rarely: 1 + (mixed >> 62) as u8 }
+    }
+
     fn choose(&mut self, turn: usize, options: u32) -> u32 {
         match self {
             Self::Script(answers) => answers.get(turn).copied().unwrap_or(0).min(options - 1),
-            Self::Seeded(state) => {
+            Self::Seeded { state, rarely } => {
                 *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
                 let mut z = *state;
                 z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
                 z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
                 z ^= z >> 31;
-                if z & 3 != 0 || options < 2 {
+                if z & ((1 << *rarely) - 1) != 0 || options < 2 {
                     return 0;
                 }
-                1 + ((z >> 2) % u64::from(options - 1)) as u32
+                1 + ((z >> *rarely) % u64::from(options - 1)) as u32
             }
         }
     }
@@ -178,7 +192,7 @@ impl Machine {
 
     /// Whether this vCPU is in the middle of something that another actor fell into.
     pub(crate) fn suspended(&self, v: usize) -> bool {
-        self.schedule.as_ref().is_some_and(|s| s.suspended.contains(&v))
+        self.schedule.as_ref().is_some_and(|s| s.suspended.contains(&v)) || self.waits_for_kick(v)
     }
 
     /// Another actor may go on here. True if one did.

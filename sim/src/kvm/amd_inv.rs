@@ -5,10 +5,11 @@
 //! names. INVLPGB and TLBSYNC do not exit under NPT: the processor puts the ASID of the vCPU that
 //! executes INVLPGB in the place of the operand's and broadcasts, so that other vCPUs are reached only
 //! as far as they run under the same number (KVM gives ASIDs away per pCPU, and therefore offers
-//! INVLPGB to no guest). With shadow paging the processor would flush what the shadow tables still
+//! INVLPGB to no guest). An ideal policy intercepts it and serves every vCPU, whatever number each
+//! runs under. With shadow paging the processor would flush what the shadow tables still
 //! say; no KVM lets a guest have it there: #UD.
 
-use tlbscope_trace::act::{Act, ArchOp, GuestInv, Inv};
+use tlbscope_trace::act::{Act, ArchOp, GuestInv, Inv, Request};
 use tlbscope_trace::addr::{Gva, PAGE_BYTES};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{Invlpgb, Invpcid, InvpcidType};
@@ -17,6 +18,7 @@ use tlbscope_trace::regs::Vendor;
 use crate::arch::fault::Gp;
 use crate::arch::mode::Mode;
 use crate::engine::Machine;
+use crate::policy::Ideal;
 
 impl Machine {
     /// An instruction that the processor does not have, or the guest not.
@@ -44,22 +46,49 @@ impl Machine {
         if self.config.vendor != Vendor::Amd || !self.tdp() {
             return self.undefined(o, "INVLPGB is AMD's, and no guest has it in shadow mode: #UD");
         }
+        if self.ideal() {
+            self.exit(v, None, o);
+        }
         let pages = 1 + u64::from(operands.count);
         for n in 0..if operands.va.is_some() { pages } else { 1 } {
             let va = operands.va.map(|va| Gva(va.0.wrapping_add(n * PAGE_BYTES)));
             if va.is_some_and(|va| !Mode::of(&self.vcpus[v].regs).canonical(va)) {
                 continue;
             }
-            self.broadcast(v, &Invlpgb { va, ..*operands }, o);
+            let page = Invlpgb { va, ..*operands };
+            if self.ideal() {
+                self.broadcast_ideal(&page, o);
+            } else {
+                self.broadcast(v, &page, o);
+            }
         }
         Ok(())
+    }
+
+    /// One page of INVLPGB under an ideal policy, which has intercepted it: `arch-min` drops it at once
+    /// on every vCPU, `hw-min` asks the others for a flush of the guest's translations.
+    fn broadcast_ideal<O: Observer>(&mut self, operands: &Invlpgb, o: &mut O) {
+        let own = self.at.actor;
+        for u in (0..self.vcpus.len()).filter(|u| !self.vcpus[*u].destroyed).collect::<Vec<_>>() {
+            let regs = self.vcpus[u].regs;
+            let op = owed(operands, operands.pcid.unwrap_or(regs.pcid()).0);
+            let at = self.at_vcpu(u);
+            o.arch(&at, &op, &regs, false, self);
+            if self.policy.ideal == Ideal::ArchMin || at.actor == own {
+                self.at.actor = at.actor;
+                self.serve_ideal(u, &op, &regs, o);
+                self.at.actor = own;
+            } else {
+                self.request_some(&[u], Request::TlbFlushGuest, o);
+            }
+        }
     }
 
     /// One page of INVLPGB, or all of them: owed on every vCPU of the guest, carried out where a vCPU
     /// runs under the same ASID.
     fn broadcast<O: Observer>(&mut self, v: usize, operands: &Invlpgb, o: &mut O) {
         let asid = self.vcpus[v].vmcb.asid;
-        for u in 0..self.vcpus.len() {
+        for u in (0..self.vcpus.len()).filter(|u| !self.vcpus[*u].destroyed).collect::<Vec<_>>() {
             let regs = self.vcpus[u].regs;
             let pcid = operands.pcid.unwrap_or(regs.pcid());
             let at = self.at_vcpu(u);

@@ -166,6 +166,7 @@ impl Machine {
         }
         self.vpid_zero_transition(v, o);
         self.vcpus[v].in_guest = true;
+        self.vcpus[v].ran = true;
         self.presence.entered(v, usize::from(self.vcpus[v].pcpu.0));
         let at = self.at_vcpu(v);
         o.act(&at, &Act::Entry(context), self);

@@ -5,7 +5,7 @@ use tlbscope_trace::act::Act;
 use tlbscope_trace::addr::{Gpa, Gva, PAGE_BYTES, Sp};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{Access, AccessKind};
-use tlbscope_trace::regs::{Cr0, Efer, Regs};
+use tlbscope_trace::regs::{Cr0, Cr4, Efer, Regs};
 
 use super::role::Role;
 use super::shadow::{Leaf, Spte, index};
@@ -13,7 +13,7 @@ use crate::arch::access::Rights;
 use crate::arch::mode::Mode;
 use crate::engine::{Machine, Point};
 use crate::paging::walk::{self, Walk};
-use crate::policy::mechanics::LinkUnsync;
+use crate::policy::mechanics::{LinkUnsync, WpClearUserWrite};
 
 /// What a fault came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +94,13 @@ impl Machine {
         // What others did meanwhile may have made host page, root or guest entries stale.
         if self.race(Point::FaultResolved, Some(v), o) {
             return Fixed::Retry;
+        }
+        let wp_clear = self.policy.mechanics.wp_clear_user_write;
+        if wp_clear == WpClearUserWrite::EmulateUnderSmap
+            && regs.cr4().contains(Cr4::SMAP)
+            && becomes_supervisor(leaf.rights, &regs, access)
+        {
+            return Fixed::Mmio(Gpa(gpa.0 | access.gva.0 & 0xfff));
         }
         let Some(root) = self.vcpus[v].mmu.root.and_then(|r| r.sp) else { return Fixed::Retry };
         let sp = self.shadow_path(v, root, &regs, &walk, access.gva, o);
@@ -312,7 +319,7 @@ impl Machine {
     /// Whether a fault on this address has to wait (facts 5.9). The vCPU is outside the guest then,
     /// and its access is taken again when the invalidation has ended.
     pub(crate) fn must_wait(&mut self, v: usize, gpa: Gpa) -> bool {
-        let wait = self.notifier.lock_held() || self.notifier.in_progress(gpa.0 / PAGE_BYTES);
+        let wait = self.notifier.lock_held() || self.waits_for(gpa.0 / PAGE_BYTES);
         if wait {
             self.vcpus[v].waits_for = Some(gpa.0 / PAGE_BYTES);
         }
@@ -333,13 +340,18 @@ fn quadrant_slots(role: Role, slot: u64) -> [Option<u16>; 2] {
     [Some(first), Some(first + 1)]
 }
 
+/// Whether an access is a write that the guest's entry allows through CR0.WP = 0 alone.
+fn becomes_supervisor(rights: Rights, regs: &Regs, access: &Access) -> bool {
+    let write = access.kind == AccessKind::Write && !access.user && !rights.write;
+    write && !regs.cr0().contains(Cr0::WP)
+}
+
 /// The guest's rights as a shadow entry carries them: hardware runs with WP = 1, so a supervisor
 /// write that WP = 0 allows gets a writable supervisor entry, not executable under SMEP.
 fn shadow_rights(rights: Rights, regs: &Regs, access: &Access) -> Rights {
-    let wp = regs.cr0().contains(Cr0::WP);
-    if wp || access.user || access.kind != AccessKind::Write || rights.write {
+    if !becomes_supervisor(rights, regs, access) {
         return rights;
     }
-    let smep = regs.cr4().contains(tlbscope_trace::regs::Cr4::SMEP);
+    let smep = regs.cr4().contains(Cr4::SMEP);
     Rights { write: true, user: false, xd: rights.xd || rights.user && smep, ..rights }
 }

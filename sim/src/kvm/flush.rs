@@ -1,14 +1,14 @@
 //! The vendor's flush hooks, and requests posted to other vCPUs (facts/kvm.md 5.2, 5.8, 6.2, 6.3).
 
 use tlbscope_trace::act::{Act, Hook, HookBy, Inv, Request};
-use tlbscope_trace::addr::{Asid, Ep4ta, Gpa, Hpa, PAGE_BYTES, Vpid};
+use tlbscope_trace::addr::{Asid, Ep4ta, Gpa, Gva, Hpa, PAGE_BYTES, Vpid};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::regs::{MmuKind, Regs, Vendor};
 
 use super::errata;
 use crate::engine::Machine;
 use crate::machine::config::{Errata, InveptTypes, InvvpidTypes};
-use crate::policy::mechanics::{FlushAllContexts, MigrateSvm, RemoteRange, SvmFlush};
+use crate::policy::mechanics::{FlushAllContexts, MigrateSvm, RemoteRange, SvmAsidWrap, SvmFlush};
 
 impl Machine {
     /// kvm_flush_remote_tlbs.
@@ -164,6 +164,19 @@ impl Machine {
         o.act(&at, &Act::Hook { hook, by, effective }, self);
     }
 
+    /// The gva hook for an address that is not canonical: INVVPID fails, INVLPGA ignores it.
+    pub(super) fn flush_noncanonical<O: Observer>(
+        &mut self,
+        v: usize,
+        gva: Gva,
+        by: HookBy,
+        o: &mut O,
+    ) {
+        if !self.never() {
+            self.hook_act(v, Hook::Gva(gva), by, None, o);
+        }
+    }
+
     /// The hardware invalidates on the vCPU's processor.
     pub(crate) fn invalidate<O: Observer>(&mut self, v: usize, inv: Inv, o: &mut O) {
         let regs = &self.vcpus[v].regs;
@@ -211,7 +224,11 @@ impl Machine {
         if pool.next > pool.max {
             pool.generation += 1;
             pool.next = 1;
-            vmcb.tlb_control = 1;
+            // 1 drops the numbers that others held before the wrap; 3 leaves those in the TLB.
+            vmcb.tlb_control = match self.policy.mechanics.svm_asid_wrap {
+                SvmAsidWrap::All => 1,
+                SvmAsidWrap::Asid => 3,
+            };
         }
         vmcb.generation = pool.generation;
         vmcb.asid = Asid(pool.next);

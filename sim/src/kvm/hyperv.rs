@@ -8,7 +8,7 @@ use tlbscope_trace::regs::MmuKind;
 
 use crate::engine::Machine;
 use crate::policy::Ideal;
-use crate::policy::mechanics::HvFlush;
+use crate::policy::mechanics::{HvFlush, HvInput, Noncanonical};
 
 /// Entries of a fifo.
 const FIFO: usize = 16;
@@ -18,7 +18,7 @@ const MORE: u16 = 0xfff;
 const OWED: usize = 1 << 16;
 
 /// The fifo of one vCPU: `(first page, additional pages)`, `None` stands for "everything".
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct HvFifo(Vec<Option<(Gva, u16)>>);
 
 impl HvFifo {
@@ -51,10 +51,15 @@ impl Machine {
     pub(crate) fn hv_flush<O: Observer>(&mut self, v: usize, flush: &Operands, o: &mut O) {
         self.exit(v, None, o);
         let targets = self.targets(&flush.vcpus);
+        if self.kicks_take_time() {
+            // The flush has happened when the hypercall returns; until its kicks arrive the targets may
+            // go on with what they have.
+            self.in_flight(o);
+        }
         for target in &targets {
             self.owe_hv(*target, &flush.list, o);
         }
-        if self.policy.ideal == Ideal::ArchMin {
+        if self.policy.ideal == Ideal::ArchMin || self.input_lost(v) {
             return;
         }
         let request = match self.policy.mechanics.hv_flush {
@@ -67,7 +72,14 @@ impl Machine {
                 Request::HvTlbFlush
             }
         };
-        self.request_some(&targets, request, o);
+        self.request_arrived(&targets, request, o);
+    }
+
+    /// Whether the input page is looked for at an address that L2 without nested tables does not have:
+    /// the hypercall fails, and nothing is flushed.
+    fn input_lost(&self, v: usize) -> bool {
+        let always = self.policy.mechanics.hv_input == HvInput::GuestMode;
+        always && self.vcpus[v].nested.l2.is_some() && self.tables12(v).is_none()
     }
 
     /// What the guest may count on: the listed pages, or everything, are gone on the target.
@@ -116,10 +128,12 @@ impl Machine {
         let page = gva.0 & !(PAGE_BYTES - 1);
         for n in 0..=u64::from(more) {
             let page = page.wrapping_add(n * PAGE_BYTES);
+            // The counter ticks once for an entry, however many pages it names.
+            let by = if n == 0 { HookBy::Request } else { HookBy::Direct };
             if self.canonical(v, Gva(page)) {
-                // The counter ticks once for an entry, however many pages it names.
-                let by = if n == 0 { HookBy::Request } else { HookBy::Direct };
                 self.flush_hook(v, Hook::Gva(Gva(page)), by, o);
+            } else if self.policy.mechanics.hv_noncanonical == Noncanonical::Pass {
+                self.flush_noncanonical(v, Gva(page), by, o);
             }
         }
     }

@@ -184,7 +184,10 @@ impl Machine {
         let root = match (self.config.mmu, self.tables12(v)) {
             (_, Some(tables)) => self.nested_root(v, tables, o),
             (MmuKind::Tdp, None) => {
-                let hpa = self.trees.take(role);
+                let (hpa, made) = self.trees.take(role);
+                if made {
+                    self.act(o, Act::RootNew(hpa));
+                }
                 Root { pgd: regs.cr3, hpa, role, sp: None, special: false, obsolete: false }
             }
             (MmuKind::Shadow, None) => self.shadow_root(v, &regs, role, o),

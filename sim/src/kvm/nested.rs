@@ -11,19 +11,21 @@ use tlbscope_trace::addr::{Gpa, PcpuId, Vpid};
 use tlbscope_trace::nested::{L2, NestedOp, Tables};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::L2Enter;
-use tlbscope_trace::regs::{MmuKind, Regs, Vendor};
+use tlbscope_trace::regs::{CR3_NOFLUSH, MmuKind, Regs, Vendor};
 
 use super::root::Mmu;
 use super::vcpu::Vmcb;
 use crate::arch::mode::Mode;
 use crate::engine::{Machine, Refused};
 use crate::policy::mechanics::{
-    GuestFlushVpid, MigrateVmx, NestedDrain, NestedTlbControl, NestedTransition,
+    GuestFlushVpid, MigrateVmx, NestedCr3Bit63, NestedDrain, NestedTlbControl, NestedTransition,
     NestedTransitionWhen, SvmNestedAsid, SvmNestedTransition, Vpid02Alloc, Vpid12Change,
 };
 
 /// What of a vCPU belongs to the level that does not run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Away {
     /// Its registers; `None`: L2 has never run.
     pub regs: Option<Regs>,
@@ -34,7 +36,7 @@ pub struct Away {
 }
 
 /// The nested half of a vCPU.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Nested {
     /// L2 runs, and what L1's processor knows of it.
     pub l2: Option<L2>,
@@ -153,16 +155,17 @@ impl Machine {
         self.drain_requests(v, o);
         let before = self.vcpus[v].regs;
         let loaded = self.vcpus[v].nested.away.regs.unwrap_or(before);
-        let regs = Regs {
-            cr3: enter.cr3.unwrap_or(loaded.cr3),
-            cr4: enter.cr4.unwrap_or(loaded.cr4),
-            ..loaded
-        };
+        let cr3 = enter.cr3.unwrap_or(loaded.cr3);
+        let owes = cr3 & CR3_NOFLUSH == 0
+            || self.policy.mechanics.nested_cr3_bit63 == NestedCr3Bit63::Drop;
+        let regs = Regs { cr3: cr3 & !CR3_NOFLUSH, cr4: enter.cr4.unwrap_or(loaded.cr4), ..loaded };
         self.change_level(v, Some(l2), regs, o);
         let op = NestedOp::Enter { l2, tlb_control: enter.tlb_control.unwrap_or(0) };
         self.report_nested(v, op, &before, o);
-        self.flush_now(v, l2, o);
-        self.transition(v, l2, true, o);
+        if owes {
+            self.flush_now(v, l2, o);
+            self.transition(v, l2, true, o);
+        }
         self.nested_tlb_control(v, enter.tlb_control.unwrap_or(0), o);
         self.change_mmu(v, l2.tables.is_some(), o);
         if enter.fail {

@@ -4,7 +4,7 @@
 use tlbscope_trace::op::HostOp;
 
 /// Invalidations of the host's mappings that have begun and not ended.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Notifier {
     /// Ranges of guest frames (first, how many) whose invalidation is in progress.
     open: Vec<(u64, u64)>,

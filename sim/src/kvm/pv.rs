@@ -22,7 +22,9 @@ const PREEMPTED: u8 = 1;
 const FLUSH: u8 = 2;
 
 /// The byte `preempted` of the steal-time record.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Steal {
     /// As the guest sees it.
     pub byte: u8,
@@ -81,6 +83,10 @@ impl Machine {
             } else {
                 interrupted.push(target);
             }
+        }
+        let remote = |t: &usize| *t != v && self.vcpus[*t].in_guest;
+        if self.kicks_take_time() && interrupted.iter().any(remote) {
+            self.in_flight(o);
         }
         let actor = self.at.actor;
         for target in interrupted {

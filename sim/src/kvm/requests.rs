@@ -6,9 +6,12 @@ use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::Actor;
 
 use crate::engine::Machine;
+use crate::policy::mechanics::RemoteIpi;
 
 /// vcpu->mode.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub enum Mode {
     /// KVM or userspace code runs.
     #[default]
@@ -91,12 +94,31 @@ impl Machine {
             }
             return false;
         }
+        let own = match self.at.actor {
+            Actor::Vcpu(vcpu) if !self.policy.mechanics.remote_flush.own => usize::from(vcpu.0),
+            _ => usize::MAX,
+        };
         let mut ipi = false;
+        let mut flying = Vec::new();
         for v in 0..self.vcpus.len() {
-            if !self.vcpus[v].destroyed {
+            if !self.vcpus[v].destroyed && (v != own || request != Request::TlbFlush) {
                 self.post(v, request, o);
-                ipi |= self.interrupt(v, Flags::of(request), o);
+                ipi |= match self.vcpus[v].mode {
+                    Mode::Outside if request == Request::TlbFlush => self.interrupt_dirty(v, o),
+                    _ => self.interrupt(v, Flags::of(request), &mut flying, o),
+                };
             }
+        }
+        self.deliver(&flying, o);
+        ipi
+    }
+
+    /// `remote-flush.ipi = "ever-ran"`: the processor is interrupted although the vCPU has left it.
+    fn interrupt_dirty<O: Observer>(&mut self, v: usize, o: &mut O) -> bool {
+        let ran = std::mem::take(&mut self.vcpus[v].ran);
+        let ipi = ran && self.policy.mechanics.remote_flush.ipi == RemoteIpi::EverRan;
+        if ipi {
+            self.act(o, Act::Ipi(self.vcpus[v].pcpu));
         }
         ipi
     }
@@ -108,33 +130,83 @@ impl Machine {
         request: Request,
         o: &mut O,
     ) -> bool {
+        let mut flying = Vec::new();
+        let ipi = self.send(targets, request, &mut flying, o);
+        self.deliver(&flying, o);
+        ipi
+    }
+
+    /// The same for a caller that has waited for the kicks already.
+    pub(crate) fn request_arrived<O: Observer>(
+        &mut self,
+        targets: &[usize],
+        request: Request,
+        o: &mut O,
+    ) {
+        let mut flying = Vec::new();
+        self.send(targets, request, &mut flying, o);
+        for v in flying {
+            self.kick(v, o);
+        }
+    }
+
+    fn send<O: Observer>(
+        &mut self,
+        targets: &[usize],
+        request: Request,
+        flying: &mut Vec<usize>,
+        o: &mut O,
+    ) -> bool {
         let mut ipi = false;
         for v in targets {
             self.post(*v, request, o);
-            ipi |= self.interrupt(*v, Flags::of(request), o);
+            ipi |= self.interrupt(*v, Flags::of(request), flying, o);
         }
         ipi
     }
 
     /// Every vCPU leaves guest mode; no request is stored (facts 5.1, OUTSIDE_GUEST_MODE).
     pub(crate) fn force_outside<O: Observer>(&mut self, o: &mut O) {
+        let mut flying = Vec::new();
         for v in 0..self.vcpus.len() {
             if !self.vcpus[v].destroyed {
-                self.interrupt(v, Flags::OUTSIDE_GUEST_MODE, o);
+                self.interrupt(v, Flags::OUTSIDE_GUEST_MODE, &mut flying, o);
             }
         }
+        self.deliver(&flying, o);
     }
 
     /// The IPI of a request, if one is needed. A vCPU that has committed itself to enter finds the
-    /// mode changed at its last check; one that executes guest instructions exits.
-    fn interrupt<O: Observer>(&mut self, v: usize, flags: Flags, o: &mut O) -> bool {
+    /// mode changed at its last check; one that executes guest instructions exits: at once, or when the
+    /// kicks that are `flying` are delivered.
+    fn interrupt<O: Observer>(
+        &mut self,
+        v: usize,
+        flags: Flags,
+        flying: &mut Vec<usize>,
+        o: &mut O,
+    ) -> bool {
         let (ipi, mode) = needs_ipi(self.vcpus[v].mode, flags);
         self.vcpus[v].mode = mode;
         if ipi {
             self.act(o, Act::Ipi(self.vcpus[v].pcpu));
-            self.kick(v, o);
+            if self.kicks_take_time() {
+                flying.push(v);
+            } else {
+                self.kick(v, o);
+            }
         }
         ipi
+    }
+
+    /// Kicks that were sent together arrive together; their sender has waited for them.
+    fn deliver<O: Observer>(&mut self, flying: &[usize], o: &mut O) {
+        if !flying.is_empty() {
+            self.in_flight(o);
+            for v in flying {
+                self.kick(*v, o);
+            }
+        }
     }
 }
 

@@ -4,10 +4,22 @@ use tlbscope_trace::nested::Format;
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, Regs};
 
 use crate::arch::mode::Mode;
-use crate::policy::mechanics::{Mechanics, RoleBits, RoleVersion};
+use crate::policy::mechanics::{Mechanics, RoleBits, RoleShadowNx, RoleVersion};
 
 /// A role word. Two roots are interchangeable if their roles and guest frames are equal.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct Role(pub u32);
 
 impl Role {
@@ -138,7 +150,8 @@ pub fn shadow_root(mechanics: &Mechanics, regs: &Regs, smm: bool) -> Role {
     if mode == Mode::Off {
         bits |= Role::DIRECT | Role::NX | Role::WP;
     } else {
-        let nx_forced = matches!(version, RoleVersion::V519 | RoleVersion::V72);
+        let nx_forced = matches!(version, RoleVersion::V519 | RoleVersion::V72)
+            && mechanics.role_shadow_nx == RoleShadowNx::ByVersion;
         let set = |on: bool, bit: u32| if on { bit } else { 0 };
         bits |= set(nx_forced || regs.efer().contains(Efer::NXE), Role::NX);
         bits |= set(wp, Role::WP);

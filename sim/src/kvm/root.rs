@@ -6,7 +6,7 @@ use tlbscope_trace::addr::{Hpa, Sp};
 use super::role::Role;
 
 /// A root: what a CR3 value and a role were translated into.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Root {
     /// The guest CR3 it was made for, PCID included; without meaning for direct roots.
     pub pgd: u64,
@@ -26,7 +26,9 @@ pub struct Root {
 pub const PREV_ROOTS_MAX: usize = 3;
 
 /// One `struct kvm_mmu`, as far as roots go.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Mmu {
     /// The role that the next root must have.
     pub role: Role,

@@ -9,7 +9,9 @@ use super::role::Role;
 pub const ENTRIES: usize = 512;
 
 /// A shadow page-table entry.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub enum Spte {
     /// Not present.
     #[default]
@@ -21,7 +23,9 @@ pub enum Spte {
 }
 
 /// A leaf SPTE: rights as the hardware will use them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Leaf {
     /// Guest frame.
     pub gpa: Gpa,
@@ -36,13 +40,14 @@ pub struct Leaf {
 }
 
 /// A page of the shadow tables.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Page {
     /// The guest table behind it, or for direct pages the first frame it maps.
     pub gfn: u64,
     /// Its role.
     pub role: Role,
     /// Its entries.
+    #[serde(with = "tlbscope_trace::state::table")]
     pub sptes: Box<[Spte; ENTRIES]>,
     /// The guest may write its table without an exit.
     pub unsync: bool,
@@ -57,11 +62,13 @@ pub struct Page {
 }
 
 /// All shadow pages of a VM.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ShadowPages {
     pages: Vec<Page>,
+    #[serde(with = "tlbscope_trace::state::map")]
     by_gfn: FxHashMap<u64, Vec<Sp>>,
     /// Leaf SPTEs by guest frame.
+    #[serde(with = "tlbscope_trace::state::map")]
     rmap: FxHashMap<u64, Vec<(Sp, u16)>>,
     unsync_pages: u32,
     /// Guest frames that leaf SPTEs no longer map as they did, if anyone asks: see

@@ -11,7 +11,9 @@ use crate::engine::Machine;
 use crate::policy::rule::{Change, Register};
 
 /// What system management mode keeps.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Smram {
     /// The registers that RSM restores.
     pub regs: Regs,

@@ -125,8 +125,8 @@ impl Machine {
         }
     }
 
-    /// Takes write access to a guest frame away in every SPTE that maps it. True if one had it.
-    pub(crate) fn write_protect<O: Observer>(&mut self, gfn: u64, o: &mut O) -> bool {
+    /// Clears W in every SPTE that maps a guest frame. True if one had it set.
+    pub(crate) fn clear_write(&mut self, gfn: u64) -> bool {
         let mut changed = false;
         for (sp, index) in self.shadow.mapping(gfn) {
             if let Spte::Leaf(leaf) = self.shadow.spte(sp, index)
@@ -136,6 +136,12 @@ impl Machine {
                 changed = true;
             }
         }
+        changed
+    }
+
+    /// Takes write access to a guest frame away in every SPTE that maps it. True if one had it.
+    pub(crate) fn write_protect<O: Observer>(&mut self, gfn: u64, o: &mut O) -> bool {
+        let mut changed = self.clear_write(gfn);
         // Under TDP, where this is one of L1's nested tables, L1's own mapping of it loses the right.
         changed |= self.trees.maps_any(&(gfn..gfn + 1));
         let gpa = Gpa(gfn * PAGE_BYTES);

@@ -1,5 +1,7 @@
 //! EPT and NPT roots: one tree for each role, shared by the vCPUs of the VM (facts/kvm.md 7.1, 7.3).
 
+use std::collections::VecDeque;
+
 use rustc_hash::FxHashMap;
 use tlbscope_trace::addr::{Hpa, PAGE_BYTES};
 
@@ -9,7 +11,7 @@ use super::role::Role;
 const ROOTS_BASE: u64 = 1 << 45;
 
 /// One tree.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Tree {
     /// Its role.
     pub role: Role,
@@ -18,11 +20,15 @@ pub struct Tree {
     /// Root slots of vCPUs that hold it.
     pub users: u32,
     /// Guest frame to host frame.
+    #[serde(with = "tlbscope_trace::state::map")]
     pub map: FxHashMap<u64, Hpa>,
     /// Huge SPTEs: (log2 of the size, page number at that size) to the first host frame.
+    #[serde(with = "tlbscope_trace::state::map")]
     huge: FxHashMap<(u32, u64), Hpa>,
     /// No vCPU may find it again.
     pub invalid: bool,
+    /// A zap of all roots that is under way holds a reference: its SPTEs stay until it ends.
+    held: bool,
 }
 
 impl Tree {
@@ -86,9 +92,11 @@ impl Tree {
 }
 
 /// All trees of a VM.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Trees {
     trees: Vec<Tree>,
+    /// Root pages without a tree, in the order in which they were freed.
+    freed: VecDeque<Hpa>,
 }
 
 impl Trees {
@@ -102,44 +110,73 @@ impl Trees {
         self.trees.get_mut(usize::try_from((hpa.0.checked_sub(ROOTS_BASE)?) / PAGE_BYTES).ok()?)
     }
 
-    /// The tree of this role, made if there is none; counts one more user.
-    pub fn take(&mut self, role: Role) -> Hpa {
+    /// The tree of this role, made if there is none; counts one more user. True if it was made, in a page
+    /// that may have been another tree's root.
+    pub fn take(&mut self, role: Role) -> (Hpa, bool) {
         if let Some(tree) = self.trees.iter_mut().find(|t| t.role == role && !t.invalid) {
             tree.users += 1;
-            return tree.hpa;
+            return (tree.hpa, false);
         }
-        let hpa = Hpa(ROOTS_BASE + self.trees.len() as u64 * PAGE_BYTES);
+        let hpa = match self.spare() {
+            Some(hpa) => hpa,
+            None => Hpa(ROOTS_BASE + self.trees.len() as u64 * PAGE_BYTES),
+        };
         let (map, huge) = Default::default();
-        self.trees.push(Tree { role, hpa, users: 1, map, huge, invalid: false });
-        hpa
+        let tree = Tree { role, hpa, users: 1, map, huge, invalid: false, held: false };
+        match self.get_mut(hpa) {
+            Some(dead) => *dead = tree,
+            None => self.trees.push(tree),
+        }
+        (hpa, true)
+    }
+
+    /// The page that was freed first, if another was since: a root page is freed after a grace period,
+    /// so that the next root never gets the page of the last one.
+    fn spare(&mut self) -> Option<Hpa> {
+        (self.freed.len() > 1).then(|| self.freed.pop_front())?
     }
 
     /// One user less; the last one takes the tree with it unless the VM holds a reference.
     pub fn put(&mut self, hpa: Hpa, vm_holds: bool) {
         if let Some(tree) = self.get_mut(hpa) {
-            tree.users = tree.users.saturating_sub(1);
-            if tree.users == 0 && (!vm_holds || tree.invalid) {
+            if tree.users == 0 {
+                return;
+            }
+            tree.users -= 1;
+            if tree.users == 0 && !tree.held && (!vm_holds || tree.invalid) {
                 tree.invalid = true;
                 tree.map = FxHashMap::default();
                 tree.huge = FxHashMap::default();
+                self.freed.push_back(hpa);
             }
         }
     }
 
-    /// Invalidates every tree (zap-all).
+    /// Invalidates every tree (zap-all): no vCPU finds it again, and its SPTEs are still there.
     pub fn invalidate_all(&mut self) {
-        for tree in &mut self.trees {
-            tree.invalid = true;
+        for tree in self.trees.iter_mut().filter(|tree| !tree.invalid) {
+            (tree.invalid, tree.held) = (true, true);
+        }
+    }
+
+    /// The SPTEs of the trees that were invalidated go.
+    pub fn zap_invalid(&mut self) {
+        for tree in self.trees.iter_mut().filter(|tree| tree.held) {
+            tree.held = false;
+            if tree.users == 0 {
+                self.freed.push_back(tree.hpa);
+            }
             tree.map.clear();
             tree.huge.clear();
         }
     }
 
-    /// Forgets what these frames map to, in every tree. True if something was mapped.
-    pub fn zap(&mut self, first: u64, frames: u64) -> bool {
+    /// Forgets what these frames map to, in every tree. True if something was mapped; what only a root
+    /// maps that is invalid counts `also_invalid`.
+    pub fn zap(&mut self, first: u64, frames: u64, also_invalid: bool) -> bool {
         let mut any = false;
         for tree in &mut self.trees {
-            any |= tree.zap(first, first + frames);
+            any |= tree.zap(first, first + frames) && (also_invalid || !tree.invalid);
         }
         any
     }

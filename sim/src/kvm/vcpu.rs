@@ -12,7 +12,9 @@ use super::root::Mmu;
 use super::smm::Smram;
 
 /// Pending requests: a bit for each [`Request`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Requests(u32);
 
 impl Requests {
@@ -49,7 +51,9 @@ impl Requests {
 }
 
 /// AMD: what the VMCB says of the TLB.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Vmcb {
     /// The ASID of the next VMRUN.
     pub asid: Asid,
@@ -64,7 +68,7 @@ pub struct Vmcb {
 }
 
 /// One vCPU.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Vcpu {
     /// The guest's registers, as the architecture has them: its writes have taken effect here
     /// whatever the hypervisor made of them.
@@ -90,6 +94,8 @@ pub struct Vcpu {
     pub in_guest: bool,
     /// vcpu->mode.
     pub mode: Mode,
+    /// It ran since the last remote flush.
+    pub ran: bool,
     /// The host has scheduled it out.
     pub descheduled: bool,
     /// It was destroyed, or never created.

@@ -11,7 +11,7 @@ use super::smm::Smram;
 use crate::arch::fault::{self, Gp};
 use crate::arch::mode::Mode;
 use crate::engine::Machine;
-use crate::policy::mechanics::{InvlpgKind, InvlpgRoots};
+use crate::policy::mechanics::{InvlpgKind, InvlpgRoots, Noncanonical};
 use crate::policy::rule::{Action, Change, HookName, Register};
 use crate::tlb::instruction;
 
@@ -367,7 +367,7 @@ impl Machine {
             }
         } else if exits {
             // The emulator drops a non-canonical address before it asks the MMU.
-            if canonical || !self.by_emulator() {
+            if canonical || !self.invlpg_by_emulator() {
                 self.kvm_mmu_invlpg(v, gva, canonical, o);
             }
             let change = Change {
@@ -392,6 +392,9 @@ impl Machine {
     fn kvm_mmu_invlpg<O: Observer>(&mut self, v: usize, gva: Gva, canonical: bool, o: &mut O) {
         self.act(o, tlbscope_trace::act::Act::InvalidateGva(gva));
         if !canonical {
+            if self.policy.mechanics.invlpg_noncanonical == Noncanonical::Pass {
+                self.flush_noncanonical(v, gva, HookBy::Direct, o);
+            }
             return;
         }
         match self.policy.mechanics.invlpg {

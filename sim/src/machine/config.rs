@@ -301,7 +301,8 @@ pub struct MachineConfig {
     /// FLUSHBYASID (AMD).
     pub flushbyasid: bool,
     /// Decode assists (AMD). Without them KVM's emulator decodes INVLPG and the CR writes and calls the
-    /// same handlers: no flush differs (facts/kvm.md 8.1).
+    /// same handlers: no flush differs, but an address that is not canonical never reaches the MMU, which
+    /// counts it otherwise (facts/kvm.md 4.1, 8.1).
     pub decode_assists: bool,
     /// INVVPID types.
     pub invvpid: InvvpidTypes,
@@ -323,6 +324,9 @@ pub struct MachineConfig {
     pub noncoherent_dma: bool,
     /// A written guest page table may turn unsync.
     pub unsync: bool,
+    /// How long a kick takes to be delivered, in nanoseconds: what other vCPUs and the host have due
+    /// before then, by an explicit time, comes first (facts on the architecture, E.5).
+    pub ipi_latency: u64,
     /// Errata.
     pub errata: Errata,
 }
@@ -354,6 +358,7 @@ impl Default for MachineConfig {
             hyperv: false,
             noncoherent_dma: false,
             unsync: true,
+            ipi_latency: 0,
             errata: Errata(0),
         }
     }
@@ -436,6 +441,7 @@ mod tests {
             hyperv = true
             noncoherent-dma = true
             unsync = false
+            ipi-latency = 1240
             errata = ["init-keeps-globals"]
         "#;
         let config = parse(text).unwrap();
@@ -452,6 +458,7 @@ mod tests {
         let on = [config.pml, config.steal_time, config.hyperv, config.noncoherent_dma];
         assert_eq!(on, [true; 4]);
         assert_eq!(config.errata, Errata::INIT_KEEPS_GLOBALS);
+        assert_eq!(config.ipi_latency, 1240);
     }
 
     #[test]

@@ -13,13 +13,15 @@ const FIRST_TABLE: u64 = 0x10_0000;
 /// Sparse guest memory of 4 KiB frames in one flat arena, with the levels of its page tables.
 ///
 /// Two memories are equal if they read alike everywhere and declare the same tables.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct GuestMemory {
     bytes: u64,
     arena: Vec<u64>,
     /// Frame number to slot + 1; 0 = never written. Grown on demand.
     direct: Vec<u32>,
+    #[serde(with = "tlbscope_trace::state::map")]
     far: FxHashMap<u64, u32>,
+    #[serde(with = "tlbscope_trace::state::map")]
     tables: FxHashMap<u64, u8>,
     next_table: u64,
 }

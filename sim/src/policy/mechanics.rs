@@ -74,6 +74,14 @@ knobs! {
         populate("populate"): bool = false, &[];
         /// How often each remote flush is done: more than 1 is redundant.
         repeat("repeat"): u8 = 1, &[];
+        /// The vCPU that calls for it takes part. Without, the next VM entry was trusted to flush.
+        own("own"): bool = true, &[];
+        /// Zapping what only a root maps that no vCPU can find again (up to 6.8).
+        invalid_roots("invalid-roots"): bool = false, &[];
+        /// Zapping everything of a VM of which no vCPU is left (up to 5.17).
+        teardown("teardown"): bool = false, &[];
+        /// Whom it interrupts.
+        ipi("ipi"): RemoteIpi = RemoteIpi::InGuest, &[];
         /// Which pages it hits.
         range("range"): RemoteRange = RemoteRange::None, &[];
     }
@@ -120,6 +128,11 @@ knobs! {
         role("role"): RoleVersion = RoleVersion::V72, &[];
         /// Bits left out of it.
         role_omit("role-omit"): RoleBits = RoleBits(0), RoleBits::NAMES;
+        /// EFER.NX in the role of shadow pages.
+        role_shadow_nx("role-shadow-nx"): RoleShadowNx = RoleShadowNx::ByVersion, &[];
+        /// A supervisor's write to a read-only user page with CR0.WP = 0 in shadow mode.
+        wp_clear_user_write("wp-clear-user-write"): WpClearUserWrite
+            = WpClearUserWrite::SupervisorPage, &[];
         /// The TDP MMU is used if the machine has it on; off in 5.10 by default (facts 7.1).
         tdp_mmu("tdp-mmu"): bool = true, &[];
         /// The life of its roots.
@@ -151,6 +164,9 @@ knobs! {
         /// mmu_set_spte raises a remote flush when a fault re-installs an SPTE (up to 6.12;
         /// facts 15.7).
         set_spte_remote_flush("set-spte-remote-flush"): bool = false, &[];
+        /// A page fault on a frame whose invalidation is under way is taken again (facts 5.9). Without, it
+        /// maps the page that is about to go.
+        fault_retry("fault-retry"): bool = true, &[];
         /// Ageing is followed by a remote flush if something was young: clear_flush_young. Without,
         /// clear_young, which idle-page tracking and the multi-generational LRU call (facts 5.9).
         age_flush("age-flush"): bool = false, &[];
@@ -198,8 +214,18 @@ knobs! {
         apic_page_flush("apic-page-flush"): bool = false, &[];
         /// What an SVM flush is.
         svm_flush("svm-flush"): SvmFlush = SvmFlush::Asid, &[];
+        /// A wrap of the ASIDs.
+        svm_asid_wrap("svm-asid-wrap"): SvmAsidWrap = SvmAsidWrap::All, &[];
         /// Hyper-V flushes.
         hv_flush("hv-flush"): HvFlush = HvFlush::Fifo, &[];
+        /// The input page of these.
+        hv_input("hv-input"): HvInput = HvInput::Nested, &[];
+        /// Addresses of these that are not canonical.
+        hv_noncanonical("hv-noncanonical"): Noncanonical = Noncanonical::Skip, &[];
+        /// An address of INVLPG that is not canonical.
+        invlpg_noncanonical("invlpg-noncanonical"): Noncanonical = Noncanonical::Skip, &[];
+        /// CR3 of a nested entry.
+        nested_cr3_bit63("nested-cr3-bit63"): NestedCr3Bit63 = NestedCr3Bit63::Drop, &[];
         /// The host's side of a paravirtual flush.
         pv_flush("pv-flush"): PvFlush = PvFlush::Atomic, &[];
         /// The publication of KVM_VCPU_PREEMPTED.

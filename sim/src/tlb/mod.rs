@@ -33,7 +33,9 @@ pub enum Geometry {
 }
 
 /// A cached translation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Entry {
     /// What it translates to.
     pub copy: Copied,
@@ -52,7 +54,9 @@ pub struct Entry {
 }
 
 /// A cached upper-level entry: where the walk goes on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct PscEntry {
     /// Level of the entry that was cached (2 = PDE); the walk goes on at `level - 1`.
     pub level: u8,
@@ -69,7 +73,9 @@ pub struct PscEntry {
 }
 
 /// Which part of a tag's entries a container holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 enum Space {
     /// One PCID.
     Pcid,
@@ -85,7 +91,7 @@ type ContainerKey = (Class, u32, u64, u16, Space);
 const KILLS: usize = 32;
 
 /// What is flushed together.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 struct Container {
     tag: Tag,
     space: Space,
@@ -109,9 +115,10 @@ impl Container {
 }
 
 /// The TLB and the paging-structure caches of one physical CPU.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Tlb {
     containers: Vec<Container>,
+    #[serde(with = "tlbscope_trace::state::map")]
     by_key: FxHashMap<ContainerKey, u32>,
     entries: Store<Entry>,
     /// The paging-structure caches by level less 2; `None`: the processor has none.

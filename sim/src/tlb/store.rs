@@ -9,7 +9,9 @@ use super::Geometry;
 pub(super) const DEAD: u32 = u32::MAX;
 
 /// What a slot is found by: a page (or region) of one size in one container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub(super) struct Key {
     /// Address shifted right by the size.
     pub page: u64,
@@ -20,7 +22,7 @@ pub(super) struct Key {
 }
 
 /// One cached copy, dead or alive.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Slot<V> {
     pub key: Key,
     pub epoch: u32,
@@ -31,9 +33,10 @@ pub(super) struct Slot<V> {
 }
 
 /// Slots by key.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Store<V> {
     pub slots: Vec<Option<Slot<V>>>,
+    #[serde(with = "tlbscope_trace::state::map")]
     map: FxHashMap<Key, u32>,
     /// (sets, ways); `None`: unbounded.
     shape: Option<(usize, usize)>,

@@ -46,8 +46,47 @@
 //!   `dictionary` has `entries` bodies, each a length (varint) and a bincode 2 value; the most
 //!   used come first.
 //!
-//! bincode numbers the variants of an enum in the order of their declaration: a variant that is added to the
-//! vocabulary anywhere but at the end needs another version.
+//! A bincode 2 value (varint, little-endian): numbers of 16 bits and more are 1 byte up to 250, else 251,
+//! 252 or 253 and 2, 4 or 8 bytes; `u8` and `bool` are one byte; `Option` is 0, or 1 and the value;
+//! a list is its length and its values, text a list of bytes, a map a list of pairs; a structure is its fields in
+//! the order of their declaration; an enum is the number of its variant and the variant's fields. The variants are
+//! numbered from 0 in the order of their declaration:
+//!
+//! ```text
+//! Body          0 Op, 1 Act, 2 Gap
+//! Op            0 Cr0, 1 Clts, 2 Lmsw, 3 Cr3, 4 Cr4, 5 Efer, 6 Map, 7 Unmap, 8 Protect, 9 Table, 10 Link, 11 Store,
+//!               12 Access, 13 Prefetch, 14 Invlpg, 15 Invpcid, 16 Invlpga, 17 Invlpgb, 18 Tlbsync, 19 Init,
+//!               20 Reset, 21 Smi, 22 Rsm, 23 TaskSwitch, 24 MsrMtrr, 25 MsrPat, 26 Pkru, 27 Cpuid, 28 Code,
+//!               29 MsrApicBase, 30 Sregs, 31 Emul, 32 PvFlush, 33 HvFlush, 34 L2Enter, 35 L2Exit, 36 L1, 37 Out,
+//!               38 In, 39 InFail, 40 Exit, 41 Release, 42 Host, 43 HostBegin, 44 HostEnd
+//! HostOp        0 Map, 1 Unmap, 2 Protect, 3 Ro, 4 Age, 5 DirtyLog, 6 Split, 7 Collapse, 8 ZapAll, 9 Memslot,
+//!               10 Migrate, 11 Preempt, 12 Run, 13 VcpuCreate, 14 VcpuDestroy, 15 MsrEfer
+//! L1Op          0 Invept, 1 Invvpid, 2 Vmfunc, 3 Vmxon, 4 Vmxoff
+//! Actor         0 Vcpu, 1 Host              AccessKind    0 Read, 1 Write, 2 Exec
+//! InvpcidType   0 Addr, 1 Single, 2 All, 3 AllNonglobal, 4 Reserved
+//! MemslotChange 0 Add, 1 Move, 2 Delete     PageSize      0 4k, 1 2m, 2 4m, 3 1g
+//! Vendor        0 Intel, 1 Amd              MmuKind       0 Shadow, 1 Tdp
+//! Act           0 Post, 1 Serve, 2 Reset, 3 Init, 4 RoleChange, 5 Unload, 6 FreeRoot, 7 FreeRoots, 8 NewPgd,
+//!               9 Load, 10 LoadPgd, 11 SyncRoots, 12 SyncPrevRoots, 13 FreeObsoleteRoots, 14 InvalidatePcid,
+//!               15 InvalidateGva, 16 LoadPdptrs, 17 Hook, 18 Inv, 19 NewAsid, 20 RemoteFlush, 21 Ipi, 22 ZapAll,
+//!               23 SpNew, 24 SpFound, 25 SpLink, 26 SpUnlink, 27 SpteSet, 28 SpteClear, 29 SpUnsync, 30 SpSync,
+//!               31 SpZap, 32 PageFault, 33 Inject, 34 Entry, 35 EntrySeen, 36 EntryAborted, 37 Exit,
+//!               38 VcpuLoad, 39 VmcsLoad, 40 Refill, 41 SpuriousFault, 42 RootSeen, 43 RequestAll, 44 OldSeen
+//! Request       0 TlbFlush, 1 TlbFlushCurrent, 2 TlbFlushGuest, 3 MmuSync, 4 LoadMmuPgd, 5 MmuReload,
+//!               6 MmuFreeObsoleteRoots, 7 HvTlbFlush, 8 MmuUpdateRoot, 9 StealUpdate, 10 ApicPageReload
+//! Hook          0 All, 1 Current, 2 Guest, 3 Gva    HookBy  0 Request, 1 Load, 2 Register, 3 Direct
+//! RootSlot      0 Current, 1 Prev           RootLookup    0 Current, 1 Prev, 2 Miss
+//! Inv           0 VpidAddress, 1 VpidSingle, 2 VpidAll, 3 VpidNonglobal, 4 EptSingle, 5 EptGlobal,
+//!               6 VpidZeroTransition, 7 TlbControlAll, 8 TlbControlAsid, 9 TlbControlNonglobal, 10 Invlpga,
+//!               11 Guest, 12 Exact
+//! GuestInv      0 All, 1 Nonglobal, 2 Pcid, 3 PcidNonglobal, 4 Address, 5 AddressNonglobal, 6 Fault, 7 AddressPath
+//! Class         0 Linear, 1 Combined, 2 GuestPhysical, 3 Asid
+//! FreeWhy       0 Reset, 1 Unload, 2 Evict, 3 InvalidatePcid, 4 SyncPrev, 5 Pdptrs, 6 Obsolete, 7 NotCacheable,
+//!               8 NestedInvvpid, 9 NestedInvept, 10 Destroy
+//! ```
+//!
+//! A variant that is new goes to the end of its enum; anything else needs another version. A test holds these numbers,
+//! and reads a file that has every variant and was written when version 2 was new.
 //!
 //! A damaged or cut file is read around the damage: a section whose checksums do not fit is skipped
 //! by looking for the next mark with a whole section behind it. What is missing is said in

@@ -102,6 +102,30 @@ values! {
 }
 
 values! {
+    /// EFER.NX in the role of shadow pages (facts 7.2).
+    RoleShadowNx {
+        /// What `role` says: from 5.19 on it counts as set, for KVM's own walks need it. A page whose
+        /// entries have XD set is then shared with a guest that has cleared NXE.
+        #[default]
+        ByVersion = "by-version",
+        /// The guest's: pages made with NXE and without are kept apart.
+        Guest = "guest",
+    }
+}
+
+values! {
+    /// A supervisor's write to a read-only user page with CR0.WP = 0 in shadow mode (facts 7.2).
+    WpClearUserWrite {
+        /// The entry becomes a writable one of the supervisor: KVM counts on SMAP having refused the
+        /// write, which it does not with EFLAGS.AC = 1.
+        #[default]
+        SupervisorPage = "supervisor-page",
+        /// The same without SMAP; with it the write is emulated and no entry made.
+        EmulateUnderSmap = "emulate-under-smap",
+    }
+}
+
+values! {
     /// How long a TDP MMU root lives (facts 7.3).
     TdpRootLifetime {
         /// The last user frees and zaps the tree, in its own context (5.10 to 5.17).
@@ -377,6 +401,61 @@ values! {
         Asid = "asid",
         /// Every ASID: TLB_CONTROL 1.
         All = "all",
+    }
+}
+
+values! {
+    /// The TLB_CONTROL of the vCPU that takes the first ASID of a new generation (facts 6.3).
+    SvmAsidWrap {
+        /// 1: the numbers that others will take come clean.
+        #[default]
+        All = "all",
+        /// 3: its own number only, a defect of Xen (64b1da5a2fcf).
+        Asid = "asid",
+    }
+}
+
+values! {
+    /// When the input page of a flush hypercall is taken for an address of L2 (facts 4.5).
+    HvInput {
+        /// Whenever L2 runs: without nested tables the hypercall fails (6.4 up to 7.0).
+        GuestMode = "guest-mode",
+        /// Only if L2 has nested tables.
+        #[default]
+        Nested = "nested",
+    }
+}
+
+values! {
+    /// What becomes of an address that is not canonical and is to be flushed (facts 4.1, 4.5).
+    Noncanonical {
+        /// Nothing: no translation of it can exist.
+        #[default]
+        Skip = "skip",
+        /// The flush hook is called; INVVPID fails for such an address.
+        Pass = "pass",
+    }
+}
+
+values! {
+    /// What a nested entry makes of bit 63 of the CR3 that is loaded (facts A.4 on MOV CR3).
+    NestedCr3Bit63 {
+        /// It is dropped: the bit means "no flush" to MOV CR3 only.
+        #[default]
+        Drop = "drop",
+        /// "No flush": what the transition owes is left out, a defect of Xen (up to 4.13).
+        NoFlush = "noflush",
+    }
+}
+
+values! {
+    /// Which processors a remote flush interrupts (facts 5.2).
+    RemoteIpi {
+        /// Those whose vCPU is in guest mode.
+        #[default]
+        InGuest = "in-guest",
+        /// Each on which a vCPU ever ran since the last flush: Xen's dirty masks (up to 4.9).
+        EverRan = "ever-ran",
     }
 }
 

@@ -37,9 +37,15 @@ nested-tlb-control = "ignore" | "raw" | "decoded"
 vpid02-alloc = "flush-first" | "keep-last"
 vpid12-change = "hw-only" | "guest"
 svm-flush = "asid" | "all"
+svm-asid-wrap = "all" | "asid"
+hv-input = "guest-mode" | "nested"
+hv-noncanonical = "skip" | "pass"
+invlpg-noncanonical = "skip" | "pass"
+nested-cr3-bit63 = "drop" | "noflush"
 hv-flush = "full" | "request" | "fifo"
 pv-flush = "atomic" | "read-then-clear"
 pv-preempt-store = "merge" | "overwrite"
+fault-retry = true | false
 sregs = "reset" | "reset+guest"
 link-unsync = "sync" | "as-is"
 own-cr0 = ["TS"] | ["TS", "WP"]
@@ -52,6 +58,10 @@ remote-flush.sync = true | false
 remote-flush.before-unlock = true | false
 remote-flush.populate = true | false
 remote-flush.repeat = 1 | 2
+remote-flush.own = true | false
+remote-flush.invalid-roots = true | false
+remote-flush.teardown = true | false
+remote-flush.ipi = "in-guest" | "ever-ran"
 remote-flush.range = "exact" | "first-page" | "none"
 "#;
 
