@@ -96,3 +96,19 @@ pub fn fits(shown: &[String], printed: &[String]) -> bool {
     }
     printed.split_first().is_some_and(|(line, others)| line == first && fits(rest, others))
 }
+
+/// What a page is to show of a new output: what it left out of the old one is left out again, where
+/// that is one run of lines.
+pub fn renewed(shown: &[String], printed: Vec<String>) -> Vec<String> {
+    let elision = |line: &String| line.trim() == "...";
+    let Some(head) = shown.iter().position(elision) else { return printed };
+    let tail = shown.len() - head - 1;
+    let several = shown[head + 1..].iter().any(elision);
+    if several || printed.len() <= head + tail {
+        return printed;
+    }
+    let mut lines = printed[..head].to_vec();
+    lines.push("...".to_owned());
+    lines.extend_from_slice(&printed[printed.len() - tail..]);
+    lines
+}

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::page::{Block, Step, blocks, fits};
+use crate::page::{Block, Step, blocks, fits, renewed};
 use crate::{read, root};
 
 /// What is wrong with a page.
@@ -137,7 +137,9 @@ impl Run {
         let lines = printed[..end].to_vec();
         let why = format!("`{}` printed\n{}", step.command, lines.join("\n"));
         self.fault(step.line, &why);
-        self.printed.push(Printed { from: step.line + step.height, shown: shown.len(), lines });
+        let count = shown.len();
+        let lines = renewed(&shown, lines);
+        self.printed.push(Printed { from: step.line + step.height, shown: count, lines });
     }
 
     fn rewritten(&self, text: &str) -> String {
