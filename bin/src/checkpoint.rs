@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use tlbscope_analyze::replay::{CheckpointError, Checkpoints, IdentityPart, Replay, Setup, Wanted, checkpointed};
+use tlbscope_analyze::replay::{
+    CheckpointError, Checkpoints, IdentityPart, Replay, Setup, Wanted, checkpointed,
+};
 use tlbscope_sim::policy::Policy;
 use tlbscope_trace::feed::Feed;
 
@@ -27,11 +29,9 @@ pub fn run(
         resume: typed.resume.as_deref(),
         identity: identity(feed, read, reading)?,
     };
-    checkpointed(feed, setup, policy, wanted, &checkpoints, progress).map_err(|error| {
-        match error {
-            CheckpointError::Stream(error) => error.into(),
-            error => error.into(),
-        }
+    checkpointed(feed, setup, policy, wanted, &checkpoints, progress).map_err(|error| match error {
+        CheckpointError::Stream(error) => error.into(),
+        error => error.into(),
     })
 }
 

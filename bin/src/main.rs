@@ -12,9 +12,9 @@ mod input;
 mod interrupt;
 mod output;
 mod render;
+mod report;
 mod schema;
 mod showing;
-mod report;
 
 use std::process::ExitCode;
 

@@ -3,9 +3,9 @@
 use tlbscope_sim::arch::required::{BIRTH, IMPOSSIBLE, RELEASE, Rule};
 use tlbscope_trace::act::{Accessed, At, Copied, Outcome, Tag, Via};
 use tlbscope_trace::addr::VcpuId;
-use tlbscope_trace::state::Word;
 use tlbscope_trace::observe::World;
 use tlbscope_trace::regs::{Cr4, MmuKind};
+use tlbscope_trace::state::Word;
 
 use super::floors::Target;
 use super::fresh::Fresh;

@@ -26,8 +26,8 @@ use crate::finding::{Finding, Findings};
 use crate::tally::Tally;
 
 pub use breakdown::{By, Part, Verdicts};
-pub use cost::{CAUSES, cycles_by_cause};
 pub use checkpoint::{CheckpointError, Checkpoints, IdentityPart, checkpointed};
+pub use cost::{CAUSES, cycles_by_cause};
 pub use run::{Oddities, Oddity, Run};
 pub use stream::{StreamError, explain_stream, open, stream};
 pub use summary::{FLUSHES, Summary};

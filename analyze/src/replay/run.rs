@@ -205,8 +205,16 @@ impl Run {
     /// It cannot be written.
     pub fn save(&self, out: &mut impl Write) -> Result<(), CodecError> {
         // Nothing is taken apart in a run with checkpoints.
-        let Self { setup: _, policy: _, machine, watching, events, left_out, oddities, breakdown: _ } =
-            self;
+        let Self {
+            setup: _,
+            policy: _,
+            machine,
+            watching,
+            events,
+            left_out,
+            oddities,
+            breakdown: _,
+        } = self;
         let (events, left_out) = (*events, *left_out);
         codec::encode_state(&State { machine, watching, events, left_out, oddities }, out)
     }

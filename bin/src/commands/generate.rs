@@ -84,9 +84,7 @@ fn list(global: &Global) -> Result<Verdict> {
                 .collect();
             output::envelope("generate-list", &[], list, Map::new())?
         }
-        _ => {
-            profiles.iter().map(|(name, about)| format!("{name}\n  {about}\n")).collect()
-        }
+        _ => profiles.iter().map(|(name, about)| format!("{name}\n  {about}\n")).collect(),
     };
     output::print(&text)?;
     Ok(Verdict::Clean)
