@@ -385,6 +385,10 @@ pub struct Fidelity {
     /// A built-in policy or a policy file (default: the recorded kernel's)
     #[arg(long, value_name = "POLICY")]
     pub policy: Option<String>,
+    /// KVM's statistics at the end of the recorded run, beside the counters: lines of a name and a
+    /// value, as debugfs has them (`vcpu0 tlb_flush 7` or `tlb_flush 7`)
+    #[arg(long, value_name = "FILE")]
+    pub stats: Option<PathBuf>,
     /// Keep at most this many disagreements
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub max_findings: usize,
@@ -723,6 +727,9 @@ pub struct Record {
     /// How long to record; Ctrl-C ends it earlier
     #[arg(long, default_value_t = 10, value_name = "N")]
     pub seconds: u64,
+    /// The program that records
+    #[arg(long, value_enum, default_value_t = RecordFlavour::Tracefs)]
+    pub flavour: RecordFlavour,
     /// Record now, into this file, instead of printing the script
     #[arg(long, value_name = "FILE")]
     pub run: Option<PathBuf>,
@@ -732,6 +739,19 @@ pub struct Record {
     /// Where the host's file system starts
     #[arg(long, hide = true, default_value = "/")]
     pub root: PathBuf,
+}
+
+/// A program that records, as it is typed.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum RecordFlavour {
+    /// A shell and the files of tracefs: text, in microseconds; nothing needs to be installed
+    Tracefs,
+    /// trace-cmd: a trace.dat, in nanoseconds, with formats and symbols; what is read best
+    TraceCmd,
+    /// perf: a perf.data, in nanoseconds, with its probes and symbols in files beside it
+    Perf,
+    /// A bpftrace program that writes text as tracefs would
+    Bpftrace,
 }
 
 /// A vendor as it is typed.

@@ -591,6 +591,13 @@ pub enum Act {
         /// The value.
         old: u64,
     },
+    /// Recordings only: a register as it is first printed behind lost events.
+    RegSeen {
+        /// 0, 3, 4, or 8 for EFER.
+        register: u8,
+        /// The value.
+        value: u64,
+    },
 }
 
 /// Why a root reference is dropped.

@@ -647,4 +647,12 @@ pub enum Op {
     HostBegin(Box<HostOp>),
     /// The second half.
     HostEnd(Box<HostOp>),
+    /// A page fault of the guest's own, which its tables call for: told by a recording, which does
+    /// not show the tables.
+    PageFault {
+        /// Where.
+        gva: Gva,
+        /// The error code.
+        error: u32,
+    },
 }

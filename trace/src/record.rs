@@ -2,14 +2,19 @@
 //! records them under names and arguments the importer reads.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+mod bpftrace;
+mod btf;
 mod probes;
+mod resolve;
+mod shell;
 
-use probes::{PROBES, Probe, TRACEPOINTS};
+use btf::Btf;
+use probes::{PROBES, TRACEPOINTS};
+use resolve::{Fields, Placed};
 
 /// Whose virtualization extension the host uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +23,32 @@ pub enum Vendor {
     Intel,
     /// SVM.
     Amd,
+}
+
+/// The program that records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Flavour {
+    /// A shell and the files of tracefs: text, in microseconds. Nothing needs to be installed.
+    #[default]
+    Tracefs,
+    /// `trace-cmd record`: a trace.dat, in nanoseconds, with formats and symbols of its own.
+    TraceCmd,
+    /// `perf record`: a perf.data, in nanoseconds, with the symbols in a file beside it.
+    Perf,
+    /// A program for bpftrace, whose lines are written as tracefs would.
+    Bpftrace,
+}
+
+impl Flavour {
+    /// What the recording is called unless it is given a name.
+    #[must_use]
+    pub const fn file(self) -> &'static str {
+        match self {
+            Self::Tracefs | Self::Bpftrace => "trace.txt",
+            Self::TraceCmd => "trace.dat",
+            Self::Perf => "perf.data",
+        }
+    }
 }
 
 /// Why no recipe can be given.
@@ -60,28 +91,45 @@ pub struct Recipe {
 /// # Errors
 ///
 /// When the tracefs is absent or closed, or KVM is not loaded.
-pub fn recipe(root: &Path, vendor: Option<Vendor>, seconds: u64) -> Result<Recipe, Error> {
+pub fn recipe(
+    root: &Path,
+    vendor: Option<Vendor>,
+    flavour: Flavour,
+    seconds: u64,
+) -> Result<Recipe, Error> {
     let tracing = tracefs(root)?;
     let functions = functions(root, &tracing)?;
     if !functions.iter().any(|name| name.starts_with("kvm_")) {
         return Err(Error::NoKvm);
     }
     let vendor = vendor.or_else(|| loaded(root)).ok_or(Error::NoVendor)?;
-    let btf = fs::read_to_string(tracing.join("README"))
-        .is_ok_and(|readme| readme.contains("<argname>[->field"));
     let mut lost = Vec::new();
-    if !btf {
-        lost.push(
-            "this kernel's kprobes do not read BTF: vCPU numbers, requests and old register values \
-             are left out"
-                .to_owned(),
-        );
-    }
-    let mut lines = Vec::new();
+    let btf = Btf::of_host(root);
+    let names = fs::read_to_string(tracing.join("README"))
+        .is_ok_and(|readme| readme.contains("<argname>[->field"));
+    let fields = match &btf {
+        Some(btf) => Fields::Offsets(btf),
+        None if names && flavour != Flavour::Bpftrace => {
+            lost.push(
+                "no type information of kvm in /sys/kernel/btf: cached roots are left out".into(),
+            );
+            Fields::Names
+        }
+        None => {
+            lost.push(
+                "no type information of kvm in /sys/kernel/btf (BTF), and kprobes do not read it: vCPU \
+                 numbers, requests, roots and old register values are left out"
+                    .into(),
+            );
+            Fields::None
+        }
+    };
+    let mut placed = Vec::new();
     for probe in PROBES.iter().filter(|probe| probe.vendor.is_none_or(|its| its == vendor)) {
         match probe.functions.iter().find(|name| functions.contains(**name)) {
-            Some(function) => lines.push(Line::new(probe, function, btf)),
-            None => lost.push(format!("not on this kernel: {}", probe.functions.join(" or "))),
+            Some(function) => placed.push(Placed::new(probe, function, &fields, &mut lost)),
+            None => lost
+                .push(format!("not on this kernel, or inlined: {}", probe.functions.join(" or "))),
         }
     }
     let mut events = Vec::new();
@@ -92,7 +140,13 @@ pub fn recipe(root: &Path, vendor: Option<Vendor>, seconds: u64) -> Result<Recip
             lost.push(format!("no tracepoint {event}"));
         }
     }
-    Ok(Recipe { script: script(&tracing, &lines, &events, seconds), lost })
+    let script = match flavour {
+        Flavour::Tracefs => shell::tracefs(&tracing, &placed, &events, seconds),
+        Flavour::TraceCmd => shell::trace_cmd(&tracing, &placed, &events, seconds),
+        Flavour::Perf => shell::perf(&tracing, &placed, &events, seconds),
+        Flavour::Bpftrace => bpftrace::script(&placed, &events, vendor, seconds, &mut lost),
+    };
+    Ok(Recipe { script, lost })
 }
 
 fn tracefs(root: &Path) -> Result<PathBuf, Error> {
@@ -129,66 +183,4 @@ fn column(text: &str, at: usize) -> BTreeSet<String> {
 fn loaded(root: &Path) -> Option<Vendor> {
     let module = |name: &str| root.join("sys/module").join(name).is_dir();
     if module("kvm_intel") { Some(Vendor::Intel) } else { module("kvm_amd").then_some(Vendor::Amd) }
-}
-
-/// A probe as the kernel is asked for it.
-struct Line {
-    function: String,
-    /// With fields through BTF, if the kernel may read them.
-    wanted: String,
-    /// Registers only: a field that this version does not have must not cost the probe.
-    plain: String,
-}
-
-impl Line {
-    fn new(probe: &Probe, function: &str, btf: bool) -> Self {
-        let with = |arguments: &[&str]| {
-            let mut line = format!("p:kvmtlb/{function} {function}");
-            for argument in arguments {
-                let _ = write!(line, " {argument}");
-            }
-            line
-        };
-        let plain = with(probe.arguments);
-        let wanted =
-            if btf { with(&[probe.arguments, probe.fields].concat()) } else { plain.clone() };
-        Self { function: function.to_owned(), wanted, plain }
-    }
-}
-
-/// Asks for a probe in the script, and says what was refused.
-const PROBE: &str = r#"probe() {
-  { echo "$2" >> $T/kprobe_events; } 2>/dev/null && return
-  if { echo "$3" >> $T/kprobe_events; } 2>/dev/null; then
-    echo "only registers are recorded of $1" >&2
-  else
-    echo "the kernel refuses a probe on $1" >&2
-  fi
-}
-"#;
-
-/// An instance of its own leaves other users of the tracefs alone. Ctrl-C ends the wait, not the
-/// script, and what was set up is taken down however it ends.
-fn script(tracing: &Path, lines: &[Line], events: &[&str], seconds: u64) -> String {
-    let mut text = format!(
-        "#!/bin/sh\nset -eu\nout=${{1:-trace.txt}}\nT={}\nI=$T/instances/tlbscope\n",
-        tracing.display()
-    );
-    text += "cleanup() {\n  status=$?\n  set +e\n  echo 0 > $I/tracing_on\n  echo 0 > $I/events/enable\n  rmdir $I\n";
-    for line in lines {
-        let _ = writeln!(text, "  echo '-:kvmtlb/{}' >> $T/kprobe_events", line.function);
-    }
-    text += "  rm -f \"$out.part\"\n  [ $status = 0 ] || exit 2\n} 2>/dev/null\nmkdir $I || exit 2\ntrap cleanup EXIT\ntrap 'exit 1' INT TERM HUP\n";
-    text += PROBE;
-    text += "echo 0 > $I/tracing_on\necho 65536 > $I/buffer_size_kb\n";
-    for line in lines {
-        let Line { function, wanted, plain } = line;
-        let _ = writeln!(text, "probe {function} '{wanted}' '{plain}'");
-    }
-    for event in events.iter().chain(&["kvmtlb"]) {
-        let _ = writeln!(text, "echo 1 > $I/events/{event}/enable");
-    }
-    let _ = writeln!(text, "trap : INT\necho 1 > $I/tracing_on\nsleep {seconds} || true");
-    text += "echo 0 > $I/tracing_on\ncat $I/trace > \"$out.part\"\nmv \"$out.part\" \"$out\"\n";
-    text
 }

@@ -192,6 +192,7 @@ fn registers_and_memory() -> impl Strategy<Value = Op> {
         gva().prop_map(Op::Prefetch),
         gva().prop_map(Op::Invlpg),
         range().prop_map(|(gpa, size)| Op::Release { gpa, size }),
+        (gva(), any::<u32>()).prop_map(|(gva, error)| Op::PageFault { gva, error }),
     ]
 }
 

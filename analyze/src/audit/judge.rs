@@ -53,6 +53,8 @@ struct Vcpu {
     role: (u64, u64, u64),
     /// What the host asked for.
     remote: Remote,
+    /// The last record of its thread is a call of kvm_flush_remote_tlbs.
+    calling: bool,
     /// The oracle was told something since the last entry.
     told: bool,
 }
@@ -115,7 +117,11 @@ impl Auditor<'_> {
                 self.act(index, record.time, id, act);
             }
             (Body::Op(Op::Host(op) | Op::HostBegin(op)), Actor::Host) => self.host(op),
-            (Body::Act(Act::ZapAll | Act::RemoteFlush { .. }), Actor::Host) => self.withdrawn(),
+            (Body::Act(Act::RemoteFlush { .. }), Actor::Host) => {
+                self.remote_flush(index, record.time, None);
+                self.withdrawn();
+            }
+            (Body::Act(Act::ZapAll), Actor::Host) => self.withdrawn(),
             _ => {}
         }
     }
@@ -143,6 +149,7 @@ impl Auditor<'_> {
                 open: 0,
                 role: (0, 0, 0),
                 remote: Remote::default(),
+                calling: false,
                 told: true,
             });
         }
@@ -291,6 +298,9 @@ impl Auditor<'_> {
 
     fn act(&mut self, index: usize, time: Time, id: usize, act: &Act) {
         self.vcpus[id].under.act(act);
+        if std::mem::take(&mut self.vcpus[id].calling) {
+            self.vcpus.iter_mut().for_each(|vcpu| vcpu.remote.returned(id, time));
+        }
         match *act {
             Act::EntrySeen | Act::Entry(_) => return self.entry(index, time, id),
             // What follows a page fault may be the fault's doing.
@@ -328,6 +338,7 @@ impl Auditor<'_> {
             Act::VcpuLoad(pcpu) => self.placed(index, time, id, pcpu),
             Act::RemoteFlush { .. } => {
                 self.vcpus[id].remote.called(index);
+                self.remote_flush(index, time, Some(id));
                 self.withdrawn();
             }
             Act::SpUnsync { .. } => {
@@ -363,6 +374,21 @@ impl Auditor<'_> {
     fn withdrawn(&mut self) {
         let at = At { event: 0, time: Time(0), actor: Actor::Host };
         self.oracle.act(&at, &Act::SpteClear { sp: NO_PAGE, index: 0 }, &self.world);
+    }
+
+    /// kvm_flush_remote_tlbs: every other vCPU owes a flush, too.
+    fn remote_flush(&mut self, index: usize, time: Time, by: Option<usize>) {
+        if !self.first.probes.flush_all {
+            return;
+        }
+        for (id, vcpu) in self.vcpus.iter_mut().enumerate() {
+            if by != Some(id) && vcpu.remote.asked(index, by, time) {
+                self.audit.summary.remote_owed += 1;
+            }
+        }
+        if let Some(by) = by {
+            self.vcpus[by].calling = self.vcpus.len() > 1;
+        }
     }
 
     /// Whether what is done now has its cause in the recording: an operation of this window.
@@ -412,7 +438,8 @@ impl Auditor<'_> {
         }
         if effective {
             let (vendor, mmu) = (self.world.vendor, self.world.mmu);
-            self.vcpus[id].remote.hook(hook, vendor, mmu);
+            let outcome = self.vcpus[id].remote.hook(hook, time, vendor, mmu);
+            self.audit.summary.remote_judged += u64::from(outcome.settled);
         }
         match effect {
             Effect::Nothing => {}
@@ -495,7 +522,9 @@ impl Auditor<'_> {
         }
         let shadow = self.world.mmu == MmuKind::Shadow;
         let vcpu = &mut self.vcpus[id];
-        if let Some(call) = vcpu.remote.entry(vcpu.tag == 0 && shadow)
+        let outcome = vcpu.remote.entry(time, vcpu.tag == 0 && shadow);
+        self.audit.summary.remote_judged += u64::from(outcome.settled);
+        if let Some(call) = outcome.unanswered
             && self.first.probes.flush_all
             // One flush would have served the guest and the host: one miss.
             && self.audit.found.len() == before
@@ -562,6 +591,7 @@ impl Auditor<'_> {
             vcpu.told = true;
             vcpu.flush_at_entry = false;
             vcpu.remote = Remote::default();
+            vcpu.calling = false;
             vcpu.root_valid = true;
         }
     }

@@ -3,14 +3,15 @@
 //!
 //! `first` reads the recording once for what is known only later (a write that ends in #GP, what it
 //! replaced), `ops` and `flush` say what a recorded line means to the architecture, `pages` keeps
-//! which shadow roots may be stale, `remote` what the host asked for on its own account, `judge` feeds the oracle, and `transitions` counts what the host
-//! did for each kind of operation.
+//! which shadow roots may be stale, `remote` what the host asked for on its own account, `judge` feeds
+//! the oracle, and `transitions` counts what the host did for each kind of operation.
 //!
 //! An audit claims less than a replay (DESIGN, section 4): accesses are not recorded, so that a miss
 //! shows as an exposure; what cannot be judged is counted with its reason; after lost events
 //! everything is taken to be clean; events of two CPUs that tie in time are in no order. Limits: which shadow page lies below which root is not recorded,
 //! so a page that turns unsync makes every root suspect until it is synced; what the host changes
-//! (notifiers, memory slots, dirty log) is judged only as far as a vCPU asks itself for a flush.
+//! (notifiers, memory slots, dirty log) is judged only as far as it called kvm_flush_remote_tlbs: whether
+//! anything was mapped there, so that it had to, is not recorded.
 
 mod first;
 mod flush;
@@ -91,6 +92,11 @@ pub struct Summary {
     pub bookkeeping: u64,
     /// Flushes in windows without an operation: what asked for them is not recorded.
     pub unattributed: u64,
+    /// Flushes that vCPUs owe because kvm_flush_remote_tlbs was called on another thread.
+    pub remote_owed: u64,
+    /// Those of which the recording shows whether they were served in time. Of the others the vCPU
+    /// did not enter again, or events were lost before.
+    pub remote_judged: u64,
     /// Entries into the guest.
     pub entries: u64,
     /// Times that guest-owned bits of CR0 or CR4 were found changed: the guest's own writes.

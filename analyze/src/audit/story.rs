@@ -77,6 +77,7 @@ const fn told(act: &Act) -> bool {
     !matches!(
         act,
         Act::OldSeen { .. }
+            | Act::RegSeen { .. }
             | Act::RootSeen { .. }
             | Act::VcpuLoad(_)
             | Act::SpNew { .. }

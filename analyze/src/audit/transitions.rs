@@ -207,15 +207,15 @@ pub fn name(op: &Op, before: &Regs, after: &Regs, refused: bool) -> String {
     let mode = |regs: &Regs| if regs.paging() { "paging" } else { "no paging" };
     let mut name = match op {
         Op::Cr0(_) | Op::Clts | Op::Lmsw(_) => {
-            let names = changed(&bits_of(before.cr0, &CR0), &bits_of(after.cr0, &CR0));
+            let names = changed(before.cr0, after.cr0, &CR0);
             format!("CR0 {names}, {}", mode(before))
         }
         Op::Cr4(_) => {
-            let names = changed(&bits_of(before.cr4, &CR4), &bits_of(after.cr4, &CR4));
+            let names = changed(before.cr4, after.cr4, &CR4);
             format!("CR4 {names}, {}", mode(before))
         }
         Op::Efer(_) => {
-            let names = changed(&bits_of(before.efer, &EFER), &bits_of(after.efer, &EFER));
+            let names = changed(before.efer, after.efer, &EFER);
             format!("EFER {names}, {}", mode(before))
         }
         Op::Cr3(value) => cr3(*value, before),
@@ -316,14 +316,14 @@ const EFER: [Named; 7] = [
     ("TCE", Efer::TCE.bits()),
 ];
 
-fn bits_of(value: u64, names: &[Named]) -> Vec<(&'static str, bool)> {
-    names.iter().map(|(name, bit)| (*name, value & bit != 0)).collect()
-}
-
-/// `+PGE -SMEP`: what was set and what was cleared.
-fn changed(before: &[(&'static str, bool)], after: &[(&'static str, bool)]) -> String {
-    let both = before.iter().zip(after).filter(|(was, is)| was.1 != is.1);
-    let names: Vec<String> =
-        both.map(|(_, (name, on))| format!("{}{name}", if *on { '+' } else { '-' })).collect();
-    if names.is_empty() { "no change".to_owned() } else { names.join(" ") }
+/// `+PGE -SMEP`: what was set and what was cleared; a bit that has no name by its number.
+fn changed(before: u64, after: u64, names: &[Named]) -> String {
+    let known = names.iter().fold(Efer::LMA.bits(), |all, (_, bit)| all | bit);
+    let sign = |bit: u64| if after & bit != 0 { '+' } else { '-' };
+    let differs = |bit: &u64| (before ^ after) & bit != 0;
+    let named = names.iter().filter(|(_, bit)| differs(bit));
+    let mut all: Vec<String> = named.map(|(name, bit)| format!("{}{name}", sign(*bit))).collect();
+    let others = (0..64).filter(|n| known >> n & 1 == 0 && differs(&(1 << n)));
+    all.extend(others.map(|n| format!("{}bit{n}", sign(1 << n))));
+    if all.is_empty() { "no change".to_owned() } else { all.join(" ") }
 }

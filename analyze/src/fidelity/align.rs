@@ -79,6 +79,14 @@ pub(super) fn pending_alone(requests: u32) -> Option<String> {
     (!names.is_empty()).then(|| format!("{} is pending in the recording alone", names.join(", ")))
 }
 
+/// Whether a vCPU's first window has its power-up reset: it was created in the recording.
+pub(super) fn created(items: &[Item<'_>]) -> bool {
+    items.iter().any(|item| match item {
+        Item::Record(record) => matches!(record.body, Body::Op(Op::Reset)),
+        Item::Outside(_) => false,
+    })
+}
+
 pub(super) fn zaps(op: &HostOp) -> bool {
     matches!(op, HostOp::ZapAll)
 }
@@ -86,7 +94,7 @@ pub(super) fn zaps(op: &HostOp) -> bool {
 pub(super) fn op_of(step: &Step) -> Option<&Op> {
     match step {
         Step::Op(op, _) => Some(op),
-        Step::Load(_) | Step::Fault(..) | Step::PcidBits(_) => None,
+        Step::Load(_) | Step::Reg(..) | Step::Fault(..) | Step::PcidBits(_) => None,
     }
 }
 
@@ -104,6 +112,7 @@ pub(super) fn kind_of(op: &Op) -> &'static str {
         Op::Sregs(_) => "sregs",
         Op::Smi | Op::Rsm => "smm",
         Op::MsrApicBase(_) => "apic-base",
+        Op::PageFault { .. } => "page-fault",
         Op::Emul(inner) => kind_of(inner),
         _ => "other",
     }

@@ -19,6 +19,8 @@ pub enum Step {
     Load(PcpuId),
     /// A #PF that KVM injects.
     Fault(Gva, u32),
+    /// A register as it is seen behind lost events.
+    Reg(u8, u64),
     /// Whether the PCID bits of a CR3 that was written without an exit are clear.
     PcidBits(bool),
 }
@@ -173,6 +175,12 @@ impl Feed {
                 }
             }
             Act::VcpuLoad(pcpu) => self.steps.push(Step::Load(pcpu)),
+            // kvm_cr tells of a write before the function that prints the old value.
+            Act::RegSeen { register, value } => {
+                let ops = self.steps.iter().rev().take_while(|step| matches!(step, Step::Op(..)));
+                let at = self.steps.len() - ops.count();
+                self.steps.insert(at, Step::Reg(register, value));
+            }
             Act::PageFault { address, .. } => *fault = Some(Gva(address)),
             Act::Inject { vector: 14, error: Some(error) } if shadow => {
                 if let Some(gva) = fault.take() {
@@ -345,7 +353,7 @@ impl Feed {
                 Op::Emul(inner) => invalidates(inner),
                 op => invalidates(op),
             },
-            Step::Load(_) | Step::PcidBits(_) => false,
+            Step::Load(_) | Step::Reg(..) | Step::PcidBits(_) => false,
             Step::Fault(..) => true,
         })
     }

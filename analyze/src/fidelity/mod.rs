@@ -10,6 +10,7 @@ mod align;
 mod feed;
 mod report;
 mod roots;
+mod stats;
 mod token;
 mod window;
 
@@ -37,6 +38,9 @@ pub struct Summary {
     pub operations: u64,
     /// Of these, those with every action equal, in order.
     pub agreed: u64,
+    /// Those besides in which a difference may come of what the recording does not show: it begins,
+    /// or events were lost, a little before.
+    pub not_compared: u64,
     /// What was taken from the recording, by kind.
     pub inputs_taken: BTreeMap<&'static str, u64>,
 }
@@ -91,6 +95,9 @@ pub struct Counter {
     pub recorded: u64,
     /// Counted in the model.
     pub modelled: u64,
+    /// What KVM's own statistics say, where they were given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub statistics: Option<u64>,
 }
 
 /// Compares. The first `keep` disagreements are kept.

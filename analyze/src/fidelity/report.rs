@@ -17,6 +17,13 @@ pub fn text(fidelity: &Fidelity, verbose: bool) -> String {
         "{} under {}: {} of {} operations agree",
         s.trace, s.policy, s.agreed, s.operations
     );
+    if s.not_compared > 0 {
+        let _ = writeln!(
+            out,
+            "  {} more are not compared: the recording begins, or lost events, a little before",
+            s.not_compared
+        );
+    }
     let inputs: Vec<String> =
         s.inputs_taken.iter().map(|(name, count)| format!("{name} {count}")).collect();
     let none = inputs.is_empty();
@@ -30,10 +37,15 @@ pub fn text(fidelity: &Fidelity, verbose: bool) -> String {
     for (name, row) in &fidelity.by_action {
         let _ = writeln!(out, "    {name:<16} {:>8} of {:>8}", row.agreed, row.total);
     }
-    let _ = writeln!(out, "  counters, recorded and modelled:");
+    let given = fidelity.counters.values().any(|row| row.statistics.is_some());
+    let head = if given { "recorded, modelled, KVM's own" } else { "recorded and modelled" };
+    let _ = writeln!(out, "  counters, {head}:");
     for (name, row) in &fidelity.counters {
-        let mark = if row.recorded == row.modelled { "" } else { " *" };
-        let _ = writeln!(out, "    {name:<16} {:>8} {:>8}{mark}", row.recorded, row.modelled);
+        let equal = row.recorded == row.modelled
+            && row.statistics.is_none_or(|statistics| statistics == row.modelled);
+        let mark = if equal { "" } else { " *" };
+        let kvm = row.statistics.map_or(String::new(), |n| format!(" {n:>8}"));
+        let _ = writeln!(out, "    {name:<16} {:>8} {:>8}{kvm}{mark}", row.recorded, row.modelled);
     }
     if fidelity.counters.get("tlb_flush").is_some_and(|row| row.recorded != row.modelled) {
         out.push_str(

@@ -4,14 +4,14 @@
 use tlbscope_sim::engine::Machine;
 use tlbscope_trace::Recording;
 use tlbscope_trace::act::{Act, At, HookBy, Request};
-use tlbscope_trace::addr::{Time, VcpuId};
+use tlbscope_trace::addr::{Gva, PcpuId, Time, VcpuId};
 use tlbscope_trace::observe::{Observer, World};
-use tlbscope_trace::op::{Actor, Op};
+use tlbscope_trace::op::{Actor, HostOp, Op};
 use tlbscope_trace::recording::{Body, Record};
 use tlbscope_trace::regs::MmuKind;
 
 use super::align::{
-    flushed_since, kind_of, op_of, op_text, pending_alone, unseen_entry, visible,
+    created, flushed_since, kind_of, op_of, op_text, pending_alone, unseen_entry, visible,
     without_empty_slots, zaps,
 };
 use super::feed::{Feed, Step};
@@ -19,7 +19,11 @@ use super::roots::{Pages, Printed};
 use super::token::{Alphabet, Side, Token};
 use super::{Counter, Disagreement, Fidelity, Summary};
 
-/// Attempts of one entry before the model is taken to be stuck.
+/// Windows after the start in the middle of a recording, or after lost events, in which a difference
+/// may come of what is not known, unless every root was printed before.
+const UNSURE: u8 = 8;
+/// Attempts of one entry, besides those that something from outside asks for, before the model is taken
+/// to be stuck.
 const ATTEMPTS: usize = 32;
 
 /// Something that another thread does to a vCPU.
@@ -55,6 +59,8 @@ struct Lane<'a> {
     ran: bool,
     /// Lines are missing from the window under way.
     torn: bool,
+    /// Windows in which the model may not know what the recording does not show.
+    unsure: u8,
     /// Roots were printed after the entry.
     unchecked: bool,
     printed: Printed,
@@ -141,6 +147,7 @@ impl<'a> Run<'a> {
                 (_, Body::Gap(_)) => {
                     for lane in &mut self.lanes {
                         lane.torn = true;
+                        lane.printed = Printed::default();
                     }
                 }
                 (Actor::Vcpu(vcpu), body) if usize::from(vcpu.0) < self.lanes.len() => {
@@ -217,19 +224,31 @@ impl<'a> Run<'a> {
             return self.window(vcpu, entry);
         }
         let lane = &mut self.lanes[v];
-        let (first, torn) = (!std::mem::replace(&mut lane.ran, true), lane.torn);
+        let (first, mut torn) = (!std::mem::replace(&mut lane.ran, true), lane.torn);
         lane.torn = false;
         lane.entered = true;
+        let event = (u64::from(entry.line), entry.time);
+        if first && !created(&items) {
+            torn = true;
+            self.machine.resumed(vcpu, self.home(vcpu), event);
+        }
+        if torn {
+            self.lanes[v].unsure = UNSURE;
+        }
         let valid = self.machine.roots(vcpu)[0].is_some();
         let mut feed = Feed::new(&items, valid, self.alphabet, self.shadow);
         if first {
             feed.complete(&self.recording.initial_regs(vcpu));
+            // A new vCPU is loaded before it can enter, whether or not that was probed.
+            let loads = |step: &Step| matches!(step, Step::Load(_));
+            if !torn && !feed.steps.iter().any(loads) {
+                feed.steps.push(Step::Load(self.home(vcpu).unwrap_or_default()));
+            }
         }
         let drifted = self.drifted(vcpu, &feed);
         for act in &feed.roots {
             self.lanes[v].printed.take(act);
         }
-        let event = (u64::from(entry.line), entry.time);
         let posted = self.machine.pending(vcpu);
         let side = Side::new(valid);
         let mut watch = Watch { side, posted, flushes: 0, entered: false };
@@ -247,6 +266,29 @@ impl<'a> Run<'a> {
         if !feed.roots.is_empty() {
             self.check_roots(vcpu);
         }
+        let unsure = &mut self.lanes[v].unsure;
+        *unsure = unsure.saturating_sub(1);
+    }
+
+    /// Where a vCPU that ran before the recording began was last loaded: where it is loaded first,
+    /// unless that is told to be another pCPU than before.
+    fn home(&self, vcpu: VcpuId) -> Option<PcpuId> {
+        let mut pcpu = None;
+        for record in &self.recording.records {
+            match &record.body {
+                Body::Op(Op::Host(op)) => {
+                    if matches!(**op, HostOp::Migrate { vcpu: v, .. } if v == vcpu) {
+                        return None;
+                    }
+                }
+                Body::Act(Act::VcpuLoad(at)) if record.actor == Actor::Vcpu(vcpu) => {
+                    pcpu = Some(*at);
+                    break;
+                }
+                _ => {}
+            }
+        }
+        pcpu
     }
 
     /// Whether the roots that kvm_mmu_new_pgd found differ from the model's. The model goes on from
@@ -263,7 +305,9 @@ impl<'a> Run<'a> {
         let direct = !self.shadow || !self.machine.regs(vcpu).paging();
         let why = before.differs(&model, direct, &mut self.pages)?;
         self.machine.take_over(vcpu, before.to_take_over(&model));
-        Some(format!("before it, {why}"))
+        before.bind(&self.machine.roots(vcpu), &mut self.pages);
+        let known = self.lanes[usize::from(vcpu.0)].unsure == 0;
+        known.then(|| format!("before it, {why}"))
     }
 
     /// A LOAD that makes its page, or does not say, may put any page where another was.
@@ -308,7 +352,7 @@ impl<'a> Run<'a> {
         let mut outside = feed.outside.iter().peekable();
         let end = feed.side.tokens.len();
         let mut all = false;
-        for _ in 0..ATTEMPTS {
+        for _ in 0..ATTEMPTS + feed.outside.len() {
             while let Some((at, what, own)) = outside.peek() {
                 let done = visible(&watch.side, self.alphabet);
                 // A flush by another thread after this vCPU's last act came too late for it.
@@ -356,8 +400,15 @@ impl<'a> Run<'a> {
     ) {
         match step {
             Step::Op(op, old) => {
-                if let Some((register, old)) = old {
-                    self.machine.owned_bits_seen(vcpu, *register, *old);
+                let unsure = self.lanes[usize::from(vcpu.0)].unsure > 0;
+                match old {
+                    Some((register, old)) if unsure => {
+                        self.machine.register_seen(vcpu, *register, *old, event);
+                    }
+                    Some((register, old)) => {
+                        self.machine.owned_bits_seen(vcpu, *register, *old);
+                    }
+                    None => {}
                 }
                 if first && **op == Op::Reset {
                     self.machine.power_on(vcpu);
@@ -372,6 +423,9 @@ impl<'a> Run<'a> {
             }
             Step::Load(pcpu) => {
                 let _ = self.machine.loaded(vcpu, *pcpu, event, watch);
+            }
+            Step::Reg(register, value) => {
+                self.machine.register_seen(vcpu, *register, *value, event);
             }
             Step::PcidBits(clear) => self.machine.pcid_bits_seen(vcpu, *clear),
             Step::Fault(gva, error) => {
@@ -455,8 +509,15 @@ impl<'a> Run<'a> {
             });
         let why = why.or_else(|| pending_alone(feed.posted & !watch.posted));
         let disagreement = why.map(|why| Disagreement { why, ..context.clone() });
-        self.lanes[usize::from(vcpu.0)].open = Some(Open { counted, kind, disagreement, context });
-        if self.lanes[usize::from(vcpu.0)].open.as_ref().is_some_and(|o| o.disagreement.is_some()) {
+        let differs = disagreement.is_some();
+        let lane = &mut self.lanes[usize::from(vcpu.0)];
+        let excused = torn || lane.unsure > 0 && differs;
+        if excused && (counted || torn && (!ops.is_empty() || busy)) {
+            self.result.summary.not_compared += 1;
+        }
+        let counted = counted && !excused;
+        lane.open = Some(Open { counted, kind, disagreement, context });
+        if differs || torn {
             self.take_over(vcpu);
         }
     }
@@ -502,7 +563,15 @@ impl<'a> Run<'a> {
         let row = self.result.counters.entry("tlb_flush").or_default();
         row.recorded += hooks.saturating_sub(loads);
         row.modelled += watch.flushes;
-        let _ = feed;
+        // stat invlpg: INVLPG and INVPCID 0, not the faults that KVM injects.
+        let gva = Token::InvalidateGva(Gva(0));
+        if self.alphabet.has(gva) {
+            let present = |step: &&Step| matches!(step, Step::Fault(_, error) if error & 1 != 0);
+            let faults = feed.steps.iter().filter(present).count() as u64;
+            let row = self.result.counters.entry("invlpg").or_default();
+            row.recorded += count(recorded, gva).saturating_sub(faults);
+            row.modelled += count(modelled, gva).saturating_sub(faults);
+        }
     }
 
     /// The roots at the entry, where they are printed.
@@ -515,9 +584,17 @@ impl<'a> Run<'a> {
             return;
         }
         let direct = !self.shadow || !self.machine.regs(vcpu).paging();
-        if let Some(why) = lane.printed.differs(&model, direct, &mut self.pages) {
+        let why = lane.printed.differs(&model, direct, &mut self.pages);
+        let (differs, unsure) = (why.is_some(), lane.unsure > 0);
+        if let Some(why) = why.filter(|_| !unsure) {
             open.counted = true;
             open.disagreement = Some(Disagreement { why, ..open.context.clone() });
+        }
+        // From a print of every root on, nothing before matters.
+        if lane.printed.complete() {
+            lane.unsure = 0;
+        }
+        if differs {
             self.take_over(vcpu);
         }
     }
@@ -526,8 +603,16 @@ impl<'a> Run<'a> {
     fn take_over(&mut self, vcpu: VcpuId) {
         let lane = &self.lanes[usize::from(vcpu.0)];
         if lane.printed.any() {
+            if lane.unsure > 0
+                && self.shadow
+                && self.machine.regs(vcpu).paging()
+                && let Some(pgd) = lane.printed.active()
+            {
+                self.machine.cr3_seen(vcpu, pgd);
+            }
             let slots = lane.printed.to_take_over(&self.machine.roots(vcpu));
             self.machine.take_over(vcpu, slots);
+            lane.printed.bind(&self.machine.roots(vcpu), &mut self.pages);
         }
     }
 

@@ -8,6 +8,8 @@ use tlbscope_trace::op::{Actor, Op, RegWrite};
 use tlbscope_trace::recording::Body;
 use tlbscope_trace::regs::{Cr0, Cr4};
 
+use super::recorded::Inserted;
+
 /// Bits that some kernel lets the guest own (facts 2): any other difference is no native write.
 const CR0: u64 = Cr0::TS.union(Cr0::WP).bits();
 const CR4: u64 = Cr4::PVI
@@ -34,7 +36,7 @@ struct Known {
 }
 
 /// Native writes, each with the index of the record that it goes before, in that order.
-pub(super) fn writes(recording: &Recording) -> Vec<(usize, Op)> {
+pub(super) fn writes(recording: &Recording) -> Vec<Inserted> {
     let mut known = vec![Known::default(); usize::from(recording.meta.vcpus)];
     let mut found = Vec::new();
     for (index, record) in recording.records.iter().enumerate() {
@@ -47,12 +49,16 @@ pub(super) fn writes(recording: &Recording) -> Vec<(usize, Op)> {
         let Some(known) = known.get_mut(usize::from(vcpu.0)) else { continue };
         match &record.body {
             Body::Op(op) => known.op(index, op),
-            Body::Act(act) => found.extend(known.act(act)),
+            Body::Act(act) => {
+                let write = known.act(act);
+                let at = |(before, op)| Inserted { before, actor: record.actor, op };
+                found.extend(write.map(at));
+            }
             Body::Gap(_) => {}
         }
     }
     // A write's old value is read in its course: vCPUs may overtake each other.
-    found.sort_by_key(|(index, _)| *index);
+    found.sort_by_key(|write| write.before);
     found
 }
 
@@ -122,6 +128,10 @@ mod tests {
         Recording { meta, records, ..Recording::default() }
     }
 
+    fn found(bodies: Vec<Body>) -> Vec<(usize, Op)> {
+        writes(&recording(bodies)).into_iter().map(|write| (write.before, write.op)).collect()
+    }
+
     fn write(value: u64) -> Body {
         Body::Op(Op::Cr4(RegWrite::value(value)))
     }
@@ -134,23 +144,23 @@ mod tests {
     fn an_old_value_that_no_write_left_was_written_natively() {
         let seen = [write(PAE), old(0), write(PAE | 0x10), old(PAE | PGE)];
         let set = Op::Cr4(RegWrite { clear: PGE, set: PGE });
-        assert_eq!(writes(&recording(seen.into())), [(2, set)]);
+        assert_eq!(found(seen.into()), [(2, set)]);
         let as_left = [write(PAE), old(0), write(PAE | 0x10), old(PAE)];
-        assert_eq!(writes(&recording(as_left.into())), []);
+        assert_eq!(found(as_left.into()), []);
     }
 
     #[test]
     fn a_refused_write_leaves_what_was_there() {
         let gp = Body::Act(Act::Inject { vector: GP, error: Some(0) });
         let refused = [write(PAE), old(0), write(PAE | PGE), gp, write(0), old(PAE)];
-        assert_eq!(writes(&recording(refused.into())), []);
+        assert_eq!(found(refused.into()), []);
     }
 
     #[test]
     fn what_the_guest_cannot_own_or_nobody_knows_is_no_native_write() {
         let smep = [write(PAE), old(0), write(0), old(PAE | 1 << 20)];
-        assert_eq!(writes(&recording(smep.into())), [], "SMEP always exits");
+        assert_eq!(found(smep.into()), [], "SMEP always exits");
         let reset = [write(PAE), old(0), Body::Op(Op::Reset), write(0), old(PGE)];
-        assert_eq!(writes(&recording(reset.into())), [], "nothing is known after a reset");
+        assert_eq!(found(reset.into()), [], "nothing is known after a reset");
     }
 }

@@ -1,4 +1,4 @@
-//! Writes that the recorded kernel answered with #GP. What the guest did next follows from that,
+//! Writes, and INVPCID, that the recorded kernel answered with #GP. What the guest did next follows from that,
 //! also where the kernel of another policy would have taken the write (5.10 lets 64-bit code clear
 //! CR0.PG, of which a guest dies): such a write is replayed as the exit that it was.
 
@@ -32,9 +32,10 @@ pub(super) fn writes(recording: &Recording) -> BTreeSet<usize> {
     refused
 }
 
-/// Whether this writes a register on which kernels differ in what they take.
+/// Whether this writes a register on which kernels differ in what they take, or is an INVPCID: what was
+/// wrong with its operands no line tells.
 const fn is_write(op: &Op) -> bool {
-    matches!(op, Op::Cr0(_) | Op::Cr3(_) | Op::Cr4(_) | Op::Efer(_))
+    matches!(op, Op::Cr0(_) | Op::Cr3(_) | Op::Cr4(_) | Op::Efer(_) | Op::Invpcid(_))
 }
 
 #[cfg(test)]

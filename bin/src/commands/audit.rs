@@ -286,7 +286,16 @@ fn summary(s: &Summary) -> String {
     for (reason, count) in &s.unjudged {
         // A reason without a number: what does not exit leaves no event to count.
         let count = if *count == 0 { "no event shows them".to_owned() } else { count.to_string() };
-        let _ = writeln!(out, "  unjudged, {reason}: {count}");
+        let _ = writeln!(out, "  unjudged, {reason}: {count} ({})", reason_in_words(reason));
+    }
+    if s.remote_owed > 0 {
+        let open = s.remote_owed - s.remote_judged;
+        let _ = writeln!(
+            out,
+            "  remote flushes owed by other vCPUs {}, judged {}, open {open} (the vCPU did not enter \
+             again, or only while the call was under way)",
+            s.remote_owed, s.remote_judged
+        );
     }
     let _ = writeln!(
         out,
@@ -295,6 +304,27 @@ fn summary(s: &Summary) -> String {
         s.bookkeeping, s.unattributed, s.owned_writes
     );
     out
+}
+
+/// Why operations were not judged.
+fn reason_in_words(reason: &str) -> &'static str {
+    match reason {
+        "cr3-not-intercepted" => "MOV CR3 does not exit: the processor flushes",
+        "invlpg-not-intercepted" => "INVLPG does not exit: the processor flushes",
+        "invpcid-not-intercepted" => "INVPCID does not exit: the processor flushes",
+        "guest-owned-bits" => "the guest writes these bits of CR0 and CR4 without an exit",
+        "no-flush-probes" => "no function that flushes was probed",
+        "no-probe-of-the-hook" => "the function that served the request was not probed",
+        "no-probe-flush-gva" => "flush_tlb_gva was not probed",
+        "operand-not-recorded" => "which address or PCID is meant was not recorded",
+        "host-change" => {
+            "the host unmaps, zaps or protects: whether anything was mapped there is not recorded"
+        }
+        "gap" => "events were lost before it, or before the entry behind it",
+        "recording-ends" => "the recording ends before the vCPU enters again",
+        "tie" => "at the same instant another vCPU's page turned unsync: in no known order",
+        _ => "the recording does not show enough",
+    }
 }
 
 /// Whose processor, and how guest addresses are translated.

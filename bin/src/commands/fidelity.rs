@@ -24,11 +24,25 @@ pub fn run(command: &args::Fidelity, global: &Global) -> Result<Verdict> {
     let name = match (&command.policy, &recording.meta.kernel) {
         (Some(name), _) => name,
         (None, Some(kernel)) => kernel,
-        (None, None) => bail!("{} does not show its kernel: name one with --policy", read.path),
+        (None, None) => {
+            let told =
+                |sentence: &&String| sentence.contains("kernel") && sentence.contains("--policy");
+            match recording.meta.evidence.iter().find(told) {
+                Some(sentence) => bail!("{}: {sentence}", read.path),
+                None => bail!("{} does not show its kernel: name one with --policy", read.path),
+            }
+        }
     };
     let policy = policy::load(name).with_context(|| format!("cannot load the policy {name}"))?;
     let work = Work::new(&recording, &read.path, None)?;
-    let result = fidelity::compare(&recording, &work, &policy, command.max_findings)?;
+    let mut result = fidelity::compare(&recording, &work, &policy, command.max_findings)?;
+    if let Some(file) = &command.stats {
+        let text =
+            std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        if result.with_statistics(&String::from_utf8_lossy(&text)) == 0 {
+            bail!("{} holds none of the statistics that are counted", file.display());
+        }
+    }
     let text = match global.format {
         Format::Json => {
             let mut detail = Map::new();

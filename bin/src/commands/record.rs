@@ -4,10 +4,10 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use tlbscope_trace::record::{self, Vendor};
+use tlbscope_trace::record::{self, Flavour, Vendor};
 
 use crate::Verdict;
-use crate::args::{HostVendor, Record};
+use crate::args::{HostVendor, Record, RecordFlavour};
 use crate::output;
 
 /// `record`.
@@ -16,7 +16,13 @@ pub fn run(command: &Record) -> Result<Verdict> {
         HostVendor::Intel => Vendor::Intel,
         HostVendor::Amd => Vendor::Amd,
     });
-    let recipe = record::recipe(&command.root, vendor, command.seconds)?;
+    let flavour = match command.flavour {
+        RecordFlavour::Tracefs => Flavour::Tracefs,
+        RecordFlavour::TraceCmd => Flavour::TraceCmd,
+        RecordFlavour::Perf => Flavour::Perf,
+        RecordFlavour::Bpftrace => Flavour::Bpftrace,
+    };
+    let recipe = record::recipe(&command.root, vendor, flavour, command.seconds)?;
     for lost in &recipe.lost {
         output::warn(lost);
     }

@@ -178,7 +178,7 @@ impl Machine {
     }
 
     /// A page fault drops the page and the path to it (facts B.1).
-    pub(super) fn page_fault_effects<O: Observer>(&mut self, v: usize, gva: Gva, o: &mut O) {
+    pub(crate) fn page_fault_effects<O: Observer>(&mut self, v: usize, gva: Gva, o: &mut O) {
         let regs = self.vcpus[v].regs;
         let at = self.at_vcpu(v);
         o.arch(&at, &ArchOp::PageFault(gva), &regs, true, self);

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use tlbscope_trace::act::{Act, At, Hook, HookBy, Request};
+use tlbscope_trace::act::{At, Request};
 use tlbscope_trace::addr::{Gva, Hpa, PcpuId, Time, VcpuId};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{Actor, Op};
@@ -163,16 +163,8 @@ impl Machine {
         event: (u64, Time),
         o: &mut O,
     ) {
-        const PRESENT: u32 = 1;
-        const RESERVED: u32 = 1 << 3;
         let v = self.driven(vcpu, event, o);
-        let (gva, error) = fault;
-        if self.config.mmu == MmuKind::Shadow && error & (PRESENT | RESERVED) == PRESENT {
-            self.act(o, Act::InvalidateGva(gva));
-            self.flush_hook(v, Hook::Gva(gva), HookBy::Direct, o);
-            self.hinted_address(o);
-        }
-        self.act(o, Act::Inject { vector: 14, error: Some(error) });
+        self.inject_own_fault(v, fault.0, fault.1, o);
     }
 
     /// A request that somebody else posts.

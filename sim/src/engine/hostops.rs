@@ -374,7 +374,8 @@ impl Machine {
         self.notifier.seq += 1;
         // Nobody can use what a VM without vCPUs leaves; who gets its tags next starts clean.
         let used = self.vcpus.iter().any(|vcpu| !vcpu.destroyed);
-        if used || self.policy.mechanics.remote_flush.teardown {
+        let remote = &self.policy.mechanics.remote_flush;
+        if remote.zap && (used || remote.teardown) {
             self.remote_flush_range(Gpa(0), self.config.memory, o);
         }
         self.arch(o, None, &ArchOp::HostDead { gpa, size }, false);

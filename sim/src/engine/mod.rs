@@ -31,6 +31,7 @@ mod host;
 mod hostops;
 mod nested;
 mod presence;
+mod resume;
 mod run;
 mod schedule;
 mod scheduling;

@@ -26,6 +26,7 @@ pub(super) fn name(op: &Op) -> &'static str {
         Op::Store { .. } => "store",
         Op::Access(_) => "read, write or exec",
         Op::Prefetch(_) => "prefetch",
+        Op::PageFault { .. } => "fault",
         Op::Invlpg(_) => "invlpg",
         Op::Invpcid(_) => "invpcid",
         Op::Invlpga { .. } => "invlpga",
@@ -169,6 +170,7 @@ impl Machine {
             }
             Op::Store { gpa, value } => self.store(v, *gpa, *value, o),
             Op::Prefetch(gva) => self.prefetch(v, *gva, o),
+            Op::PageFault { gva, error } => self.own_page_fault(v, *gva, *error, o),
             Op::Invlpg(gva) => self.invlpg(v, *gva, o),
             Op::Init => self.init(v, true, o),
             Op::Reset => self.init(v, false, o),

@@ -9,6 +9,7 @@ pub mod entry;
 mod errata;
 mod exact;
 pub mod fault;
+mod fault_injected;
 pub mod flush;
 pub mod hyperv;
 pub mod ideal;

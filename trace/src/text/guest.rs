@@ -7,7 +7,7 @@ use crate::op::{Access, AccessKind, Invlpgb, Invpcid, InvpcidType, Op, Sregs};
 use crate::regs::{CR3_NOFLUSH, CR3_PCID_MASK, Cr0, Cr4, Efer};
 
 /// Every operation of a guest, for suggestions.
-const NAMES: [&str; 40] = [
+const NAMES: [&str; 41] = [
     "cr0",
     "clts",
     "lmsw",
@@ -24,6 +24,7 @@ const NAMES: [&str; 40] = [
     "write",
     "exec",
     "prefetch",
+    "fault",
     "invlpg",
     "invpcid",
     "invlpga",
@@ -177,6 +178,7 @@ fn memory(words: &mut Cursor<'_>, word: Word<'_>) -> Result<Option<Op>, TextErro
         },
         "store" => Op::Store { gpa: words.gpa()?, value: words.number("the value to store")? },
         "prefetch" => Op::Prefetch(words.gva()?),
+        "fault" => Op::PageFault { gva: words.gva()?, error: words.small("the error code")? },
         "release" => Op::Release { gpa: words.gpa()?, size: words.size_or_page()? },
         _ => return Ok(None),
     }))

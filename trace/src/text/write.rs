@@ -107,6 +107,7 @@ fn memory(f: &mut fmt::Formatter<'_>, op: &Op) -> fmt::Result {
             f.write_str(if access.ac { " ac" } else { "" })
         }
         Op::Prefetch(gva) => write!(f, "prefetch {gva}"),
+        Op::PageFault { gva, error } => write!(f, "fault {gva} {error:#x}"),
         Op::Invlpg(gva) => write!(f, "invlpg {gva}"),
         Op::Invpcid(op) => {
             match op.kind {

@@ -191,11 +191,11 @@ impl Importer<'_> {
 
     /// The last function before the hardware entry prints the guest's registers.
     fn run(&mut self, vcpu: VcpuId, event: &Event<'_>) {
+        self.learn(vcpu, CR0, event.num(b"cr0"));
+        self.learn(vcpu, CR3, event.num(b"cr3").or_else(|| event.num(b"gcr3")));
+        self.learn(vcpu, CR4, event.num(b"cr4").or_else(|| event.num(b"gcr4")));
+        self.learn(vcpu, EFER, event.num(b"efer"));
         let state = self.state(vcpu);
-        state.learn(CR0, event.num(b"cr0"));
-        state.learn(CR3, event.num(b"cr3").or_else(|| event.num(b"gcr3")));
-        state.learn(CR4, event.num(b"cr4").or_else(|| event.num(b"gcr4")));
-        state.learn(EFER, event.num(b"efer"));
         if let Some(vpid) = event.num(b"vpid") {
             state.vpid = Some(vpid);
         }
@@ -203,6 +203,18 @@ impl Importer<'_> {
             state.cr3 = cr3;
         }
         self.roots(vcpu, event, false);
+    }
+
+    /// A register's value, if it is the first that is known, or the first behind lost events.
+    pub(super) fn learn(&mut self, vcpu: VcpuId, reg: usize, value: Option<u64>) {
+        const NUMBERS: [u8; 4] = [0, 3, 4, 8];
+        let state = self.state(vcpu);
+        state.learn(reg, value);
+        if let Some(value) = value
+            && std::mem::take(&mut state.relearn[reg])
+        {
+            self.act(vcpu, Act::RegSeen { register: NUMBERS[reg], value });
+        }
     }
 
     /// The roots that a function prints, all or those that changed: SVM's VMCB holds the active one

@@ -61,6 +61,8 @@ pub(super) struct Importer<'o> {
     pages_made: u32,
     /// A thread that freed roots before an event named its vCPU.
     orphan: Option<u32>,
+    /// The thread within kvm_mmu_zap_all_fast.
+    zapping: Option<u32>,
     losses: Vec<String>,
     losses_untold: u64,
     gaps: u64,
@@ -86,6 +88,7 @@ impl<'o> Importer<'o> {
             pages: FxHashMap::default(),
             pages_made: 0,
             orphan: None,
+            zapping: None,
             losses: Vec::new(),
             losses_untold: 0,
             gaps: 0,

@@ -117,6 +117,8 @@ const TABLE: &[(&str, Shows)] = &[
     ("svm_flush_tlb_gva", Shows::FlushGva),
     // Tail of the other hooks of SVM, and by itself its flush_tlb_guest.
     ("svm_flush_tlb_asid", Shows::FlushAsid),
+    // All three hooks up to 5.17.
+    ("svm_flush_tlb", Shows::FlushAsid),
     ("kvm_service_local_tlb_flush_requests", Shows::ServiceFlushes),
     ("kvm_vcpu_flush_tlb_guest", Shows::Evidence),
     ("kvm_hv_vcpu_flush_tlb", Shows::Evidence),

@@ -28,7 +28,12 @@ impl Importer<'_> {
                     self.host(HostOp::Unmap { gpa: Gpa(start.saturating_mul(4096)), size });
                 }
             }
+            // The tracepoint of the same name lies within the function: one call where both are on.
+            Shows::ZapAllFast if !event.function && self.zapping == Some(event.pid) => {
+                self.zapping = None;
+            }
             Shows::ZapAllFast => {
+                self.zapping = event.function.then_some(event.pid);
                 self.host(HostOp::ZapAll);
                 self.push(Actor::Host, Body::Act(Act::ZapAll));
             }
@@ -94,8 +99,8 @@ impl Importer<'_> {
         let Some(value) = value else { return };
         // CR0.PG 1->0: whether the guest runs 64-bit code is known when KVM has accepted it or not.
         let leaves = reg == CR0 && old.is_some_and(|old| old & !value & PG != 0);
+        self.learn(vcpu, reg, old);
         let state = self.state(vcpu);
-        state.learn(reg, old);
         state.writes(reg);
         let told = state.told.take().filter(|(r, _)| *r == reg).map(|(_, number)| number);
         let number = match told {
@@ -151,8 +156,10 @@ impl Importer<'_> {
         if std::mem::take(&mut state.reset_hooks[reg]) {
             return;
         }
-        state.learn(reg, old);
-        if state.setting.is_some() {
+        let setting = state.setting.is_some();
+        self.learn(vcpu, reg, old);
+        let state = self.state(vcpu);
+        if setting {
             if matches!(reg, CR0 | CR4) {
                 let register = if reg == CR0 { 0 } else { 4 };
                 self.old_seen(vcpu, register, event);

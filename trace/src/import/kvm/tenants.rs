@@ -67,6 +67,7 @@ impl Tenants {
             && pid == event.pid
             && (vcpu.is_none() || vcpu == thread.vcpu)
             && pointer.is_none_or(|p| self.vms[thread.vm].pointer == Some(p))
+            && !self.taken(event, shows, thread)
         {
             self.vms[thread.vm].events += 1;
             if runs(shows)
@@ -77,6 +78,9 @@ impl Tenants {
             return (Some(thread.vm), thread.vcpu);
         }
         let known = self.threads.get(&event.pid).copied();
+        let taken = known.filter(|thread| self.taken(event, shows, *thread));
+        let known = known.filter(|_| taken.is_none());
+        let vcpu = vcpu.or_else(|| taken.and_then(|thread| thread.vcpu));
         let Some(vm) = self.vm(event, shows, vcpu, pointer, created, known) else {
             return (None, None);
         };
@@ -154,6 +158,18 @@ impl Tenants {
                 Some(vm)
             }
         }
+    }
+
+    /// Whether the thread's vCPU turns out to be run by another thread: nothing but its number told
+    /// that it was of this VM, while the two were created at one time.
+    fn taken(&self, event: &Event<'_>, shows: Shows, thread: Thread) -> bool {
+        let vm = &self.vms[thread.vm];
+        let runner = thread.vcpu.and_then(|vcpu| vm.runners.get(&vcpu.0).copied().flatten());
+        !self.one
+            && runs(shows)
+            && event.tgid.is_none_or(|group| group == 0)
+            && vm.pointer.is_none()
+            && runner.is_some_and(|runner| runner != event.pid)
     }
 
     fn add(&mut self, label: u32, pointer: Option<u64>) -> Option<usize> {

@@ -34,6 +34,8 @@ pub(super) enum Place {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Vcpu {
     pub first: [First; 4],
+    /// Events were lost since the register was seen or written.
+    pub relearn: [bool; 4],
     /// CR3 as last written, for INVPCID of the current PCID.
     pub cr3: u64,
     pub place: Place,
@@ -92,6 +94,7 @@ impl Vcpu {
 
     /// Notes that an operation writes a register.
     pub fn writes(&mut self, reg: usize) {
+        self.relearn[reg] = false;
         if self.first[reg] == First::Unknown {
             self.first[reg] = First::Written;
         }
@@ -149,5 +152,6 @@ impl Vcpu {
         self.req = None;
         self.pcpu = None;
         self.roots = [None; 4];
+        self.relearn = [true; 4];
     }
 }
