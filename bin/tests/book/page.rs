@@ -112,3 +112,14 @@ pub fn renewed(shown: &[String], printed: Vec<String>) -> Vec<String> {
     lines.extend_from_slice(&printed[printed.len() - tail..]);
     lines
 }
+
+#[test]
+fn dots_stand_for_any_lines() {
+    let lines = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    assert!(fits(&lines("a ... d"), &lines("a b c d")));
+    assert!(fits(&lines("a ..."), &lines("a")));
+    assert!(!fits(&lines("a ... c"), &lines("a b c d")));
+    assert!(!fits(&lines("a b"), &lines("a b c")));
+    assert_eq!(renewed(&lines("a ... d"), lines("A b c D")), lines("A ... D"));
+    assert_eq!(renewed(&lines("a d"), lines("A b")), lines("A b"));
+}
