@@ -41,10 +41,14 @@ pub fn warn(message: &str) {
 
 /// Whether to use colours.
 pub fn colours(color: Color, terminal: bool) -> bool {
-    // https://no-color.org: set and not empty means no.
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    wanted(color, terminal, set("NO_COLOR"))
+}
+
+/// The same; `no_color`: the variable of <https://no-color.org> is set and not empty.
+const fn wanted(color: Color, terminal: bool, no_color: bool) -> bool {
     match color {
-        Color::Auto => terminal && !set("NO_COLOR"),
+        Color::Auto => terminal && !no_color,
         Color::Always => true,
         Color::Never => false,
     }
@@ -146,4 +150,16 @@ pub fn progress(events: Option<u64>, global: &Global) -> ProgressBar {
     }
     interrupt::counts(&bar, events);
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colour_is_for_terminals_without_no_color_and_on_request() {
+        assert!(wanted(Color::Auto, true, false));
+        assert!(!wanted(Color::Auto, true, true) && !wanted(Color::Auto, false, false));
+        assert!(wanted(Color::Always, false, true) && !wanted(Color::Never, true, false));
+    }
 }

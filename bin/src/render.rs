@@ -16,6 +16,8 @@ use tlbscope_trace::op::Event;
 use tlbscope_trace::regs::Vendor;
 use tlbscope_trace::text;
 
+use crate::formats::document::message;
+
 /// The events that findings name, and the trace that they are in.
 pub struct Cited<'a> {
     /// Name of the trace.
@@ -37,25 +39,26 @@ pub fn finding(cited: &Cited<'_>, number: usize, finding: &Finding, chain: &Chai
     let _ = write!(out, "{head} [{}]: {} on v{}", finding.rule, finding.op, finding.vcpu);
     let _ = write!(out, "\n  --> {}", place(cited.trace, &cited.events, finding.cause));
     let _ = write!(out, "\n  cause: {}", event(&cited.events, finding.cause));
-    if let Some(used) = finding.use_ {
-        let _ = write!(out, "\n  used:  {}", event(&cited.events, used));
-        let _ = write!(
-            out,
-            "\n         {}, through: {}",
-            place(cited.trace, &cited.events, used),
-            finding.mechanism
-        );
-    } else {
-        let _ = write!(out, "\n  by:    {}", finding.mechanism);
-    }
+    let mut so = finding.use_.map_or_else(
+        || message(finding),
+        |used| {
+            format!("{}, through: {}", place(cited.trace, &cited.events, used), finding.mechanism)
+        },
+    );
     if let Some(address) = finding.address {
-        let _ = write!(out, ", address {address:#x}");
+        let _ = write!(so, ", address {address:#x}");
     }
     if finding.count > 1 {
-        let _ = write!(out, ", {} times", finding.count);
+        let _ = write!(so, ", {} times", finding.count);
+    }
+    if let Some(used) = finding.use_ {
+        let _ = write!(out, "\n  used:  {}", event(&cited.events, used));
+        let _ = write!(out, "\n{}", hanging("         ", &so));
+    } else {
+        let _ = write!(out, "\n{}", hanging("  so:    ", &so));
     }
     if let Some(rule) = RULES.iter().find(|rule| rule.id == finding.rule) {
-        let _ = write!(out, "\n  rule:  {}", rule_line(rule, cited.vendor));
+        let _ = write!(out, "\n{}", rule_lines(rule, Some(cited.vendor)));
     }
     for (depth, step) in chain.story() {
         let at = step.event.map_or_else(|| "at the start".to_owned(), |event| format!("@{event}"));
@@ -87,6 +90,18 @@ pub const fn verdict(kind: Kind) -> &'static str {
     }
 }
 
+/// The same as lines of a finding, for this machine or for any.
+pub fn rule_lines(rule: &Rule, machine: Option<Vendor>) -> String {
+    let line = machine.or(rule.vendor).map(|machine| rule_line(rule, machine));
+    let text = line.unwrap_or_else(|| rule.sentence.to_owned());
+    let mut lines = text.lines();
+    let mut out = hanging("  rule:  ", lines.next().unwrap_or_default());
+    for line in lines {
+        let _ = write!(out, "\n{}", hanging("         ", line.trim_start()));
+    }
+    out
+}
+
 /// What a rule says and where; and where the other vendor differs, so.
 pub fn rule_line(rule: &Rule, machine: Vendor) -> String {
     let mut out = format!("{} ({})", rule.sentence, rule.citation);
@@ -99,7 +114,7 @@ pub fn rule_line(rule: &Rule, machine: Vendor) -> String {
 /// Text broken between words at 100 columns, later lines under the first word.
 pub fn hanging(lead: &str, text: &str) -> String {
     const WIDTH: usize = 100;
-    let mut out = lead.trim_end().to_owned();
+    let mut out = lead.strip_suffix(' ').unwrap_or(lead).to_owned();
     let mut column = out.chars().count();
     for word in text.split(' ') {
         let wide = word.chars().count();
@@ -151,7 +166,7 @@ pub fn summary(summary: &Summary) -> String {
     let flushes: Vec<String> =
         s.flushes.iter().filter(|(_, n)| **n != 0).map(|(name, n)| format!("{name} {n}")).collect();
     if !flushes.is_empty() {
-        let _ = writeln!(out, "  {}", flushes.join(", "));
+        let _ = writeln!(out, "{}", hanging("  ", &flushes.join(", ")));
     }
     let _ = writeln!(
         out,

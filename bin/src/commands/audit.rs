@@ -20,6 +20,7 @@ use crate::formats;
 use crate::formats::document::{self, Document, Item, Place};
 use crate::input::{self, Input};
 use crate::output;
+use crate::render;
 use crate::report::{self, Recorded};
 use crate::showing::Showing;
 
@@ -254,15 +255,11 @@ fn finding(recording: &Recording, trace: &str, found: &Found) -> String {
         let _ = writeln!(out, "         ... and {} more", story.more);
     }
     let _ = writeln!(out, "  at:    {}: {}", place(&story.seen), story.seen.what);
-    let _ = write!(out, "  so:    {}", story.verdict);
-    if let Some(address) = f.address {
-        let _ = write!(out, ", address {address:#x}");
-    }
-    out.push('\n');
+    let address = f.address.map(|address| format!(", address {address:#x}")).unwrap_or_default();
+    let _ =
+        writeln!(out, "{}", render::hanging("  so:    ", &format!("{}{address}", story.verdict)));
     if let Some(rule) = RULES.iter().find(|rule| rule.id == f.rule) {
-        let machine = recording.meta.vendor.or(rule.vendor);
-        let line = machine.map(|machine| crate::render::rule_line(rule, machine));
-        let _ = writeln!(out, "  rule:  {}", line.unwrap_or_else(|| rule.sentence.to_owned()));
+        let _ = writeln!(out, "{}", render::rule_lines(rule, recording.meta.vendor));
     }
     out
 }

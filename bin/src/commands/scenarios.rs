@@ -11,6 +11,7 @@ use tlbscope_analyze::scenario::{CaseReport, Orders, OrdersReport, Scenario, Sto
 
 use crate::Verdict;
 use crate::args::{Format, Global, Interleave, Scenarios};
+use crate::formats;
 use crate::formats::cases::{Outcome, Suites};
 use crate::input::Input;
 use crate::output;
@@ -92,9 +93,10 @@ fn tell(scenarios: &[Scenario], inputs: &[Input], global: &Global) -> Result<Ver
             let summary = json!({ "runs": stories.len() });
             let mut detail = Map::new();
             detail.insert("stories".to_owned(), json!(stories));
-            output::envelope("scenarios", inputs, summary, detail)?
+            output::envelope("scenarios-steps", inputs, summary, detail)?
         }
         Format::Text => stories.iter().map(|story| format!("{story}\n\n")).collect(),
+        other => bail!("--steps has --format text and json, not {}", formats::name(other)),
     };
     output::print(&text)?;
     Ok(Verdict::Clean)

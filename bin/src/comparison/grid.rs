@@ -179,10 +179,10 @@ mod tests {
 
     #[test]
     fn what_fits_is_one_block_with_whole_names() {
+        // The names take 8 columns, each policy its name, one column before and two for marks.
         let mut cycles = row("cycles", &[48465, 48325]);
         cycles.ranks = vec![Some(Rank::Worst), Some(Rank::Best)];
-        let expected =
-            "           kvm-5.17    kvm-patch-v2\ncycles        48465>          48325*<\n";
+        let expected = "         kvm-5.17   kvm-patch-v2\ncycles      48465>         48325*<\n";
         assert_eq!(text(&["kvm-5.17", "kvm-patch-v2"], &[cycles]), expected);
     }
 
