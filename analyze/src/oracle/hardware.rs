@@ -57,7 +57,7 @@ pub struct Held {
 
 /// Containers of a group, by PCID and whether global, in that order. Few, so that a flat list is
 /// found through faster than a tree.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Group(Vec<((u16, bool), Held)>);
 
 impl Group {
