@@ -214,6 +214,7 @@ fn operation(op: &Op) -> &'static str {
         | Op::Store { .. } => "store",
         Op::Invlpg(_) => "invlpg",
         Op::Invpcid(_) => "invpcid",
+        Op::PageFault { .. } => "page-fault",
         Op::Init => "init",
         Op::Reset => "reset",
         Op::Smi => "smi",

@@ -165,6 +165,10 @@ impl World for Machine {
         self.memory.read(gpa)
     }
 
+    fn frame(&self, gpa: Gpa) -> [u64; 512] {
+        self.memory.frame(gpa)
+    }
+
     fn backing(&self, gpa: Gpa) -> Option<Hpa> {
         let slot = gpa.0 < self.config.memory && self.host.has_slot(gpa.0 / PAGE_BYTES);
         slot.then(|| self.host.backing(gpa.0 / PAGE_BYTES)).flatten()
