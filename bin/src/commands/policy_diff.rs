@@ -50,6 +50,9 @@ fn table(names: [&str; 2], diff: &Diff, global: &Global) -> String {
         "{} transitions, {} differ; missed: {} by {}, {} by {}",
         diff.transitions, diff.differing, diff.missed[0], names[0], diff.missed[1], names[1]
     );
+    if global.quiet {
+        return out;
+    }
     rows(&mut out, names, &diff.rows, global);
     if !diff.missed_alike.is_empty() {
         let _ = writeln!(out, "\nMissed by both alike:");

@@ -8,13 +8,15 @@
 //! difference before it is committed. What a comment in the line before a block says:
 //!
 //! * `<!-- file: NAME -->`: the block is that file, for the commands below it;
-//! * `<!-- policy -->`, `<!-- scenario -->`, `<!-- machine -->`, `<!-- events -->`: checked by itself;
+//! * `<!-- policy -->`, `<!-- scenario -->`, `<!-- machine -->`, `<!-- events -->`: checked by itself,
+//!   a part of one (`run::Check` has the markers) with what it leaves out;
 //! * `<!-- output not compared -->`: run, and only the exit code counts;
 //! * `<!-- not run: WHY -->`: only the names of commands and options are checked.
 
 mod links;
 mod page;
 mod run;
+mod whole;
 
 use std::fs;
 use std::path::{Path, PathBuf};

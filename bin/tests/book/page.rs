@@ -96,3 +96,30 @@ pub fn fits(shown: &[String], printed: &[String]) -> bool {
     }
     printed.split_first().is_some_and(|(line, others)| line == first && fits(rest, others))
 }
+
+/// What a page is to show of a new output: what it left out of the old one is left out again, where
+/// that is one run of lines.
+pub fn renewed(shown: &[String], printed: Vec<String>) -> Vec<String> {
+    let elision = |line: &String| line.trim() == "...";
+    let Some(head) = shown.iter().position(elision) else { return printed };
+    let tail = shown.len() - head - 1;
+    let several = shown[head + 1..].iter().any(elision);
+    if several || printed.len() <= head + tail {
+        return printed;
+    }
+    let mut lines = printed[..head].to_vec();
+    lines.push("...".to_owned());
+    lines.extend_from_slice(&printed[printed.len() - tail..]);
+    lines
+}
+
+#[test]
+fn dots_stand_for_any_lines() {
+    let lines = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    assert!(fits(&lines("a ... d"), &lines("a b c d")));
+    assert!(fits(&lines("a ..."), &lines("a")));
+    assert!(!fits(&lines("a ... c"), &lines("a b c d")));
+    assert!(!fits(&lines("a b"), &lines("a b c")));
+    assert_eq!(renewed(&lines("a ... d"), lines("A b c D")), lines("A ... D"));
+    assert_eq!(renewed(&lines("a d"), lines("A b")), lines("A b"));
+}

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::page::{Block, Step, blocks, fits};
+use crate::page::{Block, Step, blocks, fits, renewed};
 use crate::{read, root};
 
 /// What is wrong with a page.
@@ -137,7 +137,9 @@ impl Run {
         let lines = printed[..end].to_vec();
         let why = format!("`{}` printed\n{}", step.command, lines.join("\n"));
         self.fault(step.line, &why);
-        self.printed.push(Printed { from: step.line + step.height, shown: shown.len(), lines });
+        let count = shown.len();
+        let lines = renewed(&shown, lines);
+        self.printed.push(Printed { from: step.line + step.height, shown: count, lines });
     }
 
     fn rewritten(&self, text: &str) -> String {
@@ -149,7 +151,7 @@ impl Run {
     }
 
     fn check(&mut self, block: &Block, check: &Check) {
-        let text = format!("{}{}\n", check.before, block.lines.join("\n"));
+        let text = format!("{}{}\n{}", check.before, block.lines.join("\n"), check.after);
         fs::write(self.folder.path().join(check.file), text).unwrap();
         let (code, printed) = self.shell(check.command);
         if code != 0 {
@@ -163,17 +165,25 @@ struct Check {
     file: &'static str,
     /// What a snippet leaves out.
     before: &'static str,
+    /// What a snippet leaves out at its end.
+    after: &'static str,
     command: &'static str,
 }
 
 impl Check {
     fn of(marker: &str) -> Option<Self> {
-        let of = |file, before, command| Some(Self { file, before, command });
+        let of = |file, before, command| Some(Self { file, before, after: "", command });
         let part = "name = \"part\"\nabout = \"A part.\"\nextends = \"kvm-7.3\"\n";
         match marker {
             "policy" => of("snippet.toml", "", "tlbscope policy check snippet.toml"),
             "policy, a part" => of("snippet.toml", part, "tlbscope policy check snippet.toml"),
             "scenario" => of("snippet.toml", "", "tlbscope scenarios snippet.toml"),
+            "scenario: a machine" => Some(Self {
+                file: "snippet.toml",
+                before: "name = 'part'\nabout = 'A part.'\nsource = 'The book.'\nevents = 'v0 clts'\n",
+                after: "[expect.never]\nmissed = []\n",
+                command: "tlbscope scenarios snippet.toml",
+            }),
             "machine" => of("snippet.toml", "", "tlbscope machine show ./snippet.toml"),
             "events" => of("snippet.txt", "", "tlbscope simulate snippet.txt --policy hw-min"),
             _ => None,
