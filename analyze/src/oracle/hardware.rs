@@ -57,7 +57,7 @@ pub struct Held {
 
 /// Containers of a group, by PCID and whether global, in that order. Few, so that a flat list is
 /// found through faster than a tree.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Group(Vec<((u16, bool), Held)>);
 
 impl Group {
@@ -278,9 +278,9 @@ impl Hardware {
     pub fn exposed_births(&self, tag: &Tag, now: u64) -> [Option<(u64, Given)>; 2] {
         let key = GroupKey::of(tag);
         let of = self.owners.get(&(tag.pcpu.0, tag.id, tag.ep4ta.0));
-        let owner = of.filter(|of| of.since == now && self.groups.contains_key(&key));
+        let owner = of.filter(|of| of.since == now && self.group(&key).is_some());
         let older = |since: u64| {
-            let groups = [self.groups.get(&key), self.groups.get(&key.guest_physical())];
+            let groups = [self.group(&key), self.group(&key.guest_physical())];
             groups.into_iter().flatten().flat_map(Group::values).any(|held| held.stamp < since)
         };
         let root = self.roots.get(&tag.ep4ta.0).filter(|born| older(born.since));
