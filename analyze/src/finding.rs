@@ -343,6 +343,7 @@ pub(crate) struct Saved {
     kept: Vec<Finding>,
     groups: Vec<(Group, u64)>,
     by_vcpu: Vec<((u16, Kind), u64)>,
+    touched: (u64, Option<Slot>),
     /// Harmful misses, spurious faults, bookkeeping.
     numbers: [u64; 3],
     max: u64,
@@ -350,24 +351,35 @@ pub(crate) struct Saved {
 
 impl Findings {
     pub(crate) fn save(&self) -> Saved {
-        let Self { kept, groups, by_vcpu, missed_harmful, spurious_faults, bookkeeping, .. } = self;
-        let max = self.max;
+        let Self {
+            kept,
+            groups,
+            by_vcpu,
+            missed_harmful,
+            spurious_faults,
+            bookkeeping,
+            accepts: _,
+            accepted: _,
+            max,
+            touched,
+        } = self;
         Saved {
             kept: kept.clone(),
             groups: groups.iter().map(|(group, count)| (*group, *count)).collect(),
             by_vcpu: by_vcpu.iter().map(|(key, count)| (*key, *count)).collect(),
             numbers: [*missed_harmful, *spurious_faults, *bookkeeping],
-            max: max as u64,
+            max: *max as u64,
+            touched: *touched,
         }
     }
 
     pub(crate) fn of_saved(saved: Saved) -> Self {
-        let Saved { kept, groups, by_vcpu, numbers, max } = saved;
+        let Saved { kept, groups, by_vcpu, touched, numbers, max } = saved;
         let [missed_harmful, spurious_faults, bookkeeping] = numbers;
         let groups = groups.into_iter().collect();
         let max = usize::try_from(max).unwrap_or(usize::MAX);
         let by_vcpu = by_vcpu.into_iter().collect();
         let new = Self::new(max);
-        Self { kept, groups, by_vcpu, missed_harmful, spurious_faults, bookkeeping, ..new }
+        Self { kept, groups, by_vcpu, missed_harmful, spurious_faults, bookkeeping, touched, ..new }
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use chance::{Case, Pick, cases, check, policy};
 use tlbscope_analyze::replay::{
-    CheckpointError, Checkpoints, Part, Replay, Run, Setup, checkpointed, open,
+    By, CheckpointError, Checkpoints, IdentityPart, Replay, Run, Setup, Wanted, checkpointed, open,
 };
 use tlbscope_sim::machine;
 use tlbscope_sim::policy::{self, Policy};
@@ -20,11 +20,16 @@ use tlbscope_trace::{Body, Record};
 /// Findings kept of each group.
 const KEPT: usize = 3;
 
+/// As much as can be: the numbers taken apart as well.
+fn wanted() -> Wanted {
+    Wanted { by: Some(By::Transition), ..KEPT.into() }
+}
+
 fn start(case: &Case) -> Run {
     let machine = case.machine.clone();
     let processor = machine::load(&machine.tlb).unwrap();
     let setup = Setup { trace: "random".to_owned(), machine, processor, regs: Vec::new() };
-    Run::new(&setup, &policy(&case.policy), KEPT).unwrap()
+    Run::new(&setup, &policy(&case.policy), &wanted()).unwrap()
 }
 
 fn state(run: &Run) -> Vec<u8> {
@@ -49,7 +54,7 @@ fn survives(case: &Case) -> Result<(), String> {
         if kept != state(&through) {
             return Err(format!("before event {number} the two states differ"));
         }
-        stopped = start(case).resume(&kept).unwrap().expect("the same machine");
+        stopped = start(case).resume(&kept, &wanted()).unwrap().expect("the same machine");
         if number % 4 == 3 && fields(&stopped) != fields(&through) {
             return Err(format!("before event {number} a field was not kept"));
         }
@@ -64,8 +69,8 @@ fn survives(case: &Case) -> Result<(), String> {
 
 fn same(one: &Replay, two: &Replay) -> Result<(), String> {
     let parts = |r: &Replay| {
-        let Replay { summary, findings, tally, left_out, oddities } = r;
-        format!("{summary:#?} {findings:#?} {tally:#?} {left_out} {oddities:?}")
+        let Replay { summary, findings, tally, left_out, oddities, parts } = r;
+        format!("{summary:#?} {findings:#?} {tally:#?} {left_out} {oddities:?} {parts:?}")
     };
     if parts(one) == parts(two) { Ok(()) } else { Err(format!("{one:?}\n{two:?}")) }
 }
@@ -124,11 +129,12 @@ impl Made {
         let mut feed = open(&self.trace, &tlbscope_trace::Options::default()).unwrap();
         let setup = Setup::new(feed.meta(), feed.pcpus(), "t.tlbt", processor).unwrap();
         if checkpoints.identity.is_empty() {
-            checkpoints.identity = vec![Part::new("trace", "t", &fs::read(&self.trace).unwrap())];
+            checkpoints.identity =
+                vec![IdentityPart::new("trace", "t", &fs::read(&self.trace).unwrap())];
         }
         let file = self.file();
         checkpoints.file = Some(&file);
-        checkpointed(&mut feed, &setup, policy, max, &checkpoints, |_| {})
+        checkpointed(&mut feed, &setup, policy, &max.into(), &checkpoints, |_| {})
     }
 }
 

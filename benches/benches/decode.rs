@@ -12,13 +12,24 @@ use tlbscope_trace::{Body, Record, Recording, source};
 const RECORDING: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../testdata/recordings/vmx-b-pcid-ept0.trace.txt.xz");
 
+const PERF_DATA: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../testdata/recordings/svm-tiny-npt0-2vcpu.perf.data.zst"
+);
+
 /// Events of a generated trace: more than a cache holds, little enough for a quick run.
 const EVENTS: u64 = 1_000_000;
 
+/// A checked-in recording, unpacked.
+fn unpacked(path: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut stream = source::open(Path::new(path)).expect("the checked-in recording");
+    std::io::Read::read_to_end(&mut stream, &mut bytes).expect("it unpacks");
+    bytes
+}
+
 fn recording() -> (Vec<u8>, Recording) {
-    let mut text = Vec::new();
-    let mut stream = source::open(Path::new(RECORDING)).expect("the checked-in recording");
-    std::io::Read::read_to_end(&mut stream, &mut text).expect("it unpacks");
+    let text = unpacked(RECORDING);
     let recording = ftrace::import(&text[..], "bench").expect("it imports");
     (text, recording)
 }
@@ -53,6 +64,18 @@ fn import(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(text.len() as u64));
     group.bench_function("import", |b| {
         b.iter(|| black_box(ftrace::import(&text[..], "bench")).is_ok());
+    });
+    group.finish();
+
+    let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::io::Write::write_all(&mut file, &unpacked(PERF_DATA)).expect("it is written");
+    let census = tlbscope_trace::open(file.path()).expect("it imports").census;
+    let counts = census.understood.values().chain(census.unknown.values());
+    let events = counts.chain(census.ignored.values().map(|(count, _)| count)).sum();
+    let mut group = c.benchmark_group("import, perf.data");
+    group.throughput(Throughput::Elements(events));
+    group.bench_function("import", |b| {
+        b.iter(|| black_box(tlbscope_trace::open(file.path())).is_ok());
     });
     group.finish();
 

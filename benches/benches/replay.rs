@@ -1,4 +1,4 @@
-//! Replay under one policy: TLB hits and CR writes, without a judge and with the oracle.
+//! Replay under one policy: TLB hits, TLB misses and CR writes, without a judge and with the oracle.
 
 use std::hint::black_box;
 
@@ -33,11 +33,10 @@ fn run<O: Observer>(machine: &mut Machine, events: &[Event], observer: &mut O) {
     }
 }
 
-fn measure(c: &mut Criterion, group: &str, mmu: MmuKind, setup: &str, body: &str) {
+fn measure(c: &mut Criterion, group: &str, config: &MachineConfig, setup: &str, body: &str) {
     let policy = policy::load("kvm-6.1-lts").expect("a built-in");
-    let config = MachineConfig { mmu, ..MachineConfig::default() };
     let (setup, body) = workload(setup, body);
-    let mut warm = Machine::new(&config, &policy).expect("a machine");
+    let mut warm = Machine::new(config, &policy).expect("a machine");
     run(&mut warm, &setup, &mut Nobody);
     let mut group = c.benchmark_group(group);
     group.throughput(Throughput::Elements(EVENTS as u64));
@@ -51,7 +50,7 @@ fn measure(c: &mut Criterion, group: &str, mmu: MmuKind, setup: &str, body: &str
     group.bench_function("with the oracle", |b| {
         b.iter_batched_ref(
             || {
-                let mut machine = Machine::new(&config, &policy).expect("a machine");
+                let mut machine = Machine::new(config, &policy).expect("a machine");
                 let mut oracle = Oracle::new(1);
                 run(&mut machine, &setup, &mut oracle);
                 (machine, oracle)
@@ -63,29 +62,51 @@ fn measure(c: &mut Criterion, group: &str, mmu: MmuKind, setup: &str, body: &str
     group.finish();
 }
 
-fn map_pages() -> String {
-    let page =
-        |n: u64| format!("v0 map {:#x} {:#x} rwx\n", 0x40_0000 + n * 4096, 0x80_0000 + n * 4096);
-    (0..64).map(page).collect()
+/// Pages of the small working set.
+const FEW: u64 = 64;
+/// More pages than the TLB of [`skylake`] holds: read in turn under LRU, every one misses.
+const MANY: u64 = 2048;
+
+fn unbounded(mmu: MmuKind) -> MachineConfig {
+    MachineConfig { mmu, ..MachineConfig::default() }
 }
 
-fn read_pages() -> String {
-    (0..64u64).map(|n| format!("v0 read {:#x}\n", 0x40_0000 + n * 4096)).collect()
+fn skylake(mmu: MmuKind) -> MachineConfig {
+    MachineConfig { mmu, tlb: "skylake-sp".to_owned(), ..MachineConfig::default() }
+}
+
+fn map_pages(pages: u64) -> String {
+    let page =
+        |n: u64| format!("v0 map {:#x} {:#x} rwx\n", 0x40_0000 + n * 4096, 0x80_0000 + n * 4096);
+    (0..pages).map(page).collect()
+}
+
+fn read_pages(pages: u64) -> String {
+    (0..pages).map(|n| format!("v0 read {:#x}\n", 0x40_0000 + n * 4096)).collect()
 }
 
 fn hits(c: &mut Criterion) {
-    let setup = format!("{}{}", map_pages(), read_pages());
+    let setup = format!("{}{}", map_pages(FEW), read_pages(FEW));
     for mmu in [MmuKind::Tdp, MmuKind::Shadow] {
-        measure(c, &format!("replay, TLB hits, {mmu:?}"), mmu, &setup, &read_pages());
+        let name = format!("replay, TLB hits, {mmu:?}");
+        measure(c, &name, &unbounded(mmu), &setup, &read_pages(FEW));
+    }
+}
+
+fn misses(c: &mut Criterion) {
+    let setup = format!("{}{}", map_pages(MANY), read_pages(MANY));
+    for mmu in [MmuKind::Tdp, MmuKind::Shadow] {
+        let name = format!("replay, TLB misses, {mmu:?}");
+        measure(c, &name, &skylake(mmu), &setup, &read_pages(MANY));
     }
 }
 
 fn cr_writes(c: &mut Criterion) {
     let body = "v0 cr4 -PGE\nv0 cr4 +PGE\nv0 cr3 0x20000\nv0 cr3 0x10000\nv0 cr0 -WP\nv0 cr0 +WP\n";
     for mmu in [MmuKind::Tdp, MmuKind::Shadow] {
-        measure(c, &format!("replay, CR writes, {mmu:?}"), mmu, &map_pages(), body);
+        measure(c, &format!("replay, CR writes, {mmu:?}"), &unbounded(mmu), &map_pages(FEW), body);
     }
 }
 
-criterion_group!(benches, hits, cr_writes);
+criterion_group!(benches, hits, misses, cr_writes);
 criterion_main!(benches);

@@ -60,14 +60,32 @@ fn identity(feed: &Feed, read: &Input, reading: &Reading) -> Result<Vec<Identity
     let trace = if read.digest.is_empty() {
         // What standard input holds is not known before it is gone: its header must do.
         let header = format!("{:?} {:?}", feed.meta(), feed.operations());
-        IdentityPart::new("trace", read.path.as_str(), header.as_bytes())
+        IdentityPart::new("trace", feed.meta().source.as_str(), header.as_bytes())
     } else {
         IdentityPart::new("trace", format!("digest {}", read.digest), &[])
     };
-    let reading = format!("{reading:?}");
     Ok(vec![
         IdentityPart::new("program", version, &program),
         trace,
-        IdentityPart::new("reading of the trace", reading, &[]),
+        IdentityPart::new("reading of the trace", options(reading), &[]),
     ])
+}
+
+/// The options by which it is read, as they are typed.
+fn options(reading: &Reading) -> String {
+    let Reading { kallsyms, probes, vm, vcpu, from, to } = reading;
+    let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+    let vcpus: Vec<String> = vcpu.iter().map(u16::to_string).collect();
+    let options = [
+        ("--kallsyms", path(kallsyms)),
+        ("--probes", path(probes)),
+        ("--vm", vm.clone()),
+        ("--vcpu", (!vcpus.is_empty()).then(|| vcpus.join(","))),
+        ("--from", from.clone()),
+        ("--to", to.clone()),
+    ];
+    let typed =
+        options.iter().filter_map(|(name, value)| Some(format!("{name} {}", value.as_ref()?)));
+    let typed: Vec<String> = typed.collect();
+    if typed.is_empty() { "the whole".to_owned() } else { typed.join(" ") }
 }

@@ -39,7 +39,7 @@ fn recordings_and_event_lists() {
         ("svm-tiny-npt0.trace.txt.zst", "never", 300),
         ("svm-kut-pcid-npt1.trace.txt.zst", "kvm-6.1-lts", 40),
         ("vmx-a-blob-ept0-head.trace.txt.xz", "kvm-5.17", 100),
-        ("vmx-b-pcid-ept1.trace.txt.xz", "never", 70),
+        ("vmx-b-pcid-ept1.trace.txt.xz", "never", 5),
     ] {
         let trace = testdata.join(name);
         survives(folder.path(), trace.to_str().unwrap(), policy, every);

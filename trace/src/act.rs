@@ -569,8 +569,6 @@ pub enum Act {
     },
     /// A fault through a copy that memory no longer bears out: legal once, retried.
     SpuriousFault,
-    /// A page becomes the root of a new EPT or NPT, whatever it was before.
-    RootNew(Hpa),
     /// Recordings only: a root as the entry function printed it. The active one is told at every
     /// such print, a cached one where it differs from what was told before.
     RootSeen {
@@ -598,6 +596,8 @@ pub enum Act {
         /// The value.
         value: u64,
     },
+    /// A page becomes the root of a new EPT or NPT, whatever it was before.
+    RootNew(Hpa),
 }
 
 /// Why a root reference is dropped.

@@ -22,6 +22,10 @@ pub trait World {
     fn regs(&self, vcpu: VcpuId) -> &Regs;
     /// The 8 bytes at `gpa` (aligned down to 8) of guest memory, 0 if never written.
     fn read(&self, gpa: Gpa) -> u64;
+    /// The frame of guest memory around `gpa`, as [`World::read`] gives it word by word.
+    fn frame(&self, gpa: Gpa) -> [u64; 512] {
+        std::array::from_fn(|word| self.read(Gpa((gpa.0 & !0xfff) + word as u64 * 8)))
+    }
     /// The host frame that backs this guest page now; `None` if nothing does.
     fn backing(&self, gpa: Gpa) -> Option<Hpa>;
     /// Bytes of guest memory: what lies above is MMIO and has no backing.

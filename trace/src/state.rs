@@ -202,7 +202,7 @@ pub mod table {
     /// # Errors
     /// The serializer's.
     pub fn serialize<T: Serialize, S: Serializer>(
-        entries: &Box<[T; ENTRIES]>,
+        entries: &[T; ENTRIES],
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(entries.iter())
@@ -225,7 +225,7 @@ pub mod table_or_none {
     use super::{Deserialize, Deserializer, Serialize, Serializer, table};
 
     #[derive(Serialize)]
-    struct Shown<'a>(#[serde(with = "table")] &'a Box<[u64; 512]>);
+    struct Shown<'a>(#[serde(with = "table")] &'a [u64; 512]);
 
     #[derive(Deserialize)]
     struct Read(#[serde(with = "table")] Box<[u64; 512]>);
@@ -238,7 +238,7 @@ pub mod table_or_none {
         entries: &Option<Box<[u64; 512]>>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        entries.as_ref().map(Shown).serialize(serializer)
+        entries.as_deref().map(Shown).serialize(serializer)
     }
 
     /// Reads them.

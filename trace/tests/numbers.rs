@@ -310,6 +310,8 @@ numbers!(acts: Act {
     42 Act::RootSeen { .. } => Act::RootSeen { slot: RootSlot::Prev(1), pgd: Some(0x1000), root: Some(Hpa(0x9000)) },
     43 Act::RequestAll(_) => Act::RequestAll(Request::MmuReload),
     44 Act::OldSeen { .. } => Act::OldSeen { register: 4, old: 0x20 },
+    45 Act::RegSeen { .. } => Act::RegSeen { register: 8, value: 0xd01 },
+    46 Act::RootNew(_) => Act::RootNew(Hpa(0x9000)),
 });
 
 /// Checks that values are written behind the number of their variant, and that the numbers are

@@ -8,7 +8,7 @@ use std::ops::{Deref, DerefMut};
 use tlbscope_sim::arch::nested::Whose;
 use tlbscope_sim::arch::required::Scope;
 
-use super::floors::{Floors, Obligation};
+use super::floors::{Floors, Obligation, address};
 
 /// How many obligations of a tag may wait for the invalidation that serves them.
 const RECENT: usize = 64;
@@ -97,10 +97,17 @@ impl Contexts {
         self.here.log.iter().chain(self.away.values().flat_map(|floors| &floors.log))
     }
 
-    /// The latest obligations of every tag.
-    pub fn recent(&mut self) -> impl Iterator<Item = &mut Obligation> {
-        let all = [&mut self.here].into_iter().chain(self.away.values_mut());
-        all.flat_map(|floors| floors.log.iter_mut().rev().take(RECENT))
+    /// The page of this address was invalidated in the group `done`: the latest obligations of every
+    /// tag that are owed for it are served there.
+    pub fn served(&mut self, gva: u64, done: (u16, u32)) {
+        for floors in std::iter::once(&mut self.here).chain(self.away.values_mut()) {
+            let from = floors.log.len().saturating_sub(RECENT);
+            for o in floors.log.range_mut(from..) {
+                if address(&o.scope).is_some_and(|owed| owed >> 12 == gva >> 12) {
+                    o.done = Some(done);
+                }
+            }
+        }
     }
 
     /// The obligation of this instant and scope, in whichever tag it is owed.

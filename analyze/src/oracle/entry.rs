@@ -59,12 +59,7 @@ impl Oracle {
         self.hardware.invalidate(vcpu.pcpu, &context, inv);
         self.physical.invalidate(vcpu.pcpu, inv);
         if let Some((tag, gva)) = one_page(inv, &context) {
-            let done = Some((vcpu.pcpu, tag));
-            for o in vcpu.floors.recent() {
-                if address(&o.scope).is_some_and(|a| a >> 12 == gva >> 12) {
-                    o.done = done;
-                }
-            }
+            vcpu.floors.served(gva, (vcpu.pcpu, tag));
         }
         match inv {
             Inv::Guest(_) => {

@@ -55,8 +55,36 @@ pub struct Held {
     pub judged: u64,
 }
 
-/// Containers of a group, by PCID and whether global.
-pub type Group = BTreeMap<(u16, bool), Held>;
+/// Containers of a group, by PCID and whether global, in that order. Few, so that a flat list is
+/// found through faster than a tree.
+#[derive(Clone, Debug, Default)]
+pub struct Group(Vec<((u16, bool), Held)>);
+
+impl Group {
+    /// The containers.
+    pub fn iter(&self) -> impl Iterator<Item = (&(u16, bool), &Held)> {
+        self.0.iter().map(|(of, held)| (of, held))
+    }
+
+    /// The containers, to note that they were judged.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&(u16, bool), &mut Held)> {
+        self.0.iter_mut().map(|(of, held)| (&*of, held))
+    }
+
+    /// What they hold.
+    pub fn values(&self) -> impl Iterator<Item = &Held> {
+        self.0.iter().map(|(_, held)| held)
+    }
+
+    /// The container of this PCID, `new` if there was none.
+    fn held(&mut self, of: (u16, bool), new: Held) -> &mut Held {
+        let place = self.0.binary_search_by_key(&of, |(of, _)| *of).unwrap_or_else(|place| {
+            self.0.insert(place, (of, new));
+            place
+        });
+        &mut self.0[place].1
+    }
+}
 
 /// Whose a tag is: the vCPU and the tag of L1's processor that runs under it (0: L1).
 pub type Owner = (u16, u16);
@@ -81,7 +109,8 @@ const NOBODY: Owner = (u16::MAX, 0);
 /// All containers and who owns their tags.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Hardware {
-    groups: BTreeMap<GroupKey, Group>,
+    /// By pCPU; those of one pCPU in the order of their keys.
+    groups: Vec<Vec<(GroupKey, Group)>>,
     /// Owner of (pCPU, VPID or ASID, EP4TA).
     owners: BTreeMap<(u16, u32, u64), Ownership>,
     /// Tags that their owner runs under no more: it was given another ASID.
@@ -97,12 +126,8 @@ pub struct Hardware {
 impl Hardware {
     /// From now on copies as old as `stamp` may be in this container.
     pub fn resident(&mut self, key: GroupKey, pcid: u16, global: bool, now: u64, stamp: u64) {
-        let held = self.groups.entry(key).or_default().entry((pcid, global)).or_insert(Held {
-            since: now,
-            stamp,
-            filled: u64::MAX,
-            judged: 0,
-        });
+        let new = Held { since: now, stamp, filled: u64::MAX, judged: 0 };
+        let held = self.group_or_new(key).held((pcid, global), new);
         if stamp < held.stamp {
             held.stamp = stamp;
             held.judged = 0;
@@ -113,12 +138,8 @@ impl Hardware {
     pub fn filled(&mut self, tag: &Tag, global: bool, now: u64, stamp: u64) {
         let key = GroupKey::of(tag);
         let pcid = if tag.class == Class::GuestPhysical { 0 } else { tag.pcid.0 };
-        let held = self.groups.entry(key).or_default().entry((pcid, global)).or_insert(Held {
-            since: now,
-            stamp,
-            filled: stamp,
-            judged: 0,
-        });
+        let new = Held { since: now, stamp, filled: stamp, judged: 0 };
+        let held = self.group_or_new(key).held((pcid, global), new);
         if stamp < held.stamp {
             held.stamp = stamp;
             held.judged = 0;
@@ -126,20 +147,41 @@ impl Hardware {
         held.filled = held.filled.min(stamp);
     }
 
+    /// Where a group stands among those of its pCPU, or would.
+    fn place(&self, key: &GroupKey) -> Option<Result<usize, usize>> {
+        let groups = self.groups.get(usize::from(key.pcpu))?;
+        Some(groups.binary_search_by(|(of, _)| of.cmp(key)))
+    }
+
+    fn group_or_new(&mut self, key: GroupKey) -> &mut Group {
+        let pcpu = usize::from(key.pcpu);
+        if self.groups.len() <= pcpu {
+            self.groups.resize(pcpu + 1, Vec::new());
+        }
+        let place = self.place(&key).unwrap_or(Err(0)).unwrap_or_else(|place| {
+            self.groups[pcpu].insert(place, (key, Group::default()));
+            place
+        });
+        &mut self.groups[pcpu][place].1
+    }
+
     /// The containers of a group.
     #[must_use]
     pub fn group(&self, key: &GroupKey) -> Option<&Group> {
-        self.groups.get(key)
+        let place = self.place(key)?.ok()?;
+        Some(&self.groups[usize::from(key.pcpu)][place].1)
     }
 
     /// The containers of a group, to note that they were judged.
     pub fn group_mut(&mut self, key: &GroupKey) -> Option<&mut Group> {
-        self.groups.get_mut(key)
+        let place = self.place(key)?.ok()?;
+        Some(&mut self.groups[usize::from(key.pcpu)][place].1)
     }
 
     /// All containers whose tag this owner has.
     pub fn owned(&self, owner: Owner) -> impl Iterator<Item = (&GroupKey, &Group)> {
-        self.groups.iter().filter(move |(key, _)| {
+        let groups = self.groups.iter().flatten().map(|(key, group)| (key, group));
+        groups.filter(move |(key, _)| {
             key.class != Class::GuestPhysical
                 && self
                     .owners
@@ -242,10 +284,8 @@ impl Hardware {
         let asid = |k: &GroupKey, a: u32| k.class == Class::Asid && k.id == a;
         let nested = |k: &GroupKey| matches!(k.class, Class::Combined | Class::GuestPhysical);
         let id = context.tag.id;
-        self.groups.retain(|key, group| {
-            if key.pcpu != pcpu {
-                return true;
-            }
+        let Some(groups) = self.groups.get_mut(usize::from(pcpu)) else { return };
+        groups.retain_mut(|(key, group)| {
             let mine = key.class != Class::GuestPhysical && key.id == id;
             let all = match *inv {
                 Inv::VpidSingle(v) => virt(key) && key.id == u32::from(v.0),
@@ -264,12 +304,12 @@ impl Hardware {
                 Inv::Guest(GuestInv::Nonglobal) => mine,
                 _ => false,
             };
-            group.retain(|(pcid, global), _| match *inv {
+            group.0.retain(|((pcid, global), _)| match *inv {
                 Inv::Guest(GuestInv::Pcid(p)) if mine => p.0 != *pcid,
                 Inv::Guest(GuestInv::PcidNonglobal(p)) if mine => *global || p.0 != *pcid,
                 _ => !nonglobal || *global,
             });
-            !all && !group.is_empty()
+            !all && !group.0.is_empty()
         });
     }
 }

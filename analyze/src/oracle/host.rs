@@ -164,9 +164,14 @@ impl Host {
     /// Whether such a change exists.
     #[must_use]
     pub fn outlaws(&self, gpa: u64, stamp: u64, write: bool) -> bool {
-        let late = |c: &Change| c.dead != 0 && c.obligation.time > stamp;
         self.due.may_be_after(gpa, stamp)
-            && self.changes.iter().any(|c| late(c) && c.reaches(gpa, write))
+            && self.newer(stamp).any(|c| c.dead != 0 && c.reaches(gpa, write))
+    }
+
+    /// The changes after an instant: they stand in the order of time.
+    fn newer(&self, stamp: u64) -> impl Iterator<Item = &Change> {
+        let from = self.changes.partition_point(|c| c.obligation.time <= stamp);
+        self.changes.range(from..)
     }
 
     /// Changes past their deadline that a vCPU may violate from containers of this processor that are

@@ -1,14 +1,14 @@
 //! When something last happened to a frame, without a search: an answer that is never too early.
 
-/// Buckets that frames share. A working set of neighbouring frames up to this many keeps them apart.
-const BUCKETS: usize = 1 << 12;
+/// log2 of the buckets that frames share.
+const BITS: u32 = 12;
 
-/// An upper bound for the time of the latest range that covers a frame. Frames with the same low
-/// bits share a bucket, so that the bound may be that of another frame; who needs the exact answer
-/// searches after the bound says that there may be one.
-#[derive(Clone, Debug, Default)]
+/// An upper bound for the time of the latest range that covers a frame. Several frames share a
+/// bucket, so that the bound may be that of another frame; who needs the exact answer searches
+/// after the bound says that there may be one.
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Recent {
-    /// By the low bits of the frame's number; empty until something happens.
+    /// By a hash of the frame's number; empty until something happens.
     buckets: Vec<u64>,
     /// The latest range that covers more frames than there are buckets.
     wide: u64,
@@ -24,11 +24,11 @@ impl Recent {
         }
         self.latest = self.latest.max(time);
         let (first, last) = (gpa >> 12, (end - 1) >> 12);
-        if last - first >= BUCKETS as u64 {
+        if last - first >= 1 << BITS {
             self.wide = self.wide.max(time);
             return;
         }
-        self.buckets.resize(BUCKETS, 0);
+        self.buckets.resize(1 << BITS, 0);
         for frame in first..=last {
             let bucket = &mut self.buckets[Self::bucket(frame)];
             *bucket = time.max(*bucket);
@@ -49,8 +49,10 @@ impl Recent {
         self.latest > since
     }
 
+    /// Page tables and data lie in runs of neighbouring frames: a multiplication by the golden
+    /// ratio keeps runs apart from each other.
     const fn bucket(frame: u64) -> usize {
-        frame as usize & (BUCKETS - 1)
+        (frame.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - BITS)) as usize
     }
 }
 
@@ -66,8 +68,6 @@ mod tests {
         assert!(recent.may_be_after(0x5000, 9) && recent.may_be_after(0x6fff, 9));
         assert!(!recent.may_be_after(0x5000, 10), "not after its own time");
         assert!(!recent.may_be_after(0x4fff, 0) && !recent.may_be_after(0x7000, 0));
-        // 2^12 frames on, the bucket is the same.
-        assert!(recent.may_be_after(0x5000 + (1 << 24), 9));
         recent.note(0, u64::MAX, 20);
         assert!(recent.may_be_after(0x1234_5000, 19) && !recent.may_be_after(0x5000, 20));
         recent.note(0x5000, 0x5001, 15);

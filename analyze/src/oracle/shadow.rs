@@ -11,6 +11,16 @@ use super::latest::Latest;
 /// (facts/kvm.md 7.2).
 const DIRECT: u32 = 1 << 7;
 
+/// Entries of a page.
+const ENTRIES: usize = 512;
+
+/// A link to another page.
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
+struct Link {
+    child: u32,
+    /// When it was made.
+    made: u64,
+}
 /// Entries of upper tables of which it is remembered what they point at.
 const POINTED: usize = 1 << 17;
 
@@ -19,6 +29,10 @@ const POINTED: usize = 1 << 17;
 struct Page {
     gfn: u64,
     level: u8,
+    /// When each present leaf entry was made, 0 where none is; empty until there is one.
+    set: Vec<u64>,
+    /// Where each link points; empty until there is one.
+    links: Vec<Option<Link>>,
     /// When it turned unsync.
     frozen: Option<u64>,
     /// The guest's table as it was then, entries renewed since taken over.
@@ -45,6 +59,20 @@ impl Page {
             _ => None,
         }
     }
+
+    /// When a leaf entry was made, if it is present.
+    fn made(&self, index: u16) -> Option<u64> {
+        self.set.get(place(index)).copied().filter(|made| *made != 0)
+    }
+
+    fn link(&self, index: u16) -> Option<Link> {
+        self.links.get(place(index)).copied().flatten()
+    }
+}
+
+/// Where an entry stands in its page.
+const fn place(index: u16) -> usize {
+    index as usize % ENTRIES
 }
 
 /// An entry of an upper table of the guest: what it points at, or did when it was present last.
@@ -61,12 +89,8 @@ struct Pointed {
 pub struct Shadow {
     #[serde(with = "tlbscope_trace::state::map")]
     pages: FxHashMap<u32, Page>,
-    /// When each present leaf SPTE was made.
-    #[serde(with = "tlbscope_trace::state::map")]
-    set: FxHashMap<(u32, u16), u64>,
-    /// Where the links point, and when each was made.
-    #[serde(with = "tlbscope_trace::state::map")]
-    links: FxHashMap<(u32, u16), (u32, u64)>,
+    /// How many links there are.
+    links: usize,
     /// Unsync pages, sorted.
     unsync: Vec<u32>,
     /// Entries of the guest's upper tables, by address.
@@ -104,22 +128,34 @@ impl Shadow {
 
     fn link(&mut self, parent: u32, index: u16, child: u32, now: u64) {
         self.unlink(parent, index);
-        self.links.insert((parent, index), (child, now));
+        let page = self.pages.entry(parent).or_default();
+        page.links.resize(ENTRIES, None);
+        page.links[place(index)] = Some(Link { child, made: now });
+        self.links += 1;
         self.pages.entry(child).or_default().parents.push((parent, index));
     }
 
     fn unlink(&mut self, parent: u32, index: u16) {
-        if let Some((child, _)) = self.links.remove(&(parent, index))
-            && let Some(page) = self.pages.get_mut(&child)
-        {
+        let page = self.pages.get_mut(&parent);
+        let link = page.and_then(|page| page.links.get_mut(place(index))?.take());
+        if let Some(link) = link {
+            self.links -= 1;
+            self.orphan(link.child, parent, index);
+        }
+    }
+
+    /// A link to `child` is gone.
+    fn orphan(&mut self, child: u32, parent: u32, index: u16) {
+        if let Some(page) = self.pages.get_mut(&child) {
             page.parents.retain(|p| *p != (parent, index));
         }
     }
 
     fn set_entry<W: World>(&mut self, sp: u32, index: u16, now: u64, world: &W) {
         self.clear_entry(sp, index);
-        self.set.insert((sp, index), now);
         let page = self.pages.entry(sp).or_default();
+        page.set.resize(ENTRIES, 0);
+        page.set[place(index)] = now;
         page.present += 1;
         if page.frozen.is_some() && page.newer == 0 {
             page.newer = now;
@@ -132,8 +168,9 @@ impl Shadow {
     }
 
     fn clear_entry(&mut self, sp: u32, index: u16) {
-        let Some(set) = self.set.remove(&(sp, index)) else { return };
         let Some(page) = self.pages.get_mut(&sp) else { return };
+        let Some(slot) = page.set.get_mut(place(index)).filter(|set| **set != 0) else { return };
+        let set = std::mem::take(slot);
         page.present = page.present.saturating_sub(1);
         if page.frozen.is_some_and(|frozen| set <= frozen) {
             page.old = page.old.saturating_sub(1);
@@ -150,9 +187,7 @@ impl Shadow {
         page.newer = 0;
         // A recording has no guest memory to keep.
         if world.memory_bytes() > 0 {
-            let base = page.gfn << 12;
-            let entry = |index: usize| world.read(Gpa(base + index as u64 * 8));
-            page.snapshot = Some(Box::new(std::array::from_fn(entry)));
+            page.snapshot = Some(Box::new(world.frame(Gpa(page.gfn << 12))));
         }
         if let Err(place) = self.unsync.binary_search(&sp) {
             self.unsync.insert(place, sp);
@@ -174,12 +209,16 @@ impl Shadow {
     fn forget(&mut self, sp: u32) {
         self.thaw(sp);
         let Some(page) = self.pages.remove(&sp) else { return };
-        for link in page.parents {
-            self.links.remove(&link);
+        for (parent, index) in page.parents {
+            let parent = self.pages.get_mut(&parent);
+            let link = parent.and_then(|parent| parent.links.get_mut(place(index))?.take());
+            self.links -= usize::from(link.is_some());
         }
-        for index in 0..512 {
-            self.set.remove(&(sp, index));
-            self.unlink(sp, index);
+        for (index, link) in (0..).zip(page.links) {
+            if let Some(link) = link {
+                self.links -= 1;
+                self.orphan(link.child, sp, index);
+            }
         }
     }
 
@@ -188,8 +227,8 @@ impl Shadow {
     pub fn linked_since(&self, parent: Sp, child: Sp, gva: u64, since: u64) -> bool {
         let Some(page) = self.pages.get(&parent.0) else { return false };
         let index = gva >> (12 + 9 * u32::from(page.level.clamp(1, 5) - 1)) & 511;
-        let link = self.links.get(&(parent.0, index as u16));
-        link.is_some_and(|(to, made)| *to == child.0 && *made < since)
+        let link = page.link(index as u16);
+        link.is_some_and(|link| link.child == child.0 && link.made < since)
     }
 
     /// The guest table behind a page.
@@ -202,8 +241,8 @@ impl Shadow {
     /// (`None`: not known).
     #[must_use]
     pub fn entry(&self, sp: Sp, index: u16) -> (Option<u64>, Option<u64>) {
-        let set = self.set.get(&(sp.0, index)).copied();
-        let frozen = self.pages.get(&sp.0).and_then(|page| page.frozen);
+        let Some(page) = self.pages.get(&sp.0) else { return (None, None) };
+        let (set, frozen) = (page.made(index), page.frozen);
         (frozen.map(|frozen| frozen.max(set.unwrap_or(0))), set)
     }
 
@@ -254,14 +293,18 @@ impl Shadow {
     #[must_use]
     pub fn root_stamp(&self, root: Sp) -> Option<u64> {
         // A recording shows no links: each page stands for itself.
-        if self.links.is_empty() {
+        if self.links == 0 {
             return self.pages.get(&root.0)?.stamp();
         }
-        let below = self.unsync.iter().filter_map(|sp| {
-            let stamp = self.pages.get(sp)?.stamp()?;
-            self.reaches(*sp, root.0, 5).then_some(stamp)
-        });
-        below.min()
+        let mut oldest = None;
+        for sp in &self.unsync {
+            let Some(stamp) = self.pages.get(sp).and_then(Page::stamp) else { continue };
+            // The way up is asked for only where the answer matters.
+            if oldest.is_none_or(|oldest| stamp < oldest) && self.reaches(*sp, root.0, 5) {
+                oldest = Some(stamp);
+            }
+        }
+        oldest
     }
 
     /// Whether `sp` lies below `root`, at most `depth` links up.
@@ -281,15 +324,16 @@ impl Shadow {
         }
         let mut sp = root.0;
         loop {
-            let level = self.pages.get(&sp)?.level;
+            let page = self.pages.get(&sp)?;
+            let level = page.level;
             if !(1..=5).contains(&level) {
                 return None;
             }
             let index = (gva >> (12 + 9 * (u32::from(level) - 1)) & 511) as u16;
-            match self.links.get(&(sp, index)) {
-                Some((child, _)) if level > 1 => sp = *child,
+            match page.link(index) {
+                Some(link) if level > 1 => sp = link.child,
                 _ => {
-                    self.set.get(&(sp, index))?;
+                    page.made(index)?;
                     return self.entry(Sp(sp), index).0;
                 }
             }

@@ -19,7 +19,7 @@ use crate::finding::{Class, Findings, Kind};
 use crate::tally::{Counts, Tally};
 
 /// By what the numbers of a run are taken apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum By {
     /// Each vCPU, and the host.
     Vcpu,
@@ -30,13 +30,14 @@ pub enum By {
 }
 
 /// The share of one vCPU, register or transition.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Part {
     /// Whose share it is.
     pub name: String,
     /// Operations; 0 where it is not taken apart by them.
     pub operations: u64,
     /// What was done.
+    #[serde(with = "crate::state::counts")]
     pub counts: Counts,
     /// What it cost, in cycles.
     pub cycles: u64,
@@ -45,7 +46,7 @@ pub struct Part {
 }
 
 /// Numbers of findings.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Verdicts {
     /// Missed flushes, harmful and benign.
     pub missed: u64,
@@ -73,11 +74,12 @@ impl Verdicts {
 }
 
 /// Takes a run apart by its operations while it runs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Breakdown {
     by: By,
     parts: BTreeMap<String, Part>,
     /// What was counted before the operation under way.
+    #[serde(with = "crate::state::counts")]
     before: Counts,
     excessive_before: u64,
 }
@@ -212,6 +214,7 @@ fn operation(op: &Op) -> &'static str {
         | Op::Store { .. } => "store",
         Op::Invlpg(_) => "invlpg",
         Op::Invpcid(_) => "invpcid",
+        Op::PageFault { .. } => "page-fault",
         Op::Init => "init",
         Op::Reset => "reset",
         Op::Smi => "smi",

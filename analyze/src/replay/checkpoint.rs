@@ -210,8 +210,9 @@ fn identity(
     let content = format!("{machine:?} {processor:?} {regs:?}");
     identity.push(IdentityPart::new("machine", machine.tlb.as_str(), content.as_bytes()));
     identity.push(IdentityPart::new("--max-findings", wanted.max_findings.to_string(), &[]));
+    identity.push(IdentityPart::new("breakdown", format!("{:?}", wanted.by), &[]));
     let suppressions = format!("{:?}", wanted.suppressions);
-    identity.push(IdentityPart::new("--suppress", "", suppressions.as_bytes()));
+    identity.push(IdentityPart::new("--suppress", "those", suppressions.as_bytes()));
     identity
 }
 

@@ -189,12 +189,13 @@ impl Run {
 
 /// All of a run that its trace, policy and machine do not say.
 #[derive(Serialize, Deserialize)]
-struct State<M, W, O> {
+struct State<M, W, O, B> {
     machine: M,
     watching: W,
     events: u64,
     left_out: u64,
     oddities: O,
+    breakdown: B,
 }
 
 impl Run {
@@ -204,19 +205,11 @@ impl Run {
     ///
     /// It cannot be written.
     pub fn save(&self, out: &mut impl Write) -> Result<(), CodecError> {
-        // Nothing is taken apart in a run with checkpoints.
-        let Self {
-            setup: _,
-            policy: _,
-            machine,
-            watching,
-            events,
-            left_out,
-            oddities,
-            breakdown: _,
-        } = self;
+        let Self { setup: _, policy: _, machine, watching, events, left_out, oddities, breakdown } =
+            self;
         let (events, left_out) = (*events, *left_out);
-        codec::encode_state(&State { machine, watching, events, left_out, oddities }, out)
+        let state = State { machine, watching, events, left_out, oddities, breakdown };
+        codec::encode_state(&state, out)
     }
 
     /// A run of the same machine and policy, in a state that was saved; `None` if the state is of
@@ -226,21 +219,12 @@ impl Run {
     ///
     /// The bytes are no state.
     pub fn resume(self, state: &[u8], wanted: &Wanted) -> Result<Option<Self>, CodecError> {
-        let state: State<Machine, (Oracle, Tally), Oddities> = codec::decode_state(state)?;
-        let State { machine, mut watching, events, left_out, oddities } = state;
-        let Self { setup, policy, machine: new, breakdown, .. } = self;
+        type Whole = State<Machine, (Oracle, Tally), Oddities, Option<Breakdown>>;
+        let state: Whole = codec::decode_state(state)?;
+        let State { machine, mut watching, events, left_out, oddities, breakdown } = state;
+        let Self { setup, policy, machine: new, .. } = self;
         watching.0.accept(wanted.suppressions.clone(), &policy.name);
-        let machine = new.in_state_of(machine);
-        let run = |machine| Self {
-            setup,
-            policy,
-            machine,
-            watching,
-            events,
-            left_out,
-            oddities,
-            breakdown,
-        };
-        Ok(machine.map(run))
+        let Some(machine) = new.in_state_of(machine) else { return Ok(None) };
+        Ok(Some(Self { setup, policy, machine, watching, events, left_out, oddities, breakdown }))
     }
 }

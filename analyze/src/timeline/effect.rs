@@ -72,7 +72,7 @@ impl Kind {
     ];
 
     /// The rows of a lane, from the top.
-    pub const ROWS: [&'static str; 5] = ["operations", "requests", "flushes", "roots", "verdicts"];
+    pub const ROWS: [&'static str; 5] = ["ops", "requests", "flushes", "roots", "verdicts"];
 
     /// The row of a lane that it is on.
     #[must_use]

@@ -28,12 +28,12 @@ pub struct Case {
     pub events: Vec<Event>,
 }
 
-/// As a scenario writes it, so that a shrunken case can be pasted into a file.
+/// A whole scenario file, which holds as soon as what the shrunken case shows is mended.
 impl fmt::Debug for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let m = &self.machine;
-        writeln!(f, "{}", self.policy)?;
-        writeln!(f, "events = '''")?;
+        writeln!(f, "name = \"random\"\nabout = \"A shrunken case.\"\nsource = \"random lists\"")?;
+        writeln!(f, "\nevents = '''")?;
         for event in &self.events {
             writeln!(f, "{}", write_event(event))?;
         }
@@ -42,7 +42,9 @@ impl fmt::Debug for Case {
         let mmu = if m.mmu == MmuKind::Tdp { "tdp" } else { "shadow" };
         writeln!(f, "vendor = \"{vendor}\"\nmmu = \"{mmu}\"\nmode = \"{}\"", mode_name(m.mode))?;
         writeln!(f, "steal-time = {}\nhyperv = {}", m.steal_time, m.hyperv)?;
-        write!(f, "tlb = \"{}\"\nvpid = {}", m.tlb, m.vpid)
+        writeln!(f, "tlb = \"{}\"\nvpid = {}", m.tlb, m.vpid)?;
+        write!(f, "{}", self.policy)?;
+        write!(f, "\n[expect.{}]\nmissed = []\nexposed = []", self.policy.name())
     }
 }
 

@@ -43,12 +43,13 @@ pub struct Pick {
 
 impl fmt::Display for Pick {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "# policy: extends = \"{}\"", self.base)?;
         for (register, index) in &self.without {
-            write!(f, ", without rule {index} of {}", Register::ALL[*register].key())?;
+            writeln!(f, "# without rule {index} of {}", Register::ALL[*register].key())?;
         }
-        for flip in &self.flips {
-            write!(f, ", {}", FLIPS[*flip])?;
+        let lines = self.mechanics();
+        if !lines.is_empty() {
+            writeln!(f, "\n[policy.random]\nextends = \"{}\"", self.base)?;
+            writeln!(f, "[policy.random.mechanics]\n{}", lines.join("\n"))?;
         }
         Ok(())
     }
@@ -58,6 +59,23 @@ impl Pick {
     /// A built-in policy as it is.
     pub const fn builtin(base: &'static str) -> Self {
         Self { base, without: Vec::new(), flips: Vec::new() }
+    }
+
+    /// Its name in a scenario file.
+    pub fn name(&self) -> String {
+        if self.flips.is_empty() { format!("\"{}\"", self.base) } else { "random".to_owned() }
+    }
+
+    /// Its mechanics, each key once.
+    fn mechanics(&self) -> Vec<&'static str> {
+        let key = |line: &'static str| line.split(' ').next();
+        let mut lines: Vec<&'static str> = Vec::new();
+        for line in self.flips.iter().map(|flip| FLIPS[*flip]) {
+            if lines.iter().all(|other| key(other) != key(line)) {
+                lines.push(line);
+            }
+        }
+        lines
     }
 
     /// One of these, as they are.
@@ -83,13 +101,7 @@ impl Pick {
 /// Makes the policy. A flip of a mechanic that cannot be laid over the one before is an error.
 pub fn policy(pick: &Pick) -> Policy {
     let mut made = load(pick.base).expect("a built-in");
-    let mut last: Vec<&str> = Vec::new();
-    for flip in &pick.flips {
-        let key = FLIPS[*flip].split(' ').next();
-        if last.iter().all(|line| line.split(' ').next() != key) {
-            last.push(FLIPS[*flip]);
-        }
-    }
+    let last = pick.mechanics();
     if !last.is_empty() {
         let lines = last.join("\n");
         let text = format!("extends = \"{}\"\n[mechanics]\n{lines}\n", pick.base);

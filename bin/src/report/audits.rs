@@ -131,13 +131,8 @@ fn transitions(audit: &Audit) -> Table {
 
 fn run(one: &Recorded<'_>, budget: usize) -> Run {
     let (timeline, spans) = timeline::of_recording(one.recording, one.audit, budget);
-    let findings: Vec<Finding> = one
-        .audit
-        .found
-        .iter()
-        .zip(&spans)
-        .map(|(found, span)| finding(one.recording, found, span))
-        .collect();
+    let findings: Vec<Finding> =
+        one.audit.found.iter().zip(&spans).map(|(found, span)| finding(one, found, span)).collect();
     let total: u64 = one.audit.groups.values().sum();
     let more = total.saturating_sub(findings.len() as u64);
     let ids = one.audit.found.iter().map(|found| found.finding.rule);
@@ -157,10 +152,11 @@ fn run(one: &Recorded<'_>, budget: usize) -> Run {
     }
 }
 
-fn finding(recording: &Recording, found: &Found, span: &Span) -> Finding {
+fn finding(one: &Recorded<'_>, found: &Found, span: &Span) -> Finding {
     let f = &found.finding;
-    let story = Story::of(recording, found);
+    let story = Story::of(one.recording, found);
     let (kind, tone) = verdict(f.kind);
+    let accepted = one.audit.suppressed.contains_key(&f.group());
     let place = |line: &Line| format!("line {}, {}", line.line, instant(line.time));
     let step = |head, line: &Line| Step { head, at: place(line), what: line.what.clone() };
     let mut chain = vec![step("operation", &story.cause)];
@@ -181,7 +177,8 @@ fn finding(recording: &Recording, found: &Found, span: &Span) -> Finding {
     }
     Finding {
         kind,
-        tone,
+        tone: if accepted { Tone::Info } else { tone },
+        accepted,
         rule: f.rule,
         op: f.op,
         vcpu: f.vcpu,

@@ -134,6 +134,8 @@ pub struct Rule {
 pub struct Finding {
     pub kind: &'static str,
     pub tone: Tone,
+    /// A suppression accepts it.
+    pub accepted: bool,
     pub rule: &'static str,
     pub op: &'static str,
     pub vcpu: u16,

@@ -177,7 +177,7 @@ fn the_run(trace: &Replayed<'_>, run: &Replay, told: Option<Told>) -> Run {
         Told { findings, chains, spans, ..Told::default() }
     });
     let vendor = trace.setup.machine.vendor;
-    let telling = Telling { told: &told };
+    let telling = Telling { told: &told, judged: &run.findings };
     let findings: Vec<Finding> = (0..told.findings.len()).map(|n| telling.finding(n)).collect();
     let rules = rules(told.findings.iter().map(|finding| finding.rule), Some(vendor));
     let more = total.saturating_sub(findings.len() as u64);
@@ -229,15 +229,18 @@ pub const fn verdict(kind: Kind) -> (&'static str, Tone) {
 /// Tells findings of one run.
 struct Telling<'a> {
     told: &'a Told,
+    judged: &'a finding::Findings,
 }
 
 impl Telling<'_> {
     fn finding(&self, n: usize) -> Finding {
         let (f, chain) = (&self.told.findings[n], &self.told.chains[n]);
         let (kind, tone) = verdict(f.kind);
+        let accepted = self.judged.suppression(&f.group()).is_some();
         Finding {
             kind,
-            tone,
+            tone: if accepted { Tone::Info } else { tone },
+            accepted,
             rule: f.rule,
             op: f.op,
             vcpu: f.vcpu,

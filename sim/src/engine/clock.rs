@@ -14,7 +14,7 @@ use tlbscope_trace::op::{Actor, Event, Op};
 use super::{BOOT, Machine, Step};
 
 /// An event still to come.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 struct Ahead {
     index: u64,
     event: Event,
@@ -22,7 +22,7 @@ struct Ahead {
 }
 
 /// What is known of the events to come.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Clock {
     ahead: VecDeque<Ahead>,
     /// Actors in the middle of something.

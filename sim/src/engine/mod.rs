@@ -136,6 +136,7 @@ pub struct Machine {
     #[serde(skip)]
     pub(crate) schedule: Option<Box<Schedule>>,
     /// The events still to come, where kicks take time.
+    #[serde(skip)]
     clock: Option<Box<clock::Clock>>,
 }
 
@@ -162,6 +163,10 @@ impl World for Machine {
 
     fn read(&self, gpa: Gpa) -> u64 {
         self.memory.read(gpa)
+    }
+
+    fn frame(&self, gpa: Gpa) -> [u64; 512] {
+        self.memory.frame(gpa)
     }
 
     fn backing(&self, gpa: Gpa) -> Option<Hpa> {

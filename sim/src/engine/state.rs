@@ -1,6 +1,6 @@
 //! The state of a machine, to be kept and taken up again. The whole machine is written but what its
-//! owner has anyway, its configuration and policy; and a schedule of orders, which is explored in
-//! memory.
+//! owner has anyway, its configuration and policy; and what it was told of events to come, in
+//! explorations of orders and of time: these are not kept.
 
 use std::sync::Arc;
 

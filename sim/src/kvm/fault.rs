@@ -76,7 +76,7 @@ impl Machine {
         let leaf = match walk.result {
             Ok(leaf) => leaf,
             Err(code) => {
-                self.inject_own_fault(v, access.gva, code, o);
+                self.act(o, Act::Inject { vector: 14, error: Some(code) });
                 return Fixed::Guest(code);
             }
         };

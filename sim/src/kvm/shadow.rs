@@ -135,6 +135,12 @@ impl ShadowPages {
         if self.lost.is_some() && old != new {
             self.note_lost(old);
         }
+        if let (Spte::Leaf(was), Spte::Leaf(leaf)) = (old, new)
+            && was.gpa.0 / PAGE_BYTES == leaf.gpa.0 / PAGE_BYTES
+        {
+            // Other rights: it maps the same frame from the same place.
+            return old;
+        }
         match old {
             Spte::Link(child) => {
                 self.pages[child.0 as usize].parents.retain(|p| *p != (sp, index));

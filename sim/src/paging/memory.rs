@@ -82,6 +82,16 @@ impl GuestMemory {
         }
     }
 
+    /// The frame around `gpa`; zeros if never written.
+    #[must_use]
+    pub fn frame(&self, gpa: Gpa) -> [u64; WORDS] {
+        let words = self.slot(gpa.0 >> 12).and_then(|slot| {
+            let first = slot * WORDS;
+            self.arena.get(first..first + WORDS)?.try_into().ok()
+        });
+        words.unwrap_or([0; WORDS])
+    }
+
     /// The entry of `bytes` (4 or 8) at `gpa`, aligned down to its size.
     #[must_use]
     pub fn read_entry(&self, gpa: Gpa, bytes: u8) -> u64 {

@@ -125,6 +125,8 @@ pub struct Tlb {
     psc: [Option<Store<PscEntry>>; 4],
     /// The last tag looked up and its PCID and global containers.
     last: Option<(Tag, [Option<u32>; 2])>,
+    /// The last tag of guest-physical mappings and its container.
+    last_physical: Option<(Tag, u32)>,
     sweep_at: usize,
     psc_sweep_at: [usize; 4],
 }
@@ -154,6 +156,7 @@ impl Tlb {
             entries: Store::new(geometry),
             psc: psc.map(|geometry| geometry.map(Store::new)),
             last: None,
+            last_physical: None,
             sweep_at: SWEEP,
             psc_sweep_at: [SWEEP; 4],
         }
@@ -164,6 +167,9 @@ impl Tlb {
     }
 
     fn container_or_new(&mut self, tag: &Tag, space: Space) -> u32 {
+        if let Some(at) = self.remembered(tag, space) {
+            return at;
+        }
         let next = self.containers.len() as u32;
         let at = *self.by_key.entry(container_key(tag, space)).or_insert(next);
         if at == next {
@@ -180,6 +186,25 @@ impl Tlb {
             });
         }
         at
+    }
+
+    /// The container of a tag that was looked up last: most inserts follow a lookup.
+    fn remembered(&self, tag: &Tag, space: Space) -> Option<u32> {
+        if space == Space::Physical {
+            return self.last_physical.filter(|(last, _)| last == tag).map(|(_, at)| at);
+        }
+        let (_, [pcid, global]) = self.last.filter(|(last, _)| last == tag)?;
+        if space == Space::Pcid { pcid } else { global }
+    }
+
+    /// The container of guest-physical mappings, of which a walk looks up one for each table.
+    fn physical(&mut self, tag: &Tag) -> Option<u32> {
+        if let Some(at) = self.remembered(tag, Space::Physical) {
+            return Some(at);
+        }
+        let at = self.container(tag, Space::Physical)?;
+        self.last_physical = Some((*tag, at));
+        Some(at)
     }
 
     fn pair(&mut self, tag: &Tag) -> [Option<u32>; 2] {
@@ -222,7 +247,7 @@ impl Tlb {
 
     /// The guest-physical mapping of `gpa` (EPT by EP4TA; on AMD by ASID).
     pub fn lookup_gpa(&mut self, tag: &Tag, gpa: Gpa) -> Option<&Entry> {
-        let container = self.container(tag, Space::Physical)?;
+        let container = self.physical(tag)?;
         let at = self.find_in(container, gpa.0)?;
         self.used(at)
     }

@@ -1,6 +1,7 @@
 //! The one stream that all forms of a recording become: named events with fields. A form's reader
 //! makes them, [`super::kvm`] says what they mean.
 
+use super::args::Args;
 use super::format::Raw;
 use super::number::{number, text_arg};
 
@@ -35,6 +36,8 @@ pub(super) struct Event<'a> {
 pub(super) enum Fields<'a> {
     /// As the kernel or a tool printed it.
     Text(&'a [u8]),
+    /// The same, with its words found.
+    Words(&'a [u8], &'a Args),
     /// As it lies in a ring buffer, by its format.
     Raw(Raw<'a>),
 }
@@ -44,6 +47,7 @@ impl<'a> Event<'a> {
     pub fn num(&self, key: &[u8]) -> Option<u64> {
         match &self.fields {
             Fields::Text(text) => number(text_arg(text, key)?),
+            Fields::Words(text, args) => number(args.get(text, key)?),
             Fields::Raw(raw) => raw.num(key),
         }
     }
@@ -52,6 +56,7 @@ impl<'a> Event<'a> {
     pub fn has(&self, key: &[u8]) -> bool {
         match &self.fields {
             Fields::Text(text) => text_arg(text, key).is_some(),
+            Fields::Words(text, args) => args.get(text, key).is_some(),
             Fields::Raw(raw) => raw.format.field(key).is_some(),
         }
     }
@@ -60,6 +65,7 @@ impl<'a> Event<'a> {
     pub fn symbol(&self, key: &[u8]) -> Option<&'a [u8]> {
         match &self.fields {
             Fields::Text(text) => text_arg(text, key),
+            Fields::Words(text, args) => args.get(text, key),
             Fields::Raw(raw) => raw.symbol(key),
         }
     }
@@ -67,7 +73,7 @@ impl<'a> Event<'a> {
     /// The text as printed; nothing for raw fields.
     pub const fn text(&self) -> &'a [u8] {
         match self.fields {
-            Fields::Text(text) => text,
+            Fields::Text(text) | Fields::Words(text, _) => text,
             Fields::Raw(_) => b"",
         }
     }

@@ -1,6 +1,7 @@
 //! Other programs' recordings. A form's reader turns its file into one stream of named events with
 //! fields, and one interpreter turns those into records.
 
+mod args;
 pub mod dat;
 mod event;
 mod format;

@@ -25,7 +25,11 @@ pub(super) fn hex(text: &[u8]) -> Option<u64> {
     let mut any = false;
     let mut value = 0_u64;
     for digit in digits {
-        value = value.checked_mul(16)?.checked_add(u64::from(digit))?;
+        // Another digit would not fit.
+        if value >> 60 != 0 {
+            return None;
+        }
+        value = value << 4 | u64::from(digit);
         any = true;
     }
     any.then_some(value)

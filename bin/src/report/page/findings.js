@@ -29,7 +29,7 @@ report.findings = (data, showInTimeline) => {
   };
 
   const entry = (of, f, n) => {
-    const summary = make("summary", {}, make("span", { class: "number" }, `${n + 1}`), make("span", { class: "badge" }, f.kind),
+    const summary = make("summary", {}, make("span", { class: "number" }, `${n + 1}`), make("span", { class: "badge" }, f.accepted ? `${f.kind}, accepted` : f.kind),
       make("span", { class: "rule" }, f.rule), make("span", { class: "what" }, `${f.op} on v${f.vcpu}${f.place ? `, ${f.place}` : ""}`));
     const item = make("details", { class: `finding ${f.tone}` }, summary);
     item.dataset.finding = n;

@@ -1,6 +1,8 @@
 //! One line of text, taken apart: `TASK-PID [CPU] FLAGS SECONDS: EVENT: FIELDS` of tracefs and
 //! `trace-cmd report`, `TASK PID [CPU] SECONDS: SYSTEM:EVENT: FIELDS` of `perf script`.
 
+use memchr::{memchr, memchr_iter, memrchr};
+
 use super::super::event::{Event, Fields};
 use super::super::number::{decimal, digits_at, hex};
 use super::super::symbols::{Symbols, on_entry, plain, split_offset};
@@ -88,7 +90,7 @@ fn event<'a>(line: &'a [u8], symbols: &'a Symbols) -> Option<(Event<'a>, Printer
 fn cpu_brackets(line: &[u8]) -> Option<(usize, usize)> {
     let mut from = 0;
     loop {
-        let open = from + line[from..].iter().position(|&c| c == b'[')?;
+        let open = from + memchr(b'[', &line[from..])?;
         let end = open + 1 + digits_at(&line[open + 1..]).len();
         if open > 0 && line[open - 1] == b' ' && end > open + 1 && line.get(end) == Some(&b']') {
             return Some((open, end));
@@ -103,20 +105,20 @@ fn task(text: &[u8]) -> Option<(u32, Option<u32>, Printer)> {
     let mut text = text.trim_ascii_end();
     let mut tgid = None;
     if text.last() == Some(&b')') {
-        let open = text.iter().rposition(|&c| c == b'(')?;
+        let open = memrchr(b'(', text)?;
         tgid = small(text[open + 1..text.len() - 1].trim_ascii());
         text = text[..open].trim_ascii_end();
     }
-    let word = text.iter().rposition(|&c| c == b' ').map_or(text, |blank| &text[blank + 1..]);
+    let word = memrchr(b' ', text).map_or(text, |blank| &text[blank + 1..]);
     if let Some(pid) = small(word) {
         return Some((pid, tgid, Printer::Perf));
     }
-    if let Some(slash) = word.iter().position(|&c| c == b'/')
+    if let Some(slash) = memchr(b'/', word)
         && let (Some(group), Some(pid)) = (small(&word[..slash]), small(&word[slash + 1..]))
     {
         return Some((pid, Some(group), Printer::Perf));
     }
-    let dash = text.iter().rposition(|&c| c == b'-')?;
+    let dash = memrchr(b'-', text)?;
     Some((small(&text[dash + 1..])?, tgid, Printer::Ftrace))
 }
 
@@ -125,7 +127,7 @@ fn stamp(text: &[u8]) -> Option<(u64, &[u8])> {
     let mut rest = text;
     for _ in 0..2 {
         rest = rest.trim_ascii_start();
-        let end = rest.iter().position(|&c| c == b' ')?;
+        let end = memchr(b' ', rest)?;
         let (word, tail) = rest.split_at(end);
         if let Some(ns) = word.strip_suffix(b":").and_then(seconds) {
             return Some((ns, tail.trim_ascii_start()));
@@ -137,7 +139,7 @@ fn stamp(text: &[u8]) -> Option<(u64, &[u8])> {
 
 /// `SECONDS.FRACTION` with up to nine digits behind the point.
 pub(in crate::import) fn seconds(text: &[u8]) -> Option<u64> {
-    let point = text.iter().position(|&c| c == b'.')?;
+    let point = memchr(b'.', text)?;
     let fraction = &text[point + 1..];
     if fraction.len() > 9 {
         return None;
@@ -157,11 +159,11 @@ fn name(text: &[u8], printer: Printer) -> Option<(&[u8], &[u8])> {
             text = text[digits..].trim_ascii_start();
         }
     }
-    let end = text.iter().position(|&c| c == b' ').unwrap_or(text.len());
+    let end = memchr(b' ', text).unwrap_or(text.len());
     let word = text[..end].strip_suffix(b":");
     let Some(word) = word else {
         // `kvm_cr:x`: no blank behind the name.
-        let colon = text[..end].iter().position(|&c| c == b':')?;
+        let colon = memchr(b':', &text[..end])?;
         return (colon > 0).then(|| (&text[..colon], text[colon + 1..].trim_ascii_start()));
     };
     let name = match printer {
@@ -176,11 +178,11 @@ fn name(text: &[u8], printer: Printer) -> Option<(&[u8], &[u8])> {
 /// symbols.
 fn probe<'a>(mut event: Event<'a>, text: &'a [u8], symbols: &'a Symbols) -> Option<Event<'a>> {
     let inner = text.strip_prefix(b"(")?;
-    let close = inner.iter().position(|&c| c == b')')?;
+    let close = memchr(b')', inner)?;
     let args = inner[close + 1..].trim_ascii_start();
     let inner = &inner[..close];
     event.fields = Fields::Text(args);
-    let Some(arrow) = inner.windows(4).position(|w| w == b" <- ") else {
+    let Some(arrow) = arrow(inner) else {
         let Some(symbol) = symbol(inner) else {
             return Some(symbols.resolve(event, address(inner)?, 0));
         };
@@ -194,6 +196,12 @@ fn probe<'a>(mut event: Event<'a>, text: &'a [u8], symbols: &'a Symbols) -> Opti
     }
     event.caller = symbol(left).map_or(b"", |symbol| plain(split_offset(symbol).0));
     Some(on(event, symbol(right)?))
+}
+
+/// Where ` <- ` stands.
+fn arrow(text: &[u8]) -> Option<usize> {
+    let mut before = memchr_iter(b'<', text).filter_map(|at| at.checked_sub(1));
+    before.find(|&at| text[at..].starts_with(b" <- "))
 }
 
 /// The event of a probe on a symbol, which may have an offset.

@@ -7,6 +7,8 @@ use std::io::BufRead;
 pub(super) use line::seconds;
 use line::{Line, Printer};
 
+use super::args::Args;
+use super::event::Fields;
 use super::kvm::Importer;
 use super::symbols::Symbols;
 use super::{ImportError, Imported, Options, Sink};
@@ -37,6 +39,7 @@ pub fn stream(
 ) -> Result<Imported, ImportError> {
     let mut importer = Importer::new(name, options);
     let mut buffer = Vec::with_capacity(1024);
+    let mut args = Args::default();
     let mut first: Option<Vec<u8>> = None;
     let mut number = 0_u32;
     let mut form = None;
@@ -60,6 +63,8 @@ pub fn stream(
         match line::parse(&buffer, &options.symbols) {
             Line::Event(mut event, printer) => {
                 event.line = number;
+                args.find(event.text());
+                event.fields = Fields::Words(event.text(), &args);
                 form = form.or(Some(printer));
                 importer.event(&event, sink)?;
             }
@@ -95,7 +100,7 @@ fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> std::io::Result<b
             return Ok(any);
         }
         any = true;
-        let end = available.iter().position(|&c| c == b'\n');
+        let end = memchr::memchr(b'\n', available);
         let used = end.map_or(available.len(), |end| end + 1);
         let room = LINE_BYTES - line.len();
         line.extend_from_slice(&available[..used.min(room)]);

@@ -163,13 +163,12 @@ impl Tenants {
     /// Whether the thread's vCPU turns out to be run by another thread: nothing but its number told
     /// that it was of this VM, while the two were created at one time.
     fn taken(&self, event: &Event<'_>, shows: Shows, thread: Thread) -> bool {
+        if self.one || !runs(shows) || event.tgid.is_some_and(|group| group != 0) {
+            return false;
+        }
         let vm = &self.vms[thread.vm];
         let runner = thread.vcpu.and_then(|vcpu| vm.runners.get(&vcpu.0).copied().flatten());
-        !self.one
-            && runs(shows)
-            && event.tgid.is_none_or(|group| group == 0)
-            && vm.pointer.is_none()
-            && runner.is_some_and(|runner| runner != event.pid)
+        vm.pointer.is_none() && runner.is_some_and(|runner| runner != event.pid)
     }
 
     fn add(&mut self, label: u32, pointer: Option<u64>) -> Option<usize> {
