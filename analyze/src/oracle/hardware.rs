@@ -100,10 +100,11 @@ struct Ownership {
     given: Given,
 }
 
-/// When a root page was given to another EPT, and by what.
+/// A root page that was given to another EPT.
 #[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
-struct Regiven {
+struct Birth {
     since: u64,
+    /// The event that gave it away, and its operation.
     #[serde(with = "tlbscope_trace::state::numbered_word")]
     given: Given,
 }
@@ -124,7 +125,7 @@ pub struct Hardware {
     /// Tags that their owner runs under no more: it was given another ASID.
     abandoned: BTreeSet<(u16, u32, u64)>,
     /// Root pages that were given to another EPT, and when last.
-    roots: BTreeMap<u64, Regiven>,
+    roots: BTreeMap<u64, Birth>,
     /// Root pages seen.
     known_roots: BTreeSet<u64>,
     /// The latest change of owner.
@@ -252,7 +253,7 @@ impl Hardware {
     /// one before (SDM vol. 3, 28.3.3.4: INVEPT when the address is given another meaning).
     pub fn root_born(&mut self, root: u64, now: u64, given: Given) {
         if !self.known_roots.insert(root) {
-            self.roots.insert(root, Regiven { since: now, given });
+            self.roots.insert(root, Birth { since: now, given });
             self.latest_birth = now;
         }
     }
@@ -267,8 +268,8 @@ impl Hardware {
         let of = self.owners.get(&(tag.pcpu.0, tag.id, tag.ep4ta.0));
         let owner = of.filter(|of| of.since > g).map(|of| of.given);
         owner.or_else(|| {
-            let root = self.roots.get(&tag.ep4ta.0)?;
-            (root.since > g.min(h)).then_some(root.given)
+            let born = self.roots.get(&tag.ep4ta.0)?;
+            (born.since > g.min(h)).then_some(born.given)
         })
     }
 
@@ -282,8 +283,8 @@ impl Hardware {
             let groups = [self.group(&key), self.group(&key.guest_physical())];
             groups.into_iter().flatten().flat_map(Group::values).any(|held| held.stamp < since)
         };
-        let root = self.roots.get(&tag.ep4ta.0).filter(|root| older(root.since));
-        [owner.map(|of| (of.since, of.given)), root.map(|root| (root.since, root.given))]
+        let root = self.roots.get(&tag.ep4ta.0).filter(|born| older(born.since));
+        [owner.map(|of| (of.since, of.given)), root.map(|born| (born.since, born.given))]
     }
 
     /// An invalidation on this pCPU; `context` is what ran there last.
