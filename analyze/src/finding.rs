@@ -80,12 +80,15 @@ pub struct Finding {
     pub kind: Kind,
     /// The rule of the manual, or the name of the mechanism that was excessive.
     #[serde(with = "tlbscope_trace::state::word")]
+    #[schemars(with = "String")]
     pub rule: tlbscope_trace::state::Name,
     /// The operation that is the cause.
     #[serde(with = "tlbscope_trace::state::word")]
+    #[schemars(with = "String")]
     pub op: tlbscope_trace::state::Name,
     /// What was used or done: `tlb`, `paging-structure`, `shadow`, `hook-guest`, `reset`, ...
     #[serde(with = "tlbscope_trace::state::word")]
+    #[schemars(with = "String")]
     pub mechanism: tlbscope_trace::state::Name,
     /// Event of the first use, if there was one.
     #[serde(rename = "use")]
@@ -114,12 +117,15 @@ pub struct Group {
     pub kind: Kind,
     /// The rule.
     #[serde(with = "tlbscope_trace::state::word")]
+    #[schemars(with = "String")]
     pub rule: tlbscope_trace::state::Name,
     /// The operation.
     #[serde(with = "tlbscope_trace::state::word")]
+    #[schemars(with = "String")]
     pub op: tlbscope_trace::state::Name,
     /// The mechanism.
     #[serde(with = "tlbscope_trace::state::word")]
+    #[schemars(with = "String")]
     pub mechanism: tlbscope_trace::state::Name,
 }
 

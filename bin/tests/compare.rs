@@ -79,7 +79,15 @@ fn what_differs_and_what_is_best_is_marked() {
         let line = out.lines().find(|line| line.starts_with(name)).unwrap();
         line[name.len()..].split_whitespace().map(str::to_owned).collect::<Vec<_>>()
     };
-    assert_eq!(row("cycles"), ["48465", "48325*<", "49355*>", "34745*"]);
+    // What an act costs is the processor's: the marks follow from the acts. The patch loads a root
+    // less than 5.17, 5.19 resets once more.
+    let marks = |words: Vec<String>| -> Vec<String> {
+        words
+            .iter()
+            .map(|word| word.trim_start_matches(|c: char| c.is_ascii_digit()).to_owned())
+            .collect()
+    };
+    assert_eq!(marks(row("cycles")), ["", "*<", "*>", "*"]);
     assert_eq!(row("exposed"), ["0<", "0<", "0<", "12*>"]);
     assert_eq!(row("flush-gva"), ["2", "2", "2", "0*"]);
     assert!(out.contains("never!\n") && out.contains("! misses or exposes"), "{out}");

@@ -57,7 +57,7 @@ pub struct Held {
 
 /// Containers of a group, by PCID and whether global, in that order. Few, so that a flat list is
 /// found through faster than a tree.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Group(Vec<((u16, bool), Held)>);
 
 impl Group {
@@ -100,6 +100,15 @@ struct Ownership {
     given: Given,
 }
 
+/// A root page that was given to another EPT.
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
+struct Birth {
+    since: u64,
+    /// The event that gave it away, and its operation.
+    #[serde(with = "tlbscope_trace::state::numbered_word")]
+    given: Given,
+}
+
 /// Event and name of the operation that gave a tag away.
 pub type Given = (u64, &'static str);
 
@@ -116,7 +125,7 @@ pub struct Hardware {
     /// Tags that their owner runs under no more: it was given another ASID.
     abandoned: BTreeSet<(u16, u32, u64)>,
     /// Root pages that were given to another EPT, and when last.
-    roots: BTreeMap<u64, (u64, Given)>,
+    roots: BTreeMap<u64, Birth>,
     /// Root pages seen.
     known_roots: BTreeSet<u64>,
     /// The latest change of owner.
@@ -244,7 +253,7 @@ impl Hardware {
     /// one before (SDM vol. 3, 28.3.3.4: INVEPT when the address is given another meaning).
     pub fn root_born(&mut self, root: u64, now: u64, given: Given) {
         if !self.known_roots.insert(root) {
-            self.roots.insert(root, (now, given));
+            self.roots.insert(root, Birth { since: now, given });
             self.latest_birth = now;
         }
     }
@@ -259,8 +268,8 @@ impl Hardware {
         let of = self.owners.get(&(tag.pcpu.0, tag.id, tag.ep4ta.0));
         let owner = of.filter(|of| of.since > g).map(|of| of.given);
         owner.or_else(|| {
-            let (since, given) = self.roots.get(&tag.ep4ta.0)?;
-            (*since > g.min(h)).then_some(*given)
+            let born = self.roots.get(&tag.ep4ta.0)?;
+            (born.since > g.min(h)).then_some(born.given)
         })
     }
 
@@ -269,13 +278,13 @@ impl Hardware {
     pub fn exposed_births(&self, tag: &Tag, now: u64) -> [Option<(u64, Given)>; 2] {
         let key = GroupKey::of(tag);
         let of = self.owners.get(&(tag.pcpu.0, tag.id, tag.ep4ta.0));
-        let owner = of.filter(|of| of.since == now && self.groups.contains_key(&key));
+        let owner = of.filter(|of| of.since == now && self.group(&key).is_some());
         let older = |since: u64| {
-            let groups = [self.groups.get(&key), self.groups.get(&key.guest_physical())];
+            let groups = [self.group(&key), self.group(&key.guest_physical())];
             groups.into_iter().flatten().flat_map(Group::values).any(|held| held.stamp < since)
         };
-        let root = self.roots.get(&tag.ep4ta.0).filter(|(since, _)| older(*since));
-        [owner.map(|of| (of.since, of.given)), root.copied()]
+        let root = self.roots.get(&tag.ep4ta.0).filter(|born| older(born.since));
+        [owner.map(|of| (of.since, of.given)), root.map(|born| (born.since, born.given))]
     }
 
     /// An invalidation on this pCPU; `context` is what ran there last.

@@ -353,7 +353,7 @@ fn transitions(all: &Transitions) -> String {
             .collect();
         let acts = if acts.is_empty() { "nothing".to_owned() } else { acts.join(", ") };
         let lead = format!("{name:wide$} {:>6} ", row.operations);
-        out += &crate::render::hanging(&lead, &acts);
+        out += &render::hanging(&lead, &acts);
         out.push('\n');
     }
     out
