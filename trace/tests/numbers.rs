@@ -94,6 +94,7 @@ numbers!(ops: Op {
     42 Op::Host(_) => Op::Host(host(HostOp::ZapAll)),
     43 Op::HostBegin(_) => Op::HostBegin(host(HostOp::Unmap { gpa: GPA, size: SIZE })),
     44 Op::HostEnd(_) => Op::HostEnd(host(HostOp::Unmap { gpa: GPA, size: SIZE })),
+    45 Op::PageFault { .. } => Op::PageFault { gva: GVA, error: 5 },
 });
 
 numbers!(host_ops: HostOp {
