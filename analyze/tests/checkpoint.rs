@@ -133,7 +133,7 @@ impl Made {
                 vec![IdentityPart::new("trace", "t", &fs::read(&self.trace).unwrap())];
         }
         let file = self.file();
-        checkpoints.file = Some(&file);
+        let checkpoints = Checkpoints { file: Some(&file), ..checkpoints };
         checkpointed(&mut feed, &setup, policy, &max.into(), &checkpoints, |_| {})
     }
 }

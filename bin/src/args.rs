@@ -118,6 +118,8 @@ pub enum Format {
     Sarif,
     /// For CI; a case fails for each kind of harmful miss or exposure
     Junit,
+    /// A page that needs nothing from the network
+    Html,
 }
 
 /// When colours are used.
@@ -673,21 +675,25 @@ pub enum PolicyCommand {
         policy: String,
     },
     /// Where two policies act differently at CR0 and CR4 writes, and what comes of it
-    #[command(after_help = "Example:\n  tlbscope policy diff kvm-5.17 kvm-patch-v2")]
+    #[command(after_help = "Examples:\n  tlbscope policy diff kvm-5.17 kvm-patch-v2\n  \
+                            tlbscope policy diff kvm-5.17 ./my-patch.toml --format html > \
+                            review.html")]
     Diff {
         /// A built-in's name or a file
         a: String,
         /// Another
         b: String,
     },
-    /// What a policy does at one operation, step by step, from the write to the next entry
+    /// What a policy does at an operation, step by step, from the write to the next entry
     #[command(after_help = "Examples:\n  tlbscope policy explain kvm-6.12-lts 'cr4 +SMEP'\n  \
-                            tlbscope policy explain kvm-5.17 'cr3 0x20000'")]
+                            tlbscope policy explain kvm-5.17 'cr3 0x20000' 'l2enter vpid=1' \
+                            'l2exit'")]
     Explain {
         /// A built-in's name or a file
         policy: String,
-        /// The operation, as scenarios write it
-        operation: String,
+        /// The operations, as scenarios write them, each explained by itself
+        #[arg(required = true, value_name = "OPERATION")]
+        operations: Vec<String>,
     },
     /// A policy file to start from: it inherits everything, and shows what it could change
     #[command(after_help = "Example:\n  tlbscope policy new --from kvm-6.12-lts -o my-patch.toml")]
@@ -702,7 +708,8 @@ pub enum PolicyCommand {
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
-    /// Check a policy file
+    /// Check a policy file; what is wrong is shown at its line and column
+    #[command(after_help = "Example:\n  tlbscope policy check my-patch.toml")]
     Check {
         /// The file
         file: PathBuf,

@@ -14,7 +14,7 @@ use tlbscope_sim::policy::Policy;
 use tlbscope_trace::act::{ArchOp, At, Class, Tag};
 use tlbscope_trace::addr::{Gpa, Gva, PageSize, Time, VcpuId};
 use tlbscope_trace::observe::{Observer, World};
-use tlbscope_trace::op::{Access, AccessKind, Actor, Event, Op, Perms, RegWrite, Sregs};
+use tlbscope_trace::op::{Access, AccessKind, Actor, Event, L1Op, Op, Perms, RegWrite, Sregs};
 use tlbscope_trace::regs::{CR3_NOFLUSH, Cr0, Cr4, MmuKind, Regs, Vendor};
 
 use super::transition::{Change, Register, State};
@@ -144,9 +144,18 @@ impl Script {
                 map(OWN, 0xc000, Some(B)),
             ]);
         }
+        // What L2 does, and its exit, need an L2.
+        if of_l2(&op) {
+            events.push(Op::L2Enter(Box::default()));
+        }
         let write = events.len();
         let cr4 = if let Op::Cr4(write) = &op { write.apply(cr4) } else { cr4 };
+        let enters_l2 = matches!(op, Op::L2Enter(_));
         events.push(op);
+        if enters_l2 {
+            // The copies are L1's: they are tried once it is back.
+            events.push(Op::L2Exit(None));
+        }
         events.extend([read(PLAIN), read(GLOBAL)]);
         let pcids_now = cr4 & Cr4::PCIDE.bits() != 0;
         events.push(back(b, pcids_now));
@@ -221,6 +230,12 @@ impl Script {
         let owed = breadth.owed.iter().map(|owed| owed.rule.id).collect();
         Some(Outcome { acts, owed, verdict, unedited: None })
     }
+}
+
+/// Whether only L2 can do it.
+fn of_l2(op: &Op) -> bool {
+    let vmfunc = |op: &L1Op| matches!(op, L1Op::Vmfunc(_));
+    matches!(op, Op::L2Exit(_)) || matches!(op, Op::L1(op) if vmfunc(op))
 }
 
 /// What is an action: requests, resets, unloads, loads, hooks, invalidations, and the exit itself.

@@ -142,6 +142,7 @@ fn matched(
     let tdp = mmu == MmuKind::Tdp;
     let change = Change { tdp, vendor, pcide, pae, ..Change::default() };
     let of = |old, new| Change { old, new, same: old == new, ..change };
+    let op = if let Op::Emul(inner) = op { inner } else { op };
     let (register, change) = match op {
         Op::Cr0(_) | Op::Clts | Op::Lmsw(_) => (Register::Cr0, of(before.cr0, after.cr0)),
         Op::Cr4(_) => (Register::Cr4, of(before.cr4, after.cr4)),

@@ -21,6 +21,7 @@ struct Link {
     /// When it was made.
     made: u64,
 }
+
 /// Entries of upper tables of which it is remembered what they point at.
 const POINTED: usize = 1 << 17;
 
@@ -139,7 +140,7 @@ impl Shadow {
         let page = self.pages.get_mut(&parent);
         let link = page.and_then(|page| page.links.get_mut(place(index))?.take());
         if let Some(link) = link {
-            self.links -= 1;
+            self.links = self.links.saturating_sub(1);
             self.orphan(link.child, parent, index);
         }
     }
@@ -212,11 +213,11 @@ impl Shadow {
         for (parent, index) in page.parents {
             let parent = self.pages.get_mut(&parent);
             let link = parent.and_then(|parent| parent.links.get_mut(place(index))?.take());
-            self.links -= usize::from(link.is_some());
+            self.links = self.links.saturating_sub(usize::from(link.is_some()));
         }
         for (index, link) in (0..).zip(page.links) {
             if let Some(link) = link {
-                self.links -= 1;
+                self.links = self.links.saturating_sub(1);
                 self.orphan(link.child, sp, index);
             }
         }

@@ -15,6 +15,8 @@ use tlbscope_trace::regs::{MmuKind, Vendor};
 use tlbscope_trace::text::write_event;
 
 pub use policies::{Pick, policy};
+// Each test that has this module uses a part of it.
+#[allow(unused_imports)]
 pub use watch::{Run, run};
 
 /// Events of one list at most; half of it on average.

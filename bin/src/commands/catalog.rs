@@ -27,30 +27,18 @@ pub fn policy(command: &PolicyCommand, global: &Global) -> Result<Verdict> {
             one("policy-show", &[], ("name", name), ("toml", json!(toml)), &toml, global)
         }
         PolicyCommand::Diff { a, b } => super::policy_diff::run([a, b], global),
-        PolicyCommand::Explain { policy, operation } => {
-            super::policy_explain::run(policy, operation, global)
+        PolicyCommand::Explain { policy, operations } => {
+            super::policy_explain::run(policy, operations, global)
         }
         PolicyCommand::New { from, name, output } => {
             super::policy_new::run(from, name.as_deref(), output.as_deref())
         }
-        PolicyCommand::Check { file } => {
-            let input = Input::of_file(file)?;
-            let policy = policy::load(&as_path(file))?;
-            let text = format!("{}: {} is a policy", input.path, policy.name);
-            one(
-                "policy-check",
-                &[input],
-                ("name", &policy.name),
-                ("valid", json!(true)),
-                &text,
-                global,
-            )
-        }
+        PolicyCommand::Check { file } => super::policy_check::run(file, global),
     }
 }
 
 /// A file's path as the loader tells paths from names: with a slash.
-fn as_path(file: &Path) -> String {
+pub(super) fn as_path(file: &Path) -> String {
     let text = file.display().to_string();
     if text.contains('/') { text } else { format!("./{text}") }
 }

@@ -10,6 +10,7 @@ use tlbscope_analyze::tally::Key;
 use tlbscope_sim::policy;
 use tlbscope_trace::regs::{MmuKind, Vendor};
 
+use super::policy_diff_page::Page;
 use crate::Verdict;
 use crate::args::{Format, Global};
 use crate::formats::escaped;
@@ -37,6 +38,7 @@ pub fn run(names: [&str; 2], global: &Global) -> Result<Verdict> {
             output::envelope("policy-diff", &[], summary, detail)?
         }
         Format::Markdown => markdown(names, &diff),
+        Format::Html => Page::new(names, &diff, global.verbose).html(),
         _ => table(names, &diff, global),
     };
     output::print(&text)?;
@@ -148,7 +150,7 @@ fn head(row: &Row) -> String {
 }
 
 /// The verdict in words.
-fn words(outcome: &Outcome) -> String {
+pub(super) fn words(outcome: &Outcome) -> String {
     match outcome.unedited {
         Some(unedited) if unedited != outcome.verdict && !unedited.missed() => {
             format!("{} (only after edits)", outcome.verdict.name())
@@ -161,7 +163,7 @@ fn words(outcome: &Outcome) -> String {
 }
 
 /// The acts by name. A reset's own init, and an exit that both policies take, say nothing.
-fn acts(outcome: &Outcome, both_exit: bool) -> Vec<String> {
+pub(super) fn acts(outcome: &Outcome, both_exit: bool) -> Vec<String> {
     let reset = outcome.acts.iter().any(|(key, _)| *key == Key::MmuReset);
     let told = |key: Key| !(key == Key::MmuInit && reset || key == Key::Exit && both_exit);
     let one = |(key, n): &(Key, u64)| match n {

@@ -17,47 +17,82 @@ use crate::args::Global;
 use crate::render::hanging;
 
 /// `policy explain`.
-pub fn run(name: &str, operation: &str, global: &Global) -> Result<Verdict> {
+pub fn run(name: &str, operations: &[String], global: &Global) -> Result<Verdict> {
     let policy = policy::load(name)?;
-    let op = parse(operation)?;
-    let all = diff::steps(&policy, &op);
-    if all.is_empty() {
-        bail!(
-            "`{operation}` is possible in none of the states that are tried (4-level, with and \
-               without PCIDs, PAE, 32-bit)"
-        );
+    let ops = operations.iter().map(|operation| parse(operation)).collect::<Result<Vec<_>>>()?;
+    let (mut text, mut details) = (String::new(), Vec::new());
+    for (operation, op) in operations.iter().zip(&ops) {
+        let all = diff::steps(&policy, op);
+        if all.is_empty() {
+            bail!(
+                "`{operation}` is possible in none of the states that are tried (4-level, with and \
+                 without PCIDs, PAE, 32-bit)"
+            );
+        }
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        text += &describe(&policy.name, operation, &all);
+        details.push(json!({ "operation": operation, "machines": all }));
     }
-    let text = describe(&policy.name, operation, &all);
-    let detail = json!({ "operation": operation, "machines": all });
-    one("policy-explain", &[], ("policy", &policy.name), ("explanation", detail), &text, global)
+    // One is told as an object, as it always was.
+    let (key, detail) = match details.pop() {
+        Some(only) if details.is_empty() => ("explanation", only),
+        last => {
+            details.extend(last);
+            ("explanations", json!(details))
+        }
+    };
+    one("policy-explain", &[], ("policy", &policy.name), (key, detail), &text, global)
 }
 
 /// An operation of the guest as scenarios write it, without the vCPU.
 fn parse(operation: &str) -> Result<Op> {
     let line = format!("v0 {operation}");
     let lines = text::parse(&line).map_err(|error| {
+        // The column is one of the line that was made of the operation.
+        let column = (error.column as usize).saturating_sub("v0 ".len()).max(1);
+        let near =
+            error.suggestion.map_or(String::new(), |name| format!("; did you mean `{name}`?"));
+        let mark = format!("{:1$}^", "", column - 1);
         anyhow!(
-            "`{operation}` is no operation: {error}; examples: 'cr4 +SMEP', 'cr3 0x20000', \
-                 'invpcid all'"
+            "`{operation}` is no operation: {}{near}\n  {operation}\n  {mark}\n  examples: 'cr4 \
+             +SMEP', 'cr3 0x20000', 'invpcid all'",
+            error.message
         )
     })?;
     let mut ops = lines.into_iter().map(|line| line.op);
     let (Some(op), None) = (ops.next(), ops.next()) else { bail!("one operation is wanted") };
+    if !is_explained(&op) {
+        bail!(
+            "`{operation}`: what is explained is cr0, clts, lmsw, cr3, cr4, efer, taskswitch, \
+             sregs, invlpg, invpcid, init, reset, what KVM emulates of them (emul), and of nested \
+             guests l2enter, l2exit and l1"
+        );
+    }
+    Ok(op)
+}
+
+/// Whether the operation is the guest's and may owe a flush.
+fn is_explained(op: &Op) -> bool {
     match op {
+        Op::Emul(inner) => is_explained(inner),
         Op::Cr0(_)
         | Op::Clts
         | Op::Lmsw(_)
         | Op::Cr3(_)
         | Op::Cr4(_)
         | Op::Efer(_)
+        | Op::TaskSwitch(_)
+        | Op::Sregs(_)
         | Op::Invlpg(_)
         | Op::Invpcid(_)
         | Op::Init
-        | Op::Reset => Ok(op),
-        _ => bail!(
-            "`{operation}`: what is explained is cr0, clts, lmsw, cr3, cr4, efer, invlpg, invpcid, \
-             init and reset"
-        ),
+        | Op::Reset
+        | Op::L2Enter(_)
+        | Op::L2Exit(_)
+        | Op::L1(_) => true,
+        _ => false,
     }
 }
 

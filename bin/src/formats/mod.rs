@@ -21,7 +21,7 @@ use clap::{Arg, Command, ValueEnum};
 use crate::args::Format;
 use document::Document;
 
-use Format::{Csv, Json, Jsonl, Junit, Markdown, Sarif, Text};
+use Format::{Csv, Html, Json, Jsonl, Junit, Markdown, Sarif, Text};
 
 /// Who offers what, by the words of the command. Who is not listed has text and JSON.
 const TABLE: [(&[&str], &[Format]); 8] = [
@@ -32,7 +32,7 @@ const TABLE: [(&[&str], &[Format]); 8] = [
     (&["scenarios"], &[Text, Json, Markdown, Junit]),
     (&["conformance"], &[Text, Json, Markdown, Junit]),
     (&["bench"], &[Text, Json, Markdown, Junit]),
-    (&["policy", "diff"], &[Text, Json, Markdown]),
+    (&["policy", "diff"], &[Text, Json, Markdown, Html]),
 ];
 
 /// Where there are findings.
@@ -98,7 +98,7 @@ pub fn write(format: Format, document: &Document<'_>) -> Result<String> {
         Sarif => sarif::write(document),
         Junit => junit::write(document),
         // Each command's own.
-        Text | Json => Ok(String::new()),
+        Text | Json | Html => Ok(String::new()),
     }
 }
 
