@@ -18,8 +18,11 @@ use tlbscope_analyze::{conformance, fidelity, replay, scenario};
 
 use crate::input::Input;
 
+/// Makes a schema.
+type Make = fn() -> Schema;
+
 /// The schemas, by the name of their command.
-pub const ALL: [(&str, fn() -> Schema); 8] = [
+pub const ALL: [(&str, Make); 8] = [
     ("simulate", of::<Simulate>),
     ("compare", of::<Compare>),
     ("audit", of::<Audit>),

@@ -254,8 +254,8 @@ fn what_is_suppressed_is_shown_counted_and_fails_nothing() {
     let finding = json["findings"].as_array().unwrap().iter().find(|f| f["rule"] == "cr4-pge");
     assert_eq!(finding.unwrap()["suppressed"]["reason"], "the control");
     let log: Value = serde_json::from_str(&simulate("sarif")).unwrap();
-    let result = log["runs"][0]["results"].as_array().unwrap().iter();
-    let result = result.filter(|result| result["ruleId"] == "cr4-pge").next().unwrap();
+    let mut results = log["runs"][0]["results"].as_array().unwrap().iter();
+    let result = results.find(|result| result["ruleId"] == "cr4-pge").unwrap();
     assert_eq!(result["suppressions"][0]["kind"], "external");
     assert_eq!(result["suppressions"][0]["justification"], "the control");
     let rows = table(&simulate("csv"));

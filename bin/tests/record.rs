@@ -68,11 +68,9 @@ fn run_writes_the_files_of_tracefs() {
     let bin = host.path().join("bin");
     fs::create_dir_all(&bin).unwrap();
     // The kernel makes an instance's files with its folder.
-    let mkdir = format!(
-        "#!/bin/sh\n/bin/mkdir -p \"$1/events/kvm/kvm_cr\" \"$1/events/kvmtlb\" \"$1/options\" &&\n\
-         echo recorded > \"$1/trace\"\n"
-    );
-    script(&bin.join("mkdir"), &mkdir);
+    let mkdir = "#!/bin/sh\n/bin/mkdir -p \"$1/events/kvm/kvm_cr\" \"$1/events/kvmtlb\" \"$1/options\" &&\n\
+         echo recorded > \"$1/trace\"\n";
+    script(&bin.join("mkdir"), mkdir);
     script(&bin.join("rmdir"), "#!/bin/sh\n");
     let file = host.path().join("trace.txt");
     let out = Command::new(env!("CARGO_BIN_EXE_tlbscope"))

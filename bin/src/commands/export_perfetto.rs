@@ -27,7 +27,8 @@ pub fn run(command: &Export, global: &Global) -> Result<Verdict> {
         ));
     }
     let to_stdout = command.output.as_os_str() == "-";
-    if !to_stdout && !(global.quiet && global.format == Format::Text) {
+    let silent = global.quiet && global.format == Format::Text;
+    if !to_stdout && !silent {
         let text = format!(
             "{}: {} events under {}; open it in ui.perfetto.dev\n",
             command.output.display(),

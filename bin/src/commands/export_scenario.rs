@@ -63,7 +63,8 @@ pub fn run(command: &Export, global: &Global) -> Result<Verdict> {
     let made = reproduce::reproduce(&mut feed, &setup, &policy, &subject, around)?;
     output::write_file(&command.output, |out| Ok(out.write_all(made.text.as_bytes())?))?;
     let to_stdout = command.output.as_os_str() == "-";
-    if !to_stdout && !(global.quiet && global.format == Format::Text) {
+    let silent = global.quiet && global.format == Format::Text;
+    if !to_stdout && !silent {
         let text = format!(
             "{}: finding {number} under {}, {} of {} operations\n",
             command.output.display(),
