@@ -253,20 +253,6 @@ fn squeezed(line: &str) -> String {
 }
 
 #[test]
-fn the_readme_shows_what_its_command_prints() {
-    let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    let indented = |line: &&str| line.starts_with("    ");
-    let command = readme.lines().find(|line| line.contains("-- compare testdata/")).unwrap();
-    let (_, args) = command.split_once(" -- ").unwrap();
-    let answer = run_in(&root(), &args.split_whitespace().collect::<Vec<_>>());
-    answer.succeeds();
-    let lines: Vec<&str> = readme.lines().filter(indented).map(|line| &line[4..]).collect();
-    for line in answer.out.lines() {
-        assert!(lines.contains(&line), "README.md does not show: {line}");
-    }
-}
-
-#[test]
 fn other_orders_are_run_on_request_and_say_what_they_chose() {
     let head = "name = 'n'\nabout = 'a'\nsource = 's'\n";
     let events = "v0 map 0x7000 0x5000 rw

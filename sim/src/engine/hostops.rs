@@ -257,7 +257,9 @@ impl Machine {
             changed |= dirty && self.trees.maps_any(&(gfn..gfn + 1));
             changed |= self.clear_write(gfn);
         }
+        // The same holds for an exact flush here as at an invalidation.
         changed && self.policy.mechanics.remote_flush.write_protect
+            || self.policy.ideal == Ideal::ArchMin
     }
 
     /// clear_young flushes nothing, clear_flush_young if some accessed bit was set (`age-flush`; facts
