@@ -72,7 +72,11 @@ impl Machine {
                 let inv = GuestInv::AddressNonglobal { pcid, gva };
                 self.serve_address(v, Some(pcid), gva, inv, o);
             }
-            // Faults are the hardware's own; frames are served by the host's remote flush.
+            // Only a fault that the hypervisor injects comes here: the others are the hardware's own.
+            Scope::Fault { pcid, gva } => {
+                self.serve_address(v, None, gva, GuestInv::Fault { pcid, gva }, o);
+            }
+            // Frames are served by the host's remote flush.
             _ => {}
         }
     }
