@@ -258,8 +258,8 @@ impl Machine {
             changed |= self.clear_write(gfn);
         }
         // The same holds for an exact flush here as at an invalidation.
-        changed && self.policy.mechanics.remote_flush.write_protect
-            || self.policy.ideal == Ideal::ArchMin
+        (changed || self.policy.ideal == Ideal::ArchMin)
+            && self.policy.mechanics.remote_flush.write_protect
     }
 
     /// clear_young flushes nothing, clear_flush_young if some accessed bit was set (`age-flush`; facts
