@@ -96,8 +96,16 @@ fn number(variable: &str, default: u64) -> u64 {
 /// Holds a property on as many random lists as make about `TLBSCOPE_RANDOM_EVENTS` events (by
 /// default 6000), from the seed `TLBSCOPE_RANDOM_SEED`.
 pub fn check(cases: &impl Strategy<Value = Case>, holds: impl Fn(&Case) -> Result<(), String>) {
+    check_lists(number("TLBSCOPE_RANDOM_EVENTS", 6_000) / (LIST as u64 / 2), cases, holds);
+}
+
+/// The same, on so many lists: for a property that costs much at each event.
+pub fn check_lists(
+    lists: u64,
+    cases: &impl Strategy<Value = Case>,
+    holds: impl Fn(&Case) -> Result<(), String>,
+) {
     let seed = number("TLBSCOPE_RANDOM_SEED", 1);
-    let lists = number("TLBSCOPE_RANDOM_EVENTS", 6_000) / (LIST as u64 / 2);
     let config = Config {
         cases: u32::try_from(lists).unwrap_or(u32::MAX).max(1),
         failure_persistence: None,
