@@ -1,9 +1,9 @@
 //! Turns one finding of a trace into a scenario that a person can read: the machine, the state at
 //! the start, the few operations that it takes, and the expectation.
 //!
-//! [`part`] cuts the neighbourhood of the finding out of the trace, [`start`] writes the state that
-//! it starts from as operations, [`judge`] says whether a list still shows the finding, [`shrink`]
-//! drops what is not needed for it, and [`write`] makes the file, which is run before it is given
+//! `part` cuts the neighbourhood of the finding out of the trace, `start` writes the state that
+//! it starts from as operations, `judge` says whether a list still shows the finding, `shrink`
+//! drops what is not needed for it, and `write` makes the file, which is run before it is given
 //! away.
 
 mod judge;

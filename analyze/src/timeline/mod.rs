@@ -2,8 +2,8 @@
 //! which a stale copy was in reach, and how much of it all there was.
 //!
 //! A run keeps no history, so a timeline is [gathered](gather) by running the same work once more,
-//! with the findings at hand: the machine is deterministic. A [recording](recorded) is its own
-//! history. Either way no more than a budget of effects is [kept](keep), those around findings
+//! with the findings at hand: the machine is deterministic. A recording (`recorded`) is its own
+//! history. Either way no more than a budget of effects is kept (`keep`), those around findings
 //! first; the others are counted. Runs without a report pay nothing.
 
 mod density;
