@@ -126,8 +126,10 @@ const useTimeline = async (page) => {
   assert.ok(await number() < all, "no such vCPU");
   await page.fill("#tl-vcpus", "");
   await page.selectOption("#tl-axis", "time");
+  await drawn(page);
   assert.match(await text(page, "#tl-shown"), / ns| µs| ms| s /);
   await page.selectOption("#tl-axis", "event");
+  await drawn(page);
   // The same as a table.
   await page.locator("#tl-table > summary").click();
   await drawn(page);
