@@ -278,6 +278,31 @@ fn other_orders_are_run_on_request_and_say_what_they_chose() {
     case.run(&["scenarios", "s.toml", "--seed", "1"]).fails(2, &["--interleave"]);
 }
 
+#[test]
+fn what_is_done_at_each_event_is_told_on_request() {
+    // INVLPG that flushes nothing: the line of `inv` owes, that of `use` uses what is stale.
+    let text = "name = 'n'\nabout = 'a'\nsource = 's'\nevents = '''
+v0 map 0x7000 0x5000 rw
+v0 read 0x7000
+v0 map 0x7000 0x6000 rw
+inv: v0 invlpg 0x7000
+use: v0 read 0x7000
+'''
+[machine]\nmmu = 'shadow'
+[policy.none]\nextends = 'kvm-5.17'\nmechanics = { invlpg = 'none' }
+[expect.none]\nmissed = []\n";
+    let case = Case::new("s.toml", text);
+    let told = case.run(&["scenarios", "--steps", "s.toml"]);
+    told.succeeds();
+    let (before, after) = told.out.split_once("9  use: v0 read 0x7000").expect("the use, by line");
+    assert!(before.contains("8  inv: v0 invlpg 0x7000\n         v0 exits to KVM"), "{before}");
+    assert!(!before.contains("missed"), "{before}");
+    assert!(after.contains("v0 gets 0x5000 from the TLB"), "{after}");
+    assert!(after.contains("* missed, harmful: invlpg, owed since line 8"), "{after}");
+    case.run(&["scenarios", "--steps", "s.toml", "--interleave", "all"])
+        .fails(2, &["--interleave"]);
+}
+
 fn recording(name: &str) -> Vec<u8> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/recordings");
     fs::read(folder.join(name)).unwrap()
