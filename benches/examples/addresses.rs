@@ -67,9 +67,14 @@ fn remaps(loops: u64) -> impl Iterator<Item = Op> {
     [map(0, 1)].into_iter().chain((0..loops).flat_map(once))
 }
 
-fn write(ops: impl Iterator<Item = Op>, count: u64, path: &str) -> Result<(), Box<dyn Error>> {
-    // The machine of a generated guest: one vCPU with EPT.
-    let options = Options { mmu: MmuKind::Tdp, ..Options::new(Profile::MmapChurn, count) };
+fn write(
+    ops: impl Iterator<Item = Op>,
+    count: u64,
+    mmu: MmuKind,
+    path: &str,
+) -> Result<(), Box<dyn Error>> {
+    // The machine of a generated guest: one vCPU.
+    let options = Options { mmu, ..Options::new(Profile::MmapChurn, count) };
     let mut header = options.header();
     header.meta.source = "addresses".to_owned();
     header.meta.evidence.clear();
@@ -108,11 +113,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["make", kind @ ("local" | "uniform"), pages, count, seed, path] => {
             let (pages, count): (u64, u64) = (pages.parse()?, count.parse()?);
             let ops = accesses(kind == "local", pages, count, seed.parse()?);
-            write(ops, pages + count, path)
+            // Shadow paging: one table is walked, as in a simulator that knows no hypervisor.
+            write(ops, pages + count, MmuKind::Shadow, path)
         }
         ["loop", loops, path] => {
             let loops: u64 = loops.parse()?;
-            write(remaps(loops), 1 + 3 * loops, path)
+            write(remaps(loops), 1 + 3 * loops, MmuKind::Tdp, path)
         }
         ["list", path] => list(path),
         _ => {

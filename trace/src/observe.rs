@@ -87,13 +87,24 @@ pub trait Observer {
     fn access<W: World>(&mut self, at: &At, access: &Accessed, world: &W) {
         let _ = (at, access, world);
     }
+
+    /// Whether an access that a cached copy with this mark permits means nothing to this observer: it
+    /// then need not be told. Most accesses are of this kind.
+    fn indifferent<W: World>(&self, vcpu: VcpuId, mark: Mark, world: &W) -> bool {
+        let _ = (vcpu, mark, world);
+        false
+    }
 }
 
 /// Nobody watches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Nobody;
 
-impl Observer for Nobody {}
+impl Observer for Nobody {
+    fn indifferent<W: World>(&self, _: VcpuId, _: Mark, _: &W) -> bool {
+        true
+    }
+}
 
 /// Two watch; the first one's mark stays with the copy.
 impl<A: Observer, B: Observer> Observer for (A, B) {
@@ -136,5 +147,10 @@ impl<A: Observer, B: Observer> Observer for (A, B) {
     fn access<W: World>(&mut self, at: &At, access: &Accessed, world: &W) {
         self.0.access(at, access, world);
         self.1.access(at, access, world);
+    }
+
+    #[inline]
+    fn indifferent<W: World>(&self, vcpu: VcpuId, mark: Mark, world: &W) -> bool {
+        self.0.indifferent(vcpu, mark, world) && self.1.indifferent(vcpu, mark, world)
     }
 }

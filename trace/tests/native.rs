@@ -8,12 +8,12 @@ use tlbscope_trace::native::{
 use tlbscope_trace::op::{Actor, Op};
 use tlbscope_trace::{Body, Record, Recording, jsonl, native, open};
 
-/// 40000 records: three blocks of 16384, 16384 and 7232.
+/// 10000 records: three blocks of 4096, 4096 and 1808.
 fn sample() -> Recording {
     let mut recording = Recording::default();
     recording.meta.vcpus = 1;
     recording.census.unknown.insert("thing".into(), 3);
-    for n in 0..40_000_u32 {
+    for n in 0..10_000_u32 {
         let body = match n % 3 {
             0 => Body::Op(Op::Invlpg(Gva(u64::from(n) << 12))),
             1 => Body::Act(Act::Load),
@@ -93,10 +93,10 @@ fn a_damaged_block_is_lost_alone_and_said() {
             let mut bytes = whole.clone();
             bytes[second + at] ^= 1;
             let recording = decode(&bytes[..], "test").expect("reads");
-            let lines = (1..=16384).chain(32769..=40000).collect();
-            assert_eq!(left(&recording), (lines, vec![Some(16384)]), "flip at {at}");
-            assert_eq!(recording.records[16384].body, Body::Gap(Some(16384)));
-            assert!(losses(&recording).contains("16384 records are lost"), "flip at {at}");
+            let lines = (1..=4096).chain(8193..=10000).collect();
+            assert_eq!(left(&recording), (lines, vec![Some(4096)]), "flip at {at}");
+            assert_eq!(recording.records[4096].body, Body::Gap(Some(4096)));
+            assert!(losses(&recording).contains("4096 records are lost"), "flip at {at}");
         }
     }
 }
@@ -113,8 +113,8 @@ fn bytes_that_are_gone_or_too_many_cost_one_block() {
     none.drain(second..sections(&whole)[3]);
     for bytes in [fewer, more, none] {
         let recording = decode(&bytes[..], "test").expect("reads");
-        let lines = (1..=16384).chain(32769..=40000).collect();
-        assert_eq!(left(&recording), (lines, vec![Some(16384)]));
+        let lines = (1..=4096).chain(8193..=10000).collect();
+        assert_eq!(left(&recording), (lines, vec![Some(4096)]));
     }
 }
 
@@ -125,11 +125,11 @@ fn a_lost_first_or_last_block_is_counted() {
     let mut first = whole.clone();
     first[at[1] + 60] ^= 1;
     let recording = decode(&first[..], "test").expect("reads");
-    assert_eq!(left(&recording), ((16385..=40000).collect(), vec![Some(16384)]));
+    assert_eq!(left(&recording), ((4097..=10000).collect(), vec![Some(4096)]));
     let mut last = whole.clone();
     last[at[3] + 60] ^= 1;
     let recording = decode(&last[..], "test").expect("reads");
-    assert_eq!(left(&recording), ((1..=32768).collect(), vec![Some(7232)]));
+    assert_eq!(left(&recording), ((1..=8192).collect(), vec![Some(1808)]));
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn a_lost_header_index_or_end() {
         let mut bytes = whole.clone();
         bytes[at[section] + 48] ^= 1;
         let recording = decode(&bytes[..], "test").expect("reads");
-        assert_eq!(left(&recording), ((1..=40000).collect(), vec![]), "{said}");
+        assert_eq!(left(&recording), ((1..=10000).collect(), vec![]), "{said}");
         assert!(losses(&recording).contains(said), "{}", losses(&recording));
     }
 }
@@ -151,7 +151,7 @@ fn a_cut_file_is_read_up_to_the_cut() {
     let third = sections(&bytes)[3];
     for cut in [third, third + 3, third + 47, third + 500] {
         let recording = decode(&bytes[..cut], "test").expect("reads");
-        assert_eq!(left(&recording).0, (1..=32768).collect::<Vec<_>>());
+        assert_eq!(left(&recording).0, (1..=8192).collect::<Vec<_>>());
         assert!(losses(&recording).contains("without its end"), "{}", losses(&recording));
     }
 }
@@ -212,14 +212,14 @@ fn a_stream_gives_the_operations_block_by_block() {
     let bytes = bytes();
     let mut reader = Reader::new(&bytes[..], "test").expect("opens");
     let header = reader.header_ref().expect("a header");
-    // Operations are every third of 40000 records.
+    // Operations are every third of 10000 records.
     assert_eq!(
         (header.records, header.operations, header.ordered),
-        (Some(40000), Some(13334), true)
+        (Some(10000), Some(13334), true)
     );
     let (mut batch, mut seen) = (Batch::default(), Vec::new());
     while reader.next_batch(&mut batch).expect("reads") {
-        // Records 0, 16386 and 32769 are the first operations of their blocks.
+        // Records 0, 16386 and 8193 are the first operations of their blocks.
         seen.push((batch.first, batch.events.len(), batch.lines[0]));
     }
     assert_eq!(seen, [(0, 5462, 1), (5462, 5461, 16387), (10923, 2411, 32770)]);

@@ -258,6 +258,12 @@ impl Hardware {
         }
     }
 
+    /// When a tag or a root changed its owner last.
+    #[must_use]
+    pub const fn latest_birth(&self) -> u64 {
+        self.latest_birth
+    }
+
     /// The operation that gave the tag away to its owner, if a copy with these stamps is the old
     /// owner's: `g` tells when the tag was used, the older of both when its EPT was.
     #[must_use]

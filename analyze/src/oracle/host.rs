@@ -195,10 +195,17 @@ impl Host {
         self.changes.iter().find(newer).map(|c| &c.obligation)
     }
 
+    /// The latest instant from which on some frame forbids older copies.
+    #[must_use]
+    pub const fn latest(&self) -> u64 {
+        let (due, reused) = (self.due.latest(), self.reused.latest());
+        if due > reused { due } else { reused }
+    }
+
     /// Whether any frame was released after this.
     #[must_use]
     pub const fn released_after(&self, stamp: u64) -> bool {
-        self.reused.any_after(stamp)
+        self.reused.latest() > stamp
     }
 
     /// The release that forbids a copy of this frame made at `stamp`: its event.

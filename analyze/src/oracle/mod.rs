@@ -172,6 +172,7 @@ impl Stamp {
 }
 
 /// What of the registers a shadow translation bakes in.
+#[inline]
 fn mode(regs: &Regs) -> u8 {
     let (cr0, cr4, efer) = (regs.cr0(), regs.cr4(), regs.efer());
     [
@@ -607,6 +608,23 @@ impl Observer for Oracle {
         }
         self.uses.clear();
         self.used_h_count = 0;
+    }
+
+    /// The copy is younger than everything which could outlaw one. Nothing is left of the access
+    /// before, so nothing has to be noted.
+    #[inline]
+    fn indifferent<W: World>(&self, vcpu: VcpuId, mark: Mark, world: &W) -> bool {
+        let Some(of) = self.vcpus.get(usize::from(vcpu.0)) else { return false };
+        let stamp = Stamp::of(mark);
+        let oldest = stamp.g.min(stamp.h);
+        stamp.g > of.floors.latest
+            && oldest >= self.hardware.latest_birth()
+            && oldest >= self.host.latest()
+            && !stamp.impossible
+            && stamp.n == 0
+            && (world.mmu() == MmuKind::Tdp || stamp.mode == mode(world.regs(vcpu)))
+            && self.verdict.is_none()
+            && self.uses.is_empty()
     }
 }
 

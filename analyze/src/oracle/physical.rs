@@ -23,39 +23,47 @@ struct Group {
 
 /// The stamps of guest-physical copies; the group used last comes first.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Physical(Vec<Group>);
+pub struct Physical {
+    groups: Vec<Group>,
+    /// Page sizes (log2) of all mappings so far.
+    sizes: u64,
+}
 
 impl Physical {
     /// The stamps of the copy of a page.
     #[must_use]
     pub fn get(&self, tag: &Tag, page: u64, shift: u8) -> Option<Stamps> {
         let key = (tag.pcpu.0, tag.ep4ta.0);
-        let group = self.0.iter().find(|group| (group.pcpu, group.ep4ta) == key)?;
+        if self.sizes & 1 << shift == 0 {
+            return None;
+        }
+        let group = self.groups.iter().find(|group| (group.pcpu, group.ep4ta) == key)?;
         group.of.get(&(page, shift)).copied()
     }
 
     /// A copy of a page was made.
     pub fn insert(&mut self, tag: &Tag, page: u64, shift: u8, stamps: Stamps) {
         let (pcpu, ep4ta) = (tag.pcpu.0, tag.ep4ta.0);
-        let place = self.0.iter().position(|g| (g.pcpu, g.ep4ta) == (pcpu, ep4ta));
+        self.sizes |= 1 << shift;
+        let place = self.groups.iter().position(|g| (g.pcpu, g.ep4ta) == (pcpu, ep4ta));
         match place {
             Some(0) => {}
-            Some(place) => self.0[..=place].rotate_right(1),
+            Some(place) => self.groups[..=place].rotate_right(1),
             None => {
-                self.0.truncate(GROUPS - 1);
-                self.0.insert(0, Group { pcpu, ep4ta, of: FxHashMap::default() });
+                self.groups.truncate(GROUPS - 1);
+                self.groups.insert(0, Group { pcpu, ep4ta, of: FxHashMap::default() });
             }
         }
-        self.0[0].of.insert((page, shift), stamps);
+        self.groups[0].of.insert((page, shift), stamps);
     }
 
     /// An invalidation on a processor.
     pub fn invalidate(&mut self, pcpu: u16, inv: &Inv) {
         match *inv {
             Inv::EptSingle(root) => {
-                self.0.retain(|group| group.pcpu != pcpu || group.ep4ta != root.0);
+                self.groups.retain(|group| group.pcpu != pcpu || group.ep4ta != root.0);
             }
-            Inv::EptGlobal => self.0.retain(|group| group.pcpu != pcpu),
+            Inv::EptGlobal => self.groups.retain(|group| group.pcpu != pcpu),
             _ => {}
         }
     }

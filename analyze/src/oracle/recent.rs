@@ -43,10 +43,10 @@ impl Recent {
                 || self.buckets.get(Self::bucket(gpa >> 12)).is_some_and(|time| *time > since))
     }
 
-    /// Whether something happened to any frame after `since`.
+    /// When something happened last to any frame.
     #[must_use]
-    pub const fn any_after(&self, since: u64) -> bool {
-        self.latest > since
+    pub const fn latest(&self) -> u64 {
+        self.latest
     }
 
     /// Page tables and data lie in runs of neighbouring frames: a multiplication by the golden

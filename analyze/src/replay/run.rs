@@ -138,6 +138,7 @@ impl Run {
     }
 
     /// Carries one event out, and counts it where the run is taken apart.
+    #[inline]
     fn step(&mut self, event: &Event, index: u64) -> Result<Step, Refused> {
         let Some(breakdown) = &mut self.breakdown else {
             return self.machine.run(event, index, &mut self.watching);

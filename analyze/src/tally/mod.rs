@@ -7,7 +7,8 @@
 mod key;
 mod window;
 
-use tlbscope_trace::act::{Act, At, Hook, HookBy, Inv, Request, RootLookup};
+use tlbscope_trace::act::{Act, At, Hook, HookBy, Inv, Mark, Request, RootLookup};
+use tlbscope_trace::addr::VcpuId;
 use tlbscope_trace::observe::{Observer, World};
 use tlbscope_trace::op::Actor;
 
@@ -185,6 +186,12 @@ impl Observer for Tally {
         if windowed {
             self.after(at, act);
         }
+    }
+
+    /// Accesses are not counted.
+    #[inline]
+    fn indifferent<W: World>(&self, _: VcpuId, _: Mark, _: &W) -> bool {
+        true
     }
 }
 

@@ -38,26 +38,55 @@ impl Rights {
     pub const FULL: Self = Self { write: true, user: true, xd: false, key: 0 };
 }
 
+/// What of the registers an access is checked against, whatever its translation.
+#[derive(Clone, Copy, Debug)]
+pub struct Live {
+    cr0: Cr0,
+    cr4: Cr4,
+    efer: Efer,
+    pkru: u32,
+}
+
+impl Live {
+    /// Of these registers.
+    #[inline]
+    #[must_use]
+    pub const fn of(regs: &Regs) -> Self {
+        Self { cr0: regs.cr0(), cr4: regs.cr4(), efer: regs.efer(), pkru: regs.pkru }
+    }
+
+    /// Of the registers that the hardware runs with in shadow mode: WP is forced on (facts/kvm.md
+    /// 1.2), and the shadow tables have 8-byte entries with XD whatever the guest's mode (7.2).
+    #[inline]
+    #[must_use]
+    pub const fn shadowed(self) -> Self {
+        let (cr0, cr4) = (self.cr0.union(Cr0::WP), self.cr4.union(Cr4::PAE));
+        Self { cr0, cr4, efer: self.efer.union(Efer::NXE), ..self }
+    }
+}
+
 /// Whether a key refuses a data access: AD, or WD on a write of a user access or with CR0.WP = 1.
 /// Only 4- and 5-level paging has keys; IA32_PKRS is not modelled, so supervisor pages have none.
-fn key_refuses(rights: Rights, access: &Access, regs: &Regs) -> bool {
+#[inline]
+fn key_refuses(rights: Rights, access: &Access, live: Live) -> bool {
     if access.kind == AccessKind::Exec
         || !rights.user
-        || !regs.efer().contains(Efer::LMA)
-        || !regs.cr4().contains(Cr4::PKE)
+        || !live.cr4.contains(Cr4::PKE)
+        || !live.efer.contains(Efer::LMA)
     {
         return false;
     }
-    let pair = regs.pkru >> (2 * u32::from(rights.key & 15));
-    let obeys_wd = access.user || regs.cr0().contains(Cr0::WP);
+    let pair = live.pkru >> (2 * u32::from(rights.key & 15));
+    let obeys_wd = access.user || live.cr0.contains(Cr0::WP);
     pair & 1 != 0 || (pair & 2 != 0 && access.kind == AccessKind::Write && obeys_wd)
 }
 
 /// Whether R/W, U/S and XD refuse the access.
-fn path_refuses(rights: Rights, access: &Access, regs: &Regs) -> bool {
-    let cr4 = regs.cr4();
+#[inline]
+fn path_refuses(rights: Rights, access: &Access, live: Live) -> bool {
+    let cr4 = live.cr4;
     // XD counts only while NXE = 1; an entry cached before NXE was cleared keeps translating.
-    let xd = rights.xd && regs.efer().contains(Efer::NXE);
+    let xd = rights.xd && live.efer.contains(Efer::NXE);
     let user_page_bars = match access.kind {
         _ if access.user => !rights.user,
         AccessKind::Exec => rights.user && cr4.contains(Cr4::SMEP),
@@ -65,7 +94,7 @@ fn path_refuses(rights: Rights, access: &Access, regs: &Regs) -> bool {
     };
     let kind_bars = match access.kind {
         AccessKind::Read => false,
-        AccessKind::Write => !rights.write && (access.user || regs.cr0().contains(Cr0::WP)),
+        AccessKind::Write => !rights.write && (access.user || live.cr0.contains(Cr0::WP)),
         AccessKind::Exec => xd,
     };
     user_page_bars || kind_bars
@@ -77,16 +106,22 @@ fn path_refuses(rights: Rights, access: &Access, regs: &Regs) -> bool {
 ///
 /// The #PF error code, P = 1.
 pub fn check(rights: Rights, access: &Access, regs: &Regs) -> Result<(), u32> {
-    if !regs.paging() {
+    let live = Live::of(regs);
+    if permits(rights, access, live) {
         return Ok(());
     }
     // The PK bit is set whenever a key refuses, whatever else refuses too (SDM vol. 3, 4.7).
-    let key = key_refuses(rights, access, regs);
-    if !key && !path_refuses(rights, access, regs) {
-        return Ok(());
-    }
+    let key = key_refuses(rights, access, live);
     let code = not_present_code(access, regs) | PF_PRESENT;
     Err(if key { code | PF_KEY } else { code })
+}
+
+/// Whether an access is permitted; [`check`] gives the error code too.
+#[inline]
+#[must_use]
+pub fn permits(rights: Rights, access: &Access, live: Live) -> bool {
+    !live.cr0.contains(Cr0::PG)
+        || !path_refuses(rights, access, live) && !key_refuses(rights, access, live)
 }
 
 /// The error code of an access to an address without a translation: P = 0.

@@ -41,6 +41,7 @@ impl Machine {
         let ahead = (0u64..).zip(events);
         let ahead = ahead.map(|(index, (event, timed))| Ahead { index, event, timed }).collect();
         self.clock = Some(Box::new(Clock { ahead, ..Clock::default() }));
+        self.quiet = false;
     }
 
     /// Whether an event was carried out already, while a kick was on its way.

@@ -27,6 +27,7 @@ mod access;
 mod backlog;
 mod clock;
 pub mod drive;
+mod hit;
 mod host;
 mod hostops;
 mod nested;
@@ -118,6 +119,8 @@ pub struct Machine {
     pub(crate) lost: Vec<(u64, u64)>,
     pub(crate) at: At,
     booted: bool,
+    /// The last event left everything [undisturbed](Self::undisturbed).
+    quiet: bool,
     /// The EPTPs that L1 used, in the order of first use: the EPTP list of VMFUNC.
     pub(crate) eptps: Vec<u64>,
     /// The operation under way is carried out by the hypervisor's emulator (`emul`).
@@ -209,6 +212,7 @@ impl Machine {
             lost: Vec::new(),
             at: At { event: BOOT, time: Time(0), actor },
             booted: false,
+            quiet: false,
             eptps: Vec::new(),
             emulated: false,
             hints: None,
@@ -317,11 +321,18 @@ impl Machine {
         index: u64,
         o: &mut O,
     ) -> Result<Step, Refused> {
+        if self.quiet
+            && let Some(step) = self.hit(event, index, o)
+        {
+            return Ok(step);
+        }
+        self.quiet = false;
         self.boot(o);
         self.clock_reaches(index);
         let step = self.carry_out(event, index, o)?;
         self.settle(o);
         self.drain(o);
+        self.quiet = self.undisturbed();
         Ok(step)
     }
 

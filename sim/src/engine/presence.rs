@@ -36,6 +36,11 @@ impl Presence {
         self.running[pcpu]
     }
 
+    /// Whether nobody waits to enter.
+    pub fn nobody_enters(&self) -> bool {
+        self.idle.is_empty()
+    }
+
     /// A vCPU entered the guest.
     pub fn entered(&mut self, v: usize, pcpu: usize) {
         self.running[pcpu] = Some(v);

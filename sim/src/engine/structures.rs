@@ -101,6 +101,9 @@ impl Machine {
         o: &mut O,
     ) {
         let (tag, pcpu) = (self.vcpus[v].context.tag, self.vcpus[v].pcpu.0 as usize);
+        if !self.pcpus[pcpu].tlb.has_psc(entry.level) {
+            return;
+        }
         let fill = Fill {
             tag,
             kind: FillKind::Structure(entry.level),

@@ -203,7 +203,8 @@ impl Tlb {
         }
         let mut n = 0;
         for size in super::SIZES {
-            if let Some(at) = self.entries.find(super::key(index as u32, gva.0, size)) {
+            let store = self.store(self.containers[index].space);
+            if let Some(at) = store.find(super::key(index as u32, gva.0, size)) {
                 n += u32::from(self.kill(at, index, event, |_, e| wanted(e)));
             }
         }
@@ -218,7 +219,7 @@ impl Tlb {
         wanted: impl Fn(u64, &super::Entry) -> bool,
     ) {
         let mut n = 0;
-        for at in 0..self.entries.slots.len() {
+        for at in self.store(self.containers[index].space).slots() {
             n += u32::from(self.kill(at, index, event, &wanted));
         }
         self.report(index, n, dropped);
@@ -239,16 +240,17 @@ impl Tlb {
         event: u64,
         wanted: impl Fn(u64, &super::Entry) -> bool,
     ) -> bool {
-        let c = &mut self.containers[index];
-        let Some(slot) = &mut self.entries.slots[at] else { return false };
-        let address = slot.key.page << slot.value.size.shift();
-        let own = slot.key.container as usize == index && slot.epoch == c.epoch;
-        if !own || !wanted(address, &slot.value) {
+        let store = self.store(self.containers[index].space);
+        let (head, entry) = (store.head(at), *store.value(at));
+        let address = head.key.page << entry.size.shift();
+        let own = head.key.container() == index && head.epoch == self.containers[index].epoch;
+        if !own || !wanted(address, &entry) {
             return false;
         }
-        c.forget(&slot.value);
-        slot.epoch = DEAD;
-        slot.killer = event;
+        let c = &mut self.containers[index];
+        c.forget(&entry);
+        let space = c.space;
+        self.store_mut(space).kill(at, event);
         true
     }
 
@@ -259,10 +261,8 @@ impl Tlb {
                 let key: Key = super::psc_key(index as u32, mode, gva.0, level);
                 let store = super::psc_place(level).and_then(|place| self.psc[place].as_mut());
                 let Some(store) = store else { continue };
-                if let Some(at) = store.find(key)
-                    && let Some(slot) = &mut store.slots[at]
-                {
-                    slot.epoch = DEAD;
+                if let Some(at) = store.find(key) {
+                    store.kill(at, 0);
                 }
             }
         }
@@ -270,12 +270,17 @@ impl Tlb {
 
     /// Drops the paging-structure entries whose region meets `first..=last`, of either entry size.
     pub(super) fn drop_paths(&mut self, index: usize, first: u64, last: u64) {
-        for slot in self.psc.iter_mut().flatten().flat_map(|s| s.slots.iter_mut()).flatten() {
-            let (mode, level) = super::psc_region(slot.key.size);
-            let shift = mode.shift(level);
-            let meets = (first >> shift..=last >> shift).contains(&slot.key.page);
-            if slot.key.container as usize == index && meets {
-                slot.epoch = DEAD;
+        for store in self.psc.iter_mut().flatten() {
+            for at in store.slots() {
+                let key = store.head(at).key;
+                if key.container() != index {
+                    continue;
+                }
+                let (mode, level) = super::psc_region(key.size());
+                let shift = mode.shift(level);
+                if (first >> shift..=last >> shift).contains(&key.page) {
+                    store.kill(at, 0);
+                }
             }
         }
     }

@@ -15,7 +15,7 @@ use tlbscope_trace::addr::{Gpa, Gva, Hpa, PageSize, Pcid};
 use crate::arch::access::Rights;
 use crate::arch::mode::Mode;
 use crate::paging::memory::mix;
-use store::{DEAD, Key, Slot, Store};
+use store::{DEAD, Evicted, Head, Key, Store};
 
 /// How many entries there are and how they are found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -121,13 +121,15 @@ pub struct Tlb {
     #[serde(with = "tlbscope_trace::state::map")]
     by_key: FxHashMap<ContainerKey, u32>,
     entries: Store<Entry>,
+    /// Guest-physical mappings: a nested TLB of their own. No vendor tells its size: it is the TLB's.
+    nested: Store<Entry>,
     /// The paging-structure caches by level less 2; `None`: the processor has none.
     psc: [Option<Store<PscEntry>>; 4],
     /// The last tag looked up and its PCID and global containers.
     last: Option<(Tag, [Option<u32>; 2])>,
     /// The last tag of guest-physical mappings and its container.
     last_physical: Option<(Tag, u32)>,
-    sweep_at: usize,
+    sweep_at: [usize; 2],
     psc_sweep_at: [usize; 4],
 }
 
@@ -137,7 +139,7 @@ const SIZES: [PageSize; 4] =
     [PageSize::Size4K, PageSize::Size2M, PageSize::Size4M, PageSize::Size1G];
 
 fn key(container: u32, address: u64, size: PageSize) -> Key {
-    Key { page: address >> size.shift(), container, size: size as u8 }
+    Key::new(address >> size.shift(), container, size as u8)
 }
 
 impl Tlb {
@@ -154,10 +156,11 @@ impl Tlb {
             containers: Vec::new(),
             by_key: FxHashMap::default(),
             entries: Store::new(geometry),
+            nested: Store::new(geometry),
             psc: psc.map(|geometry| geometry.map(Store::new)),
             last: None,
             last_physical: None,
-            sweep_at: SWEEP,
+            sweep_at: [SWEEP; 2],
             psc_sweep_at: [SWEEP; 4],
         }
     }
@@ -207,6 +210,7 @@ impl Tlb {
         Some(at)
     }
 
+    #[inline]
     fn pair(&mut self, tag: &Tag) -> [Option<u32>; 2] {
         match self.last {
             Some((last, pair)) if last == *tag => pair,
@@ -218,38 +222,59 @@ impl Tlb {
         }
     }
 
-    /// The live slot that translates an address in a container.
-    fn find_in(&self, container: u32, address: u64) -> Option<usize> {
+    /// Where translations of a container lie.
+    fn store(&self, space: Space) -> &Store<Entry> {
+        if space == Space::Physical { &self.nested } else { &self.entries }
+    }
+
+    /// The same, to change it.
+    fn store_mut(&mut self, space: Space) -> &mut Store<Entry> {
+        if space == Space::Physical { &mut self.nested } else { &mut self.entries }
+    }
+
+    /// The live slot that translates an address in a container, whose translations lie in `store`.
+    #[inline]
+    fn find_in(&self, store: &Store<Entry>, container: u32, address: u64) -> Option<usize> {
         let c = &self.containers[container as usize];
-        SIZES.into_iter().filter(|s| c.sizes[*s as usize] != 0).find_map(|size| {
-            let at = self.entries.find(key(container, address, size))?;
-            (self.entries.slots[at].as_ref()?.epoch == c.epoch).then_some(at)
-        })
-    }
-
-    fn find(&mut self, tag: &Tag, gva: Gva) -> Option<usize> {
-        let pair = self.pair(tag);
-        pair.into_iter().flatten().find_map(|c| self.find_in(c, gva.0))
-    }
-
-    fn used(&mut self, at: usize) -> Option<&Entry> {
-        if !self.entries.unbounded() {
-            self.entries.touch(at);
+        if c.live == 0 {
+            return None;
         }
-        self.entries.slots[at].as_ref().map(|s| &s.value)
+        for size in SIZES {
+            if c.sizes[size as usize] != 0
+                && let Some(at) = store.find(key(container, address, size))
+                && store.head(at).epoch == c.epoch
+            {
+                return Some(at);
+            }
+        }
+        None
+    }
+
+    #[inline]
+    fn find(&mut self, tag: &Tag, gva: Gva) -> Option<usize> {
+        let [pcid, global] = self.pair(tag);
+        if let Some(of) = pcid
+            && let Some(at) = self.find_in(&self.entries, of, gva.0)
+        {
+            return Some(at);
+        }
+        self.find_in(&self.entries, global?, gva.0)
     }
 
     /// The translation of `gva` under this tag's PCID, or a global one.
+    #[inline]
     pub fn lookup(&mut self, tag: &Tag, gva: Gva) -> Option<&Entry> {
         let at = self.find(tag, gva)?;
-        self.used(at)
+        self.entries.touch(at);
+        Some(self.entries.value(at))
     }
 
     /// The guest-physical mapping of `gpa` (EPT by EP4TA; on AMD by ASID).
     pub fn lookup_gpa(&mut self, tag: &Tag, gpa: Gpa) -> Option<&Entry> {
         let container = self.physical(tag)?;
-        let at = self.find_in(container, gpa.0)?;
-        self.used(at)
+        let at = self.find_in(&self.nested, container, gpa.0)?;
+        self.nested.touch(at);
+        Some(self.nested.value(at))
     }
 
     /// Caches a translation. Gives the event whose flush had dropped the same one (a ghost).
@@ -264,20 +289,16 @@ impl Tlb {
     }
 
     fn insert_in(&mut self, tag: &Tag, space: Space, address: u64, entry: Entry) -> Option<u64> {
-        if self.entries.unbounded() && self.entries.slots.len() >= self.sweep_at {
-            let containers = &self.containers;
-            self.entries.sweep(|s| containers[s.key.container as usize].epoch == s.epoch);
-            self.sweep_at = SWEEP.max(2 * self.entries.slots.len());
-        }
+        self.sweep(space);
         let at = self.container_or_new(tag, space);
         let key = key(at, address, entry.size);
         let epoch = self.containers[at as usize].epoch;
+        let store = if space == Space::Physical { &mut self.nested } else { &mut self.entries };
         let containers = &self.containers;
-        let slot = Slot { key, epoch, killer: 0, used: 0, value: entry };
-        let old = self.entries.put(slot, |s| containers[s.key.container as usize].epoch == s.epoch);
+        let old = store.put(key, epoch, entry, |head| alive(containers, head));
         let mut ghost = None;
         if let Some(old) = old {
-            let holder = &mut self.containers[old.key.container as usize];
+            let holder = &mut self.containers[old.key.container()];
             if old.epoch == holder.epoch {
                 holder.forget(&old.value);
             } else if old.key == key {
@@ -291,29 +312,45 @@ impl Tlb {
         ghost
     }
 
+    /// Forgets the dead translations of an unbounded store that has grown.
+    fn sweep(&mut self, space: Space) {
+        let physical = space == Space::Physical;
+        let store = if physical { &mut self.nested } else { &mut self.entries };
+        let limit = &mut self.sweep_at[usize::from(physical)];
+        if store.unbounded() && store.len() >= *limit {
+            let containers = &self.containers;
+            store.sweep(|head| alive(containers, head));
+            *limit = SWEEP.max(2 * store.len());
+        }
+    }
+
     /// Sets D in the copy that [`Tlb::lookup`] would find; whether there was one.
     pub fn set_dirty(&mut self, tag: &Tag, gva: Gva) -> bool {
         let Some(at) = self.find(tag, gva) else { return false };
-        self.entries.slots[at].as_mut().is_some_and(|s| {
-            s.value.copy.dirty = true;
-            true
-        })
+        self.entries.value_mut(at).copy.dirty = true;
+        true
+    }
+
+    /// Whether there is a paging-structure cache for entries of this level.
+    #[must_use]
+    pub fn has_psc(&self, level: u8) -> bool {
+        psc_place(level).is_some_and(|place| self.psc[place].is_some())
     }
 
     /// Caches an upper-level entry; `mode` is that of the tables walked.
     pub fn psc_insert(&mut self, tag: &Tag, mode: Mode, gva: Gva, entry: PscEntry) {
         let container = self.container_or_new(tag, psc_space(tag));
         let containers = &self.containers;
-        let alive = |s: &Slot<PscEntry>| containers[s.key.container as usize].psc_epoch == s.epoch;
+        let alive = |head: &Head| containers[head.key.container()].psc_epoch == head.epoch;
         let Some(place) = psc_place(entry.level) else { return };
         let Some(store) = &mut self.psc[place] else { return };
-        if store.unbounded() && store.slots.len() >= self.psc_sweep_at[place] {
+        if store.unbounded() && store.len() >= self.psc_sweep_at[place] {
             store.sweep(alive);
-            self.psc_sweep_at[place] = SWEEP.max(2 * store.slots.len());
+            self.psc_sweep_at[place] = SWEEP.max(2 * store.len());
         }
         let key = psc_key(container, mode, gva.0, entry.level);
         let epoch = containers[container as usize].psc_epoch;
-        store.put(Slot { key, epoch, killer: 0, used: 0, value: entry }, alive);
+        store.put(key, epoch, entry, alive);
     }
 
     /// The lowest cached upper-level entry of these levels for `gva`.
@@ -332,11 +369,11 @@ impl Tlb {
         levels.filter_map(|level| Some((level, psc_place(level)?))).find_map(|(level, place)| {
             let store = self.psc[place].as_mut()?;
             let at = store.find(psc_key(container, mode, gva.0, level))?;
-            let found = store.slots[at].as_ref().filter(|slot| slot.epoch == epoch)?.value;
-            if !store.unbounded() {
-                store.touch(at);
+            if store.head(at).epoch != epoch {
+                return None;
             }
-            Some(found)
+            store.touch(at);
+            Some(*store.value(at))
         })
     }
 
@@ -355,9 +392,11 @@ impl Tlb {
 
     fn holds_in(&self, tag: &Tag, space: Space, address: u64, entry: &Entry) -> bool {
         let Some(at) = self.container(tag, space) else { return false };
-        let found = self.entries.find(key(at, address, entry.size));
-        found.and_then(|at| self.entries.slots[at].as_ref()).is_some_and(|slot| {
-            slot.epoch == self.containers[at as usize].epoch && slot.value == *entry
+        let store = self.store(space);
+        let found = store.find(key(at, address, entry.size));
+        found.is_some_and(|found| {
+            let epoch = self.containers[at as usize].epoch;
+            store.head(found).epoch == epoch && store.value(found) == entry
         })
     }
 
@@ -370,12 +409,12 @@ impl Tlb {
     /// A digest of the usable translations, in order of key: the same on every machine.
     #[must_use]
     pub fn digest(&self) -> u64 {
-        let live = self.entries.slots.iter().flatten();
+        let all = self.entries.iter().chain(self.nested.iter());
+        let live = all.filter(|(head, _)| alive(&self.containers, head));
         let mut live: Vec<_> = live
-            .filter(|s| self.containers[s.key.container as usize].epoch == s.epoch)
-            .map(|s| {
-                let c = &self.containers[s.key.container as usize];
-                (container_key(&c.tag, c.space), s.key.size, s.key.page, &s.value)
+            .map(|(Head { key, .. }, entry)| {
+                let c = &self.containers[key.container()];
+                (container_key(&c.tag, c.space), key.size(), key.page, entry)
             })
             .collect();
         live.sort_unstable_by_key(|(c, size, page, _)| (*c, *size, *page));
@@ -390,7 +429,12 @@ impl Tlb {
     }
 }
 
-fn killer(holder: &Container, old: &Slot<Entry>) -> Option<u64> {
+/// Whether a translation is usable: its container was not flushed since it was put there.
+fn alive(containers: &[Container], head: &Head) -> bool {
+    containers[head.key.container()].epoch == head.epoch
+}
+
+fn killer(holder: &Container, old: &Evicted<Entry>) -> Option<u64> {
     if old.epoch == DEAD {
         return Some(old.killer);
     }
@@ -415,7 +459,7 @@ const fn psc_place(level: u8) -> Option<usize> {
 fn psc_key(container: u32, mode: Mode, gva: u64, level: u8) -> Key {
     // 32-bit tables cover other regions than 8-byte ones: told apart by bit 7.
     let size = if mode == Mode::Bits32 { level | 0x80 } else { level };
-    Key { page: gva >> mode.shift(level), container, size }
+    Key::new(gva >> mode.shift(level), container, size)
 }
 
 /// The inverse of [`psc_key`]'s `size`.

@@ -124,8 +124,11 @@ pub use writer::{Packing, Writer};
 pub const MAGIC: [u8; 4] = *b"TLBT";
 /// The version that is written and read.
 pub const VERSION: u32 = 2;
-/// Records of a block, at most.
-pub const BLOCK_RECORDS: usize = 1 << 14;
+/// Records of a block that is written: decoded, two of them lie in a second-level cache of 1 MiB, so
+/// that one is read there while the next is decoded.
+pub const BLOCK_RECORDS: usize = 1 << 12;
+/// Records of a block that is read, at most.
+const BLOCK_RECORDS_MAX: usize = 1 << 14;
 /// Most records that are read into memory as a whole: the reader stops there and says so.
 const RECORDS_MAX: usize = 1 << 26;
 

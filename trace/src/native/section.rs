@@ -76,7 +76,7 @@ impl Frame {
         };
         let sane = frame.stored as usize <= SECTION_BYTES_MAX
             && frame.raw as usize <= SECTION_BYTES_MAX
-            && frame.records as usize <= super::BLOCK_RECORDS
+            && frame.records as usize <= super::BLOCK_RECORDS_MAX
             && frame.operations <= frame.records;
         (whole && sane).then_some(frame)
     }
