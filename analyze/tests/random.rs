@@ -5,7 +5,7 @@
 
 mod chance;
 
-use chance::{Case, Pick, Run, cases, check, run};
+use chance::{Case, Pick, Run, alone, cases, check, run};
 use tlbscope_analyze::finding::{Class, Finding, Kind};
 
 /// Software that reuses a frame without a flush is at fault itself.
@@ -29,6 +29,18 @@ fn the_oracles_agree_on_every_access() {
 #[test]
 fn the_oracles_agree_on_l2() {
     check(&chance::nested::cases(Pick::any()), |case| run(case).differ.map_or(Ok(()), Err));
+}
+
+/// To be told of every access, as beside the slow oracle, and of those alone that may mean something
+/// comes to the same.
+#[test]
+fn an_access_that_the_oracle_is_not_told_of_is_clean() {
+    check(&cases(Pick::any()), |case| {
+        let (told, (findings, digest)) = (run(case), alone(case));
+        let same = told.digest == digest && told.findings.kept() == findings.kept();
+        let differ = || format!("{:?}\n{:?}", told.findings.kept(), findings.kept());
+        if same { Ok(()) } else { Err(differ()) }
+    });
 }
 
 #[test]
