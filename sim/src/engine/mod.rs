@@ -130,6 +130,8 @@ pub struct Machine {
     pub(crate) notifier: crate::kvm::notifier::Notifier,
     /// Shadow pages below this number are of the generation that the last zap-all made obsolete.
     pub(crate) zap_below: tlbscope_trace::addr::Sp,
+    /// The worker that zaps roots has something to do, since this event.
+    pub(crate) root_work: Option<u64>,
     /// Operations that wait, and results that came late.
     pub(crate) backlog: backlog::Backlog,
     /// The events still to come and who chooses among them, where orders are explored.
@@ -215,6 +217,7 @@ impl Machine {
             presence: Presence::new(config.vcpus, config.pcpus),
             notifier: Default::default(),
             zap_below: Default::default(),
+            root_work: None,
             backlog: Default::default(),
             schedule: None,
             clock: None,
@@ -322,6 +325,7 @@ impl Machine {
         let step = self.carry_out(event, index, o)?;
         self.settle(o);
         self.drain(o);
+        self.worker_runs(index);
         Ok(step)
     }
 
@@ -351,6 +355,16 @@ impl Machine {
                 Ok(step)
             }
             Actor::Host => self.run_host(&event.op, o),
+        }
+    }
+
+    /// The worker that zaps roots gets to run when the event after the one that gave it work is over: what
+    /// that event finds, the host's zap of a range above all, is a tree that is dead and full. It takes
+    /// whatever it has then.
+    pub(super) fn worker_runs(&mut self, index: u64) {
+        if self.root_work.is_some_and(|since| since != index) {
+            self.root_work = None;
+            self.trees.work();
         }
     }
 
