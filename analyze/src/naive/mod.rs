@@ -91,6 +91,10 @@ pub struct Naive {
     used_physical: bool,
     owners: Owners,
     reuses: Reuses,
+    /// Shadow pages that were freed while somebody read them.
+    freed: Vec<u32>,
+    /// The vCPU that has read one of them, for the access that comes.
+    read_freed: Option<u16>,
     verdict: Option<bool>,
     /// Missed accesses: (event, vCPU, harmful).
     missed: Vec<(u64, u16, bool)>,
@@ -295,6 +299,13 @@ impl Observer for Naive {
                 self.unsync.retain(|u| u.0 != sp.0);
                 self.sptes.retain(|s| s.sp != sp.0);
             }
+            Act::SpFree { sp } => self.freed.push(sp.0),
+            Act::SpRead { sp } if self.freed.contains(&sp.0) => {
+                self.read_freed = match at.actor {
+                    Actor::Vcpu(VcpuId(vcpu)) => Some(vcpu),
+                    Actor::Host => None,
+                };
+            }
             _ => {}
         }
     }
@@ -366,6 +377,7 @@ impl Observer for Naive {
         let Actor::Vcpu(VcpuId(vcpu)) = at.actor else { return };
         let gva = a.access.gva.0;
         let mut struck = self.used_struck == Some(at.event);
+        struck |= self.read_freed.take_if(|reader| *reader == vcpu).is_some();
         let mut used = None;
         if let Via::Copy { tag, global, copy, .. } = &a.via
             && let Some(place) = self.find(vcpu, tag, *global, gva, copy)

@@ -269,6 +269,7 @@ impl Machine {
             hv: Default::default(),
             waits_for: None,
             ipi_flush: false,
+            pause: Default::default(),
             smm: false,
             smram: Default::default(),
             nested: Default::default(),
@@ -337,6 +338,9 @@ impl Machine {
         o: &mut O,
     ) -> Result<Step, Refused> {
         self.at = At { event: index, time: event.time, actor: event.actor };
+        if self.kicks_take_time() {
+            self.flushes_land(event.time.0, o);
+        }
         match event.actor {
             Actor::Vcpu(id) => {
                 let v = usize::from(id.0);

@@ -133,6 +133,7 @@ impl Machine {
         }
         self.shadow.kill(sp);
         self.act(o, Act::SpZap { sp });
+        self.page_zapped(sp);
     }
 
     /// Clears an entry and says so. True if something stood there.
