@@ -347,7 +347,8 @@ impl Observer for Naive {
         };
         match fill.source {
             Source::Shadow { sp, index } => self.strike_frozen(&mut copy, sp.0, index),
-            Source::Guest if self.used_physical => {
+            // In L2 the walk has used or made a guest-physical copy of the frame, whichever.
+            Source::Guest if self.used_physical || copy.made.tables.is_some() => {
                 let read = self.physical_read(&fill.tag, &fill.copy);
                 let (read, struck, orphan) = read.unwrap_or((self.now, false, false));
                 copy.host_read = read;
