@@ -569,9 +569,14 @@ impl Observer for Oracle {
             }
             Instead::GuestPhysical => {}
             Instead::Structure { gva, shift, path } => {
-                let (g, h, tag) = (stamp.g, stamp.h, *tag);
-                if let Some(id) = self.vcpu(at) {
-                    self.structure_used(at, id, Structure { g, h, tag, gva, shift, path });
+                let (g, h, n, tag) = (stamp.g, stamp.h, stamp.n, *tag);
+                let used = Structure { g, h, n, tag, gva, shift, path };
+                match self.vcpu(at) {
+                    Some(id) if tag.class == Class::GuestPhysical => {
+                        self.nested_structure_used(at, id, used);
+                    }
+                    Some(id) => self.structure_used(at, id, used),
+                    None => {}
                 }
             }
         }
