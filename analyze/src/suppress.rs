@@ -68,7 +68,8 @@ const OPERATIONS: [(&str, &[&str]); 25] = [
 ];
 
 /// How a stale copy is used, and where findings have no operation.
-const OTHERS: [&str; 6] = ["tlb", "shadow-tlb", "paging-structure", "entry", "other", "unknown"];
+const OTHERS: [&str; 7] =
+    ["tlb", "shadow-tlb", "paging-structure", "lockless-walk", "entry", "other", "unknown"];
 
 /// Verdicts and their classes.
 const VERDICTS: [&str; 9] = [

@@ -598,6 +598,17 @@ pub enum Act {
     },
     /// A page becomes the root of a new EPT or NPT, whatever it was before.
     RootNew(Hpa),
+    /// The memory of a zapped shadow page is free for anything; told while somebody reads shadow pages
+    /// without a lock.
+    SpFree {
+        /// It.
+        sp: Sp,
+    },
+    /// A reader without a lock uses what stands in this page now, as the table it arrived at.
+    SpRead {
+        /// The page as it was when the reader arrived.
+        sp: Sp,
+    },
 }
 
 /// Why a root reference is dropped.

@@ -655,4 +655,12 @@ pub enum Op {
         /// The error code.
         error: u32,
     },
+    /// HLT: the vCPU exits and sleeps until something wakes it.
+    Hlt,
+    /// INVLPGB with a stride of 2 MiB: [`Invlpgb::count`] counts blocks.
+    InvlpgbLarge(Box<Invlpgb>),
+    /// The handler of the next exit begins to read the shadow tables for this address without a lock.
+    WalkBegin(Gva),
+    /// It reads the entry at which it has arrived, and acts on it.
+    WalkEnd,
 }

@@ -95,6 +95,10 @@ numbers!(ops: Op {
     43 Op::HostBegin(_) => Op::HostBegin(host(HostOp::Unmap { gpa: GPA, size: SIZE })),
     44 Op::HostEnd(_) => Op::HostEnd(host(HostOp::Unmap { gpa: GPA, size: SIZE })),
     45 Op::PageFault { .. } => Op::PageFault { gva: GVA, error: 5 },
+    46 Op::Hlt => Op::Hlt,
+    47 Op::InvlpgbLarge(_) => Op::InvlpgbLarge(Box::new(Invlpgb { va: Some(GVA), pcid: Some(Pcid(3)), asid: None, global: false, count: 2 })),
+    48 Op::WalkBegin(_) => Op::WalkBegin(GVA),
+    49 Op::WalkEnd => Op::WalkEnd,
 });
 
 numbers!(host_ops: HostOp {
@@ -313,6 +317,8 @@ numbers!(acts: Act {
     44 Act::OldSeen { .. } => Act::OldSeen { register: 4, old: 0x20 },
     45 Act::RegSeen { .. } => Act::RegSeen { register: 8, value: 0xd01 },
     46 Act::RootNew(_) => Act::RootNew(Hpa(0x9000)),
+    47 Act::SpFree { .. } => Act::SpFree { sp: Sp(7) },
+    48 Act::SpRead { .. } => Act::SpRead { sp: Sp(7) },
 });
 
 /// Checks that values are written behind the number of their variant, and that the numbers are

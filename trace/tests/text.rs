@@ -216,6 +216,8 @@ fn the_rest() -> impl Strategy<Value = Op> {
             Op::Reset,
             Op::Smi,
             Op::Rsm,
+            Op::Hlt,
+            Op::WalkEnd,
             Op::Out,
             Op::In,
             Op::InFail,
@@ -229,13 +231,12 @@ fn the_rest() -> impl Strategy<Value = Op> {
         })),
         (gva(), any::<u32>()).prop_map(|(gva, a)| Op::Invlpga { gva, asid: Asid(a) }),
         (proptest::option::of(gva()), any::<Option<u16>>(), any::<Option<u32>>(), any::<u16>())
-            .prop_map(|(va, pcid, asid, count)| Op::Invlpgb(Box::new(Invlpgb {
-                va,
-                pcid: pcid.map(Pcid),
-                asid: asid.map(Asid),
-                global: count & 1 == 1,
-                count,
-            }))),
+            .prop_map(|(va, pcid, asid, count)| {
+                let (pcid, asid) = (pcid.map(Pcid), asid.map(Asid));
+                let op = Box::new(Invlpgb { va, pcid, asid, global: count & 1 == 1, count });
+                if count & 2 == 0 { Op::Invlpgb(op) } else { Op::InvlpgbLarge(op) }
+            }),
+        gva().prop_map(Op::WalkBegin),
         vcpus().prop_map(|vcpus| Op::PvFlush(Box::new(vcpus))),
         (vcpus(), proptest::collection::vec((gva(), any::<u16>()), 0..3))
             .prop_map(|(vcpus, list)| Op::HvFlush(Box::new(HvFlush { vcpus, list }))),

@@ -32,6 +32,8 @@ pub fn act(act: &Act) -> Option<String> {
         Act::ZapAll => "zaps every root".to_owned(),
         Act::SpUnsync { sp } => format!("shadow page {} turns unsync", sp.0),
         Act::SpSync { sp, .. } => format!("shadow page {} is synced", sp.0),
+        Act::SpFree { sp } => format!("frees shadow page {}", sp.0),
+        Act::SpRead { sp } => format!("reads shadow page {} without a lock", sp.0),
         Act::EntryAborted { failed: true } => "the entry fails".to_owned(),
         _ => return None,
     })

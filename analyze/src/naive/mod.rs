@@ -91,6 +91,10 @@ pub struct Naive {
     used_physical: bool,
     owners: Owners,
     reuses: Reuses,
+    /// Shadow pages that were freed while somebody read them.
+    freed: Vec<u32>,
+    /// The vCPU that has read one of them, for the access that comes.
+    read_freed: Option<u16>,
     verdict: Option<bool>,
     /// Missed accesses: (event, vCPU, harmful).
     missed: Vec<(u64, u16, bool)>,
@@ -295,6 +299,13 @@ impl Observer for Naive {
                 self.unsync.retain(|u| u.0 != sp.0);
                 self.sptes.retain(|s| s.sp != sp.0);
             }
+            Act::SpFree { sp } => self.freed.push(sp.0),
+            Act::SpRead { sp } if self.freed.contains(&sp.0) => {
+                self.read_freed = match at.actor {
+                    Actor::Vcpu(VcpuId(vcpu)) => Some(vcpu),
+                    Actor::Host => None,
+                };
+            }
             _ => {}
         }
     }
@@ -336,7 +347,8 @@ impl Observer for Naive {
         };
         match fill.source {
             Source::Shadow { sp, index } => self.strike_frozen(&mut copy, sp.0, index),
-            Source::Guest if self.used_physical => {
+            // In L2 the walk has used or made a guest-physical copy of the frame, whichever.
+            Source::Guest if self.used_physical || copy.made.tables.is_some() => {
                 let read = self.physical_read(&fill.tag, &fill.copy);
                 let (read, struck, orphan) = read.unwrap_or((self.now, false, false));
                 copy.host_read = read;
@@ -366,6 +378,7 @@ impl Observer for Naive {
         let Actor::Vcpu(VcpuId(vcpu)) = at.actor else { return };
         let gva = a.access.gva.0;
         let mut struck = self.used_struck == Some(at.event);
+        struck |= self.read_freed.take_if(|reader| *reader == vcpu).is_some();
         let mut used = None;
         if let Via::Copy { tag, global, copy, .. } = &a.via
             && let Some(place) = self.find(vcpu, tag, *global, gva, copy)

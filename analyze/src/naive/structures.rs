@@ -5,7 +5,7 @@ use tlbscope_trace::act::{Act, At, Instead, Path, Tag, path_table};
 use tlbscope_trace::addr::{Sp, VcpuId};
 use tlbscope_trace::op::Actor;
 
-use super::Naive;
+use super::{Cached, Naive};
 
 /// The bit of the raw role word of a page that no guest table stands behind (facts/kvm.md 7.2).
 const DIRECT: u32 = 1 << 7;
@@ -73,11 +73,11 @@ impl Links {
         self.roots.iter().find(|(of, _)| *of == actor)?.1
     }
 
-    /// Whether a path read at `since` is still that of the tables below `root`.
-    fn all_stand(&self, root: Sp, path: &Path, gva: u64, since: u64) -> bool {
+    /// Whether a path read at `since` is still that of the tables below `root`, if that is named.
+    fn all_stand(&self, root: Option<Sp>, path: &Path, gva: u64, since: u64) -> bool {
         let pages: Vec<Sp> =
             path.iter().rev().filter_map(|e| path_table(*e)).map(|sp| Sp(sp as u32)).collect();
-        pages.first() == Some(&root)
+        root.is_none_or(|root| pages.first() == Some(&root))
             && pages.windows(2).all(|pair| self.stands(pair[0], pair[1], gva, since))
     }
 }
@@ -97,13 +97,19 @@ impl Naive {
             })
         };
         let Some(copy) = of(true).or_else(|| of(false)) else { return false };
+        if copy.physical {
+            // Of the EP4TA, whoever made it: what the L1 of this vCPU was promised counts.
+            let own = Cached { vcpu, ..copy.clone() };
+            let struck = self.owed.iter().any(|o| o.time > copy.read && o.strikes(&own));
+            return struck && !self.links.all_stand(None, &path, gva.0, copy.read);
+        }
         let struck = copy.struck && copy.vcpu == vcpu;
         let tables = path.iter().filter_map(|entry| path_table(*entry));
         match self.links.root(at.actor) {
             Some(root) => {
                 let frames = tables.filter_map(|sp| self.links.table(Sp(sp as u32)));
                 (struck || self.structure_outlived(copy, frames))
-                    && !self.links.all_stand(root, &path, gva.0, copy.read)
+                    && !self.links.all_stand(Some(root), &path, gva.0, copy.read)
             }
             None => {
                 struck

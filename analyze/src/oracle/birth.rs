@@ -18,6 +18,23 @@
 //! * *AMD* tags nothing with the nested CR3: another root under the same ASID is covered by the duty to
 //!   flush what the host has changed, there is no birth.
 //!
+//! There is no birth of a *PCID*, for no hypervisor gives one away:
+//!
+//! * Under TDP the guest's PCIDs are the processor's, within the VPID or ASID; KVM does not see them. With
+//!   shadow paging KVM loads the shadow root together with the guest's own PCID (facts/kvm.md 5.6).
+//! * So it is the guest that gives a PCID another meaning, by MOV CR3 of another root, and the manual says
+//!   what that owes: without bit 63 the PCID's translations, with bit 63 nothing (facts B.1; B.3, "Reusing a
+//!   PCID"). A floor on top would outlaw what a NOFLUSH return may legally use, and blame the hypervisor for
+//!   a guest that reuses a PCID without a flush.
+//! * PCIDE 0 to 1 gives nothing a new meaning: what is cached is of PCID 0, and valid for it (B.2). That
+//!   KVM's cached roots carry a PCID which they had not before is its own affair: what it then forgets to
+//!   sync is an obligation of the CR3 write that it mistook (bugs/kvm-pcide01-stale-prevroots).
+//! * Another shadow root under the same PCID (a role change, a zap) is the hypervisor's doing, yet the
+//!   PCID still means the same tables of the guest: what is stale then was owed by a store and its
+//!   invalidation, by the host's change, or is an impossible translation.
+//! * L1 and L2 share PCIDs where they share a VPID: each transition between them owes what VPID 0 owes
+//!   (`vm-transition`), and in their own VPIDs or ASIDs they are apart.
+//!
 //! A birth is exposed if the tag's containers are not empty of older copies when a vCPU enters under it.
 //! A recording does not show the tags that it was made under: there only uses are judged.
 

@@ -23,6 +23,7 @@ mod hardware;
 mod host;
 mod judge;
 mod latest;
+mod lockless;
 mod nested;
 mod physical;
 mod recent;
@@ -50,6 +51,7 @@ use floors::Obligation;
 use hardware::{GroupKey, Hardware};
 use host::Host;
 use latest::Latest;
+use lockless::Lockless;
 use physical::Physical;
 use shadow::Shadow;
 use structures::{Structure, Uses};
@@ -118,6 +120,8 @@ pub struct Oracle {
     stores: FxHashMap<u64, (u64, u64)>,
     /// What is judged is a recording: no access will show an advised obligation served or not.
     auditing: bool,
+    /// Shadow pages that were freed under a reader.
+    lockless: Lockless,
     /// Findings without an obligation of a vCPU, by (event, rule, vCPU).
     others: Latest<(u64, Word, u16), (Slot, bool), OTHERS>,
     /// The row that this oracle's table lacks.
@@ -506,7 +510,9 @@ impl Observer for Oracle {
     fn act<W: World>(&mut self, at: &At, act: &Act, world: &W) {
         self.now += 1;
         self.shadow.act(act, self.now, world);
-        let Some(id) = self.vcpu(at) else { return };
+        let id = self.vcpu(at);
+        self.lockless.act(at, act, id);
+        let Some(id) = id else { return };
         match act {
             Act::Entry(context) => self.entry(at, id, context, world),
             Act::EntrySeen => {
@@ -564,9 +570,14 @@ impl Observer for Oracle {
             }
             Instead::GuestPhysical => {}
             Instead::Structure { gva, shift, path } => {
-                let (g, h, tag) = (stamp.g, stamp.h, *tag);
-                if let Some(id) = self.vcpu(at) {
-                    self.structure_used(at, id, Structure { g, h, tag, gva, shift, path });
+                let (g, h, n, tag) = (stamp.g, stamp.h, stamp.n, *tag);
+                let used = Structure { g, h, n, tag, gva, shift, path };
+                match self.vcpu(at) {
+                    Some(id) if tag.class == Class::GuestPhysical => {
+                        self.nested_structure_used(at, id, used);
+                    }
+                    Some(id) => self.structure_used(at, id, used),
+                    None => {}
                 }
             }
         }
@@ -605,6 +616,7 @@ impl Observer for Oracle {
         self.verdict = None;
         if let Some(id) = self.vcpu(at) {
             self.judge(at, id, access, world);
+            self.judge_freed_table(at, id, access, world);
         }
         self.uses.clear();
         self.used_h_count = 0;

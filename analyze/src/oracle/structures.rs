@@ -22,6 +22,8 @@ pub struct Structure {
     pub g: u64,
     /// The host's mapping of the table it leads to.
     pub h: u64,
+    /// L1's nested table, of a guest-physical copy in L2; else 0.
+    pub n: u64,
     /// Where it sits.
     pub tag: Tag,
     /// The address that was translated.
@@ -114,6 +116,25 @@ impl Oracle {
         }
     }
 
+    /// The walk under way uses a copy of a table that stands for one of L1's EPT. Those tables are
+    /// write-protected too: as long as its links stand it equals L1's, and else what L1 was promised since
+    /// it was read decides.
+    pub(super) fn nested_structure_used(&mut self, at: &At, id: usize, mut used: Structure) {
+        let pages = || used.path.iter().rev().filter_map(|entry| path_table(*entry));
+        let sp = |page: u64| Sp(page as u32);
+        let live = pages().zip(pages().skip(1)).all(|(parent, child)| {
+            self.shadow.linked_since(sp(parent), sp(child), used.gva.0, used.n)
+        });
+        if live {
+            used.n = self.now;
+        }
+        let floors = self.vcpus[id].floors.nested();
+        if floors.is_some_and(|floors| floors.outlawed(&used.target(), used.n).0) {
+            let cause = Cause::Nested;
+            self.uses.outlawed.push(Outlawed { event: at.event, used, cause });
+        }
+    }
+
     fn structure_cause(&self, id: usize, used: &Structure, shadow: bool) -> Option<Cause> {
         let (must, advised) = self.vcpus[id].floors.outlawed(&used.target(), used.g);
         let table = if shadow { None } else { used.table() };
@@ -146,7 +167,7 @@ impl Oracle {
                 || matches!(a.outcome, Outcome::Gpa(_)) && frames_differ(a.hpa, now.copied.hpa)
                 || now.sets_ad;
             let (g, h, shift, target) = (used.g, used.h, used.shift, used.target());
-            let stamp = Stamp { g, h, n: 0, shift, impossible: false, mode: 0 };
+            let stamp = Stamp { g, h, n: used.n, shift, impossible: false, mode: 0 };
             let copy = Copied { gpa: Gpa(used.table().unwrap_or(0)), ..Copied::default() };
             let mechanism = "paging-structure";
             self.report_use(at, id, a, *cause, &target, &stamp, &copy, harmful, mechanism);

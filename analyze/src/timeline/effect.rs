@@ -149,6 +149,7 @@ impl Kind {
             | Op::Invpcid(_)
             | Op::Invlpga { .. }
             | Op::Invlpgb(_)
+            | Op::InvlpgbLarge(_)
             | Op::Tlbsync
             | Op::PvFlush(_)
             | Op::HvFlush(_)

@@ -103,7 +103,8 @@ fn invlpgb() -> impl Strategy<Value = Op> {
     let operands = (prop::option::of(gva()), pcid, any::<bool>(), 0u16..3);
     operands.prop_map(|(va, pcid, global, count)| {
         let pcid = pcid.map(|pcid| Pcid(pcid as u16));
-        Op::Invlpgb(Box::new(Invlpgb { va, pcid, asid: None, global, count }))
+        let operands = Box::new(Invlpgb { va, pcid, asid: None, global, count });
+        if count == 1 { Op::InvlpgbLarge(operands) } else { Op::Invlpgb(operands) }
     })
 }
 
@@ -124,6 +125,8 @@ fn invalidations() -> impl Strategy<Value = Op> {
         1 => Just(Op::Exit(None)),
         1 => Just(Op::Out),
         2 => Just(Op::In),
+        1 => Just(Op::Hlt),
+        1 => gva().prop_map(Op::WalkBegin),
         1 => gpa().prop_map(|gpa| Op::Release { gpa, size: PAGE_BYTES }),
         1 => (0u64..6).prop_map(|table| {
             let gpa = Gpa(0x10_0000 + table * PAGE_BYTES);
@@ -180,6 +183,23 @@ fn remote(vcpus: u16) -> impl Strategy<Value = Op> {
     ]
 }
 
+/// A vCPU that reads shadow pages without a lock does nothing else: a few steps later it ends.
+fn walks_end(steps: impl Iterator<Item = (u16, Op)>) -> Vec<(u16, Op)> {
+    let mut all: Vec<(u16, Op)> = Vec::new();
+    let mut reading: Vec<(usize, u16)> = Vec::new();
+    for (n, (v, op)) in steps.enumerate() {
+        if matches!(op, Op::WalkBegin(_)) {
+            reading.push((n + 4, v));
+        }
+        all.push((v, op));
+        if let Some((_, v)) = reading.first().copied().filter(|(end, _)| *end <= n) {
+            reading.remove(0);
+            all.push((v, Op::WalkEnd));
+        }
+    }
+    all
+}
+
 /// Lists for a machine: the first events switch on what the mode has (PCIDs and globals).
 pub fn list(machine: &MachineConfig, most: usize) -> impl Strategy<Value = Vec<Event>> + use<> {
     let op = prop_oneof![
@@ -199,12 +219,12 @@ pub fn list(machine: &MachineConfig, most: usize) -> impl Strategy<Value = Vec<E
             let bit = Cr4::PCIDE.bits();
             (0, Op::Cr4(RegWrite { clear: bit, set: bit }))
         });
-        let ops = pcide.into_iter().chain(steps);
+        let ops = walks_end(pcide.into_iter().chain(steps));
         let event = |(n, (v, op)): (usize, (u16, Op))| {
             let host = matches!(op, Op::Host(_) | Op::HostBegin(_) | Op::HostEnd(_));
             let actor = if host { Actor::Host } else { Actor::Vcpu(VcpuId(v)) };
             Event { time: Time(n as u64 + 1), actor, op }
         };
-        ops.enumerate().map(event).collect()
+        ops.into_iter().enumerate().map(event).collect()
     })
 }

@@ -52,7 +52,7 @@ enum Used {
 
 impl Machine {
     /// Carries an access out, with every fault and refill on its way. `None`: it has to wait.
-    pub(super) fn access<O: Observer>(
+    pub(crate) fn access<O: Observer>(
         &mut self,
         v: usize,
         access: &Access,

@@ -65,7 +65,7 @@ impl Machine {
         let vcpu = &self.vcpus[v];
         let held = vcpu.held && !vcpu.in_guest || vcpu.descheduled || vcpu.destroyed;
         let invalidated = vcpu.waits_for.is_some_and(|gfn| self.waits_for(gfn));
-        !self.suspended(v) && !held && !invalidated
+        !self.suspended(v) && !held && !invalidated && !self.awaits_flush(v)
     }
 
     fn drain_vcpu<O: Observer>(&mut self, v: usize, o: &mut O) {

@@ -15,11 +15,12 @@ use crate::tlb::Entry;
 
 impl Machine {
     /// Whether nothing but the operation of a running vCPU itself can happen at an event: no order to
-    /// choose, no kick on its way, nothing that waits, nobody who could enter.
+    /// choose, no kick on its way, nothing that waits, no work for the worker, nobody who could enter.
     pub(super) fn undisturbed(&self) -> bool {
         self.schedule.is_none()
             && self.clock.is_none()
             && self.backlog.is_empty()
+            && self.root_work.is_none()
             && self.presence.nobody_enters()
     }
 

@@ -377,9 +377,11 @@ impl Machine {
         // Nobody can use what a VM without vCPUs leaves; who gets its tags next starts clean.
         let used = self.vcpus.iter().any(|vcpu| !vcpu.destroyed);
         let remote = &self.policy.mechanics.remote_flush;
-        if remote.zap && (used || remote.teardown) {
+        let flush = remote.zap && (used || remote.teardown);
+        if flush {
             self.remote_flush_range(Gpa(0), self.config.memory, o);
         }
+        self.commit_zapped(flush, o);
         self.arch(o, None, &ArchOp::HostDead { gpa, size }, false);
     }
 }

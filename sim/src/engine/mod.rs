@@ -133,6 +133,8 @@ pub struct Machine {
     pub(crate) notifier: crate::kvm::notifier::Notifier,
     /// Shadow pages below this number are of the generation that the last zap-all made obsolete.
     pub(crate) zap_below: tlbscope_trace::addr::Sp,
+    /// The worker that zaps roots has something to do, since this event.
+    pub(crate) root_work: Option<u64>,
     /// Operations that wait, and results that came late.
     pub(crate) backlog: backlog::Backlog,
     /// The events still to come and who chooses among them, where orders are explored.
@@ -219,6 +221,7 @@ impl Machine {
             presence: Presence::new(config.vcpus, config.pcpus),
             notifier: Default::default(),
             zap_below: Default::default(),
+            root_work: None,
             backlog: Default::default(),
             schedule: None,
             clock: None,
@@ -270,6 +273,7 @@ impl Machine {
             hv: Default::default(),
             waits_for: None,
             ipi_flush: false,
+            pause: Default::default(),
             smm: false,
             smram: Default::default(),
             nested: Default::default(),
@@ -332,6 +336,7 @@ impl Machine {
         let step = self.carry_out(event, index, o)?;
         self.settle(o);
         self.drain(o);
+        self.worker_runs(index);
         self.quiet = self.undisturbed();
         Ok(step)
     }
@@ -344,6 +349,9 @@ impl Machine {
         o: &mut O,
     ) -> Result<Step, Refused> {
         self.at = At { event: index, time: event.time, actor: event.actor };
+        if self.kicks_take_time() {
+            self.flushes_land(event.time.0, o);
+        }
         match event.actor {
             Actor::Vcpu(id) => {
                 let v = usize::from(id.0);
@@ -362,6 +370,16 @@ impl Machine {
                 Ok(step)
             }
             Actor::Host => self.run_host(&event.op, o),
+        }
+    }
+
+    /// The worker that zaps roots gets to run when the event after the one that gave it work is over: what
+    /// that event finds, the host's zap of a range above all, is a tree that is dead and full. It takes
+    /// whatever it has then.
+    pub(super) fn worker_runs(&mut self, index: u64) {
+        if self.root_work.is_some_and(|since| since != index) {
+            self.root_work = None;
+            self.trees.work();
         }
     }
 

@@ -138,12 +138,20 @@ impl Machine {
             }
         }
         let root = self.vcpus[v].mmu.root.and_then(|root| root.sp);
-        let found = root.and_then(|root| self.shadow.walk(root, at.0));
-        if let Some((sp, index, leaf)) = found.filter(|(.., leaf)| allows(leaf)) {
+        let start = if intel { self.nested_structure(v, &tag, at, o) } else { None };
+        let descent = root.map(|root| self.descend(root, start.as_ref(), Gva(at.0)));
+        if let Some(descent) = descent
+            && let Some((sp, index, leaf)) = descent.leaf.filter(|(.., leaf)| allows(leaf))
+        {
             if intel {
+                self.keep_nested(v, &tag, at, &descent, o);
                 self.fill_physical(v, tag, at, leaf, Source::Shadow { sp, index }, o);
             }
             return Stage2::Mapped(leaf, Some((sp, index)));
+        }
+        if start.is_some() {
+            // The violation drops the path to the address (facts D.2).
+            self.pcpus[pcpu].tlb.drop_structures(&tag, Gva(at.0));
         }
         self.exit(v, None, o);
         let fixed = self.l2_fault(v, tables, at, kind, o);

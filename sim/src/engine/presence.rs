@@ -68,11 +68,12 @@ impl Presence {
 }
 
 impl Machine {
-    /// Whether a vCPU that is outside goes on by itself: neither held, nor scheduled out, nor in
-    /// the middle of something that another actor fell into, nor with an operation that waits.
+    /// Whether a vCPU that is outside goes on by itself: neither held, nor scheduled out, nor asleep,
+    /// nor in the middle of something, nor with an operation that waits.
     fn may_enter(&self, v: usize) -> bool {
         let vcpu = &self.vcpus[v];
-        !vcpu.held && !vcpu.descheduled && !self.suspended(v) && !self.backlog.holds(v)
+        let off = vcpu.held || vcpu.descheduled || vcpu.pause.halted;
+        !off && vcpu.pause.reader.is_none() && !self.suspended(v) && !self.backlog.holds(v)
     }
 
     /// The lowest vCPU from `from` on that can enter now.

@@ -1,12 +1,14 @@
 //! Which operation does what: from the event to the machine's parts.
 
 use tlbscope_trace::act::{ArchOp, Request};
+use tlbscope_trace::addr::{Gva, PageSize};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{Op, Sregs};
-use tlbscope_trace::regs::Regs;
+use tlbscope_trace::regs::{MmuKind, Regs};
 
 use super::{Machine, Refused, Step};
 use crate::arch::mode::Mode;
+use crate::kvm::lockless::Reader;
 use crate::policy::mechanics::Sregs as SregsRule;
 
 /// The name of an operation in the text form.
@@ -58,6 +60,10 @@ pub(super) fn name(op: &Op) -> &'static str {
         Op::Host(_) => "host",
         Op::HostBegin(_) => "host begin",
         Op::HostEnd(_) => "host end",
+        Op::Hlt => "hlt",
+        Op::InvlpgbLarge(_) => "invlpgb",
+        Op::WalkBegin(_) => "walk begin",
+        Op::WalkEnd => "walk end",
     }
 }
 
@@ -87,14 +93,19 @@ impl Machine {
                     | Op::Reset
                     | Op::Smi
                     | Op::Release { .. }
+                    | Op::WalkEnd
             );
+        if let Some(reader) = self.vcpus[v].pause.reader {
+            return self.while_reading(v, reader, op, o);
+        }
         if guest && !self.vcpus[v].in_guest && self.vcpus[v].held && !self.emulated {
             let why = "the vCPU is `out`: let it `in` first".into();
             return Err(Refused { op: name(op), why });
         }
         if guest && !self.emulated {
-            // As if the host had scheduled it in for this.
+            // As if the host had scheduled it in for this, or an interrupt had woken it.
             self.schedule_in(v, o);
+            self.wake(v, o);
             self.take_pcpu(v, o);
             self.enter(v, false, o);
             let others = self.schedule.is_some() || self.kicks_take_time();
@@ -114,19 +125,48 @@ impl Machine {
             Op::Invpcid(operands) => Self::step(self.invpcid(v, operands, o)),
             Op::Rsm => Self::step(self.rsm(v, o)),
             Op::Invlpga { gva, .. } => Self::step(self.invlpga(v, *gva, o)),
-            Op::Invlpgb(operands) => Self::step(self.invlpgb(v, operands, o)),
+            Op::Invlpgb(operands) => Self::step(self.invlpgb(v, operands, PageSize::Size4K, o)),
+            Op::InvlpgbLarge(operands) => {
+                Self::step(self.invlpgb(v, operands, PageSize::Size2M, o))
+            }
             Op::Tlbsync => Self::step(self.tlbsync(v, o)),
             Op::Access(access) => {
                 let outcome = self.access(v, access, o);
                 Step { outcome, waits: outcome.is_none(), ..Step::default() }
             }
             Op::Emul(inner) => self.emulate(v, inner, o)?,
+            Op::PvFlush(targets) => Step { waits: self.pv_flush(v, targets, o), ..Step::default() },
             other => {
                 self.run_other(v, other, o)?;
                 Step::default()
             }
         };
         Ok(step)
+    }
+
+    /// `walk begin`: only shadow tables are read so.
+    fn walk_begins<O: Observer>(&mut self, v: usize, gva: Gva, o: &mut O) -> Result<(), Refused> {
+        if self.config.mmu == MmuKind::Tdp || !self.lockless_begin(v, gva, o) {
+            let why = "two-dimensional tables are not read so: mmu = \"shadow\"".into();
+            return Err(Refused { op: "walk begin", why });
+        }
+        Ok(())
+    }
+
+    /// Interrupts are off while the handler reads shadow pages: the vCPU does nothing else.
+    fn while_reading<O: Observer>(
+        &mut self,
+        v: usize,
+        reader: Reader,
+        op: &Op,
+        o: &mut O,
+    ) -> Result<Step, Refused> {
+        if *op != Op::WalkEnd {
+            let why = "the vCPU reads shadow pages: let it `walk end` first".into();
+            return Err(Refused { op: name(op), why });
+        }
+        let outcome = self.lockless_end(v, reader, o);
+        Ok(Step { outcome, waits: outcome.is_none(), ..Step::default() })
     }
 
     /// The operation exits whatever the interception matrix says, and the emulator carries it out
@@ -188,12 +228,17 @@ impl Machine {
             Op::Out => self.vcpus[v].held = true,
             Op::In | Op::InFail => {
                 self.schedule_in(v, o);
+                self.wake(v, o);
                 self.take_pcpu(v, o);
                 let entered = self.enter(v, matches!(op, Op::InFail), o);
                 self.vcpus[v].held = !entered;
                 self.released(v);
             }
-            Op::PvFlush(targets) => self.pv_flush(v, targets, o),
+            Op::Hlt => self.halt(v, o),
+            Op::WalkBegin(gva) => self.walk_begins(v, *gva, o)?,
+            Op::WalkEnd => {
+                return Err(Refused { op: name(op), why: "no `walk begin` came before".into() });
+            }
             Op::HvFlush(flush) => self.hv_flush(v, flush, o),
             Op::Exit(reason) => self.exit(v, reason.map(|r| r as u16), o),
             Op::Release { gpa, size } => {

@@ -318,6 +318,7 @@ impl Machine {
         if result.is_ok() {
             self.settle(o);
             self.drain(o);
+            self.worker_runs(index);
         }
         let late = self.take_late();
         let Some(schedule) = &mut self.schedule else { return };

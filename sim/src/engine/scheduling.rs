@@ -41,6 +41,7 @@ impl Machine {
         o: &mut O,
     ) -> Result<(), Refused> {
         let v = self.existing(vcpu, "host run")?;
+        self.wake(v, o);
         let pcpu = pcpu.unwrap_or(self.vcpus[v].pcpu);
         if pcpu != self.vcpus[v].pcpu {
             self.migrate(v, pcpu, o)?;
@@ -157,6 +158,7 @@ impl Machine {
         self.at.actor = at;
         self.presence.removed(v, usize::from(self.vcpus[v].pcpu.0));
         self.vcpus[v].destroyed = true;
+        self.vcpus[v].pause = Default::default();
         self.vcpus[v].requests = Default::default();
         Ok(())
     }

@@ -3,12 +3,19 @@
 //! A walk that misses the TLB starts below the lowest upper-level entry that is cached for the
 //! address; what lies above is neither read nor checked again, and its rights are used as cached.
 //! The entries it reads go into the caches if they lead to a table and have A = 1, which a walk
-//! that succeeds has set. Not for L2: its walks start at the root, which hardware is free to do.
+//! that succeeds has set. Not for L2's own tables: those walks start at the root, which hardware is free
+//! to do.
+//!
+//! Guest-physical entries, tagged with the EP4TA alone (facts D.1), are kept for the tables that stand for
+//! L1's EPT: INVEPT drops them, INVVPID does not, an EPT violation drops the path (D.2). KVM's own
+//! two-dimensional trees have no tables in this machine, and none that is freed or pointed elsewhere
+//! while their root lives: what such an entry leads to is what the walk from the root finds.
 
 use std::ops::RangeInclusive;
 
 use tlbscope_trace::act::{
-    Act, Copied, Fill, FillKind, GuestInv, Instead, Inv, Mark, Path, Source, path_entry, path_table,
+    Act, Copied, Fill, FillKind, GuestInv, Instead, Inv, Mark, Path, Source, Tag, path_entry,
+    path_table,
 };
 use tlbscope_trace::addr::{Gpa, Gva, Hpa, PAGE_BYTES, PageSize, Sp};
 use tlbscope_trace::observe::Observer;
@@ -72,6 +79,36 @@ impl PscEntry {
 }
 
 impl Machine {
+    /// The cached guest-physical entry below which the walk of L1's EPT for `at` starts.
+    pub(super) fn nested_structure<O: Observer>(
+        &mut self,
+        v: usize,
+        tag: &Tag,
+        at: Gpa,
+        o: &mut O,
+    ) -> Option<PscEntry> {
+        let (mode, gva, pcpu) = (Mode::Level4, Gva(at.0), self.vcpus[v].pcpu.0 as usize);
+        let found = self.pcpus[pcpu].tlb.psc_lookup(tag, mode, gva, cacheable(mode))?;
+        let (shift, path) = (mode.shift(found.level), found.path);
+        let instead = Instead::Structure { gva, shift, path };
+        o.walk_uses(&self.at_vcpu(v), found.mark, instead, tag);
+        Some(found)
+    }
+
+    /// The links that the walk of L1's EPT followed are cached.
+    pub(super) fn keep_nested<O: Observer>(
+        &mut self,
+        v: usize,
+        tag: &Tag,
+        at: Gpa,
+        descent: &Descent,
+        o: &mut O,
+    ) {
+        for (entry, source) in self.links_of(descent, Mode::Level4) {
+            self.keep_under(v, tag, Mode::Level4, Gva(at.0), entry, source, o);
+        }
+    }
+
     /// The cached upper-level entry below which the walk of `gva` starts.
     pub(super) fn structure<O: Observer>(
         &mut self,
@@ -100,12 +137,27 @@ impl Machine {
         source: Source,
         o: &mut O,
     ) {
-        let (tag, pcpu) = (self.vcpus[v].context.tag, self.vcpus[v].pcpu.0 as usize);
+        let tag = self.vcpus[v].context.tag;
+        self.keep_under(v, &tag, mode, gva, entry, source, o);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one cached entry, its tag and its source")]
+    fn keep_under<O: Observer>(
+        &mut self,
+        v: usize,
+        tag: &Tag,
+        mode: Mode,
+        gva: Gva,
+        entry: PscEntry,
+        source: Source,
+        o: &mut O,
+    ) {
+        let pcpu = self.vcpus[v].pcpu.0 as usize;
         if !self.pcpus[pcpu].tlb.has_psc(entry.level) {
             return;
         }
         let fill = Fill {
-            tag,
+            tag: *tag,
             kind: FillKind::Structure(entry.level),
             address: gva.0 >> mode.shift(entry.level) << mode.shift(entry.level),
             size: mode.page_size(entry.level).unwrap_or(PageSize::Size1G),
@@ -114,7 +166,7 @@ impl Machine {
             copy: Copied { gpa: entry.gpa, hpa: entry.hpa, ..Copied::default() },
         };
         let mark = o.fill(&self.at_vcpu(v), &fill, self);
-        self.pcpus[pcpu].tlb.psc_insert(&tag, mode, gva, PscEntry { mark, ..entry });
+        self.pcpus[pcpu].tlb.psc_insert(tag, mode, gva, PscEntry { mark, ..entry });
     }
 
     /// A walk of the guest's own tables succeeded: its upper entries are cached. `tables` are the
@@ -232,7 +284,20 @@ impl Machine {
         if self.vcpus[v].nested.l2.is_some() {
             return;
         }
-        for &(parent, index, child) in &descent.links[..descent.count] {
+        for (entry, source) in self.links_of(descent, mode) {
+            self.keep(v, mode, gva, entry, source, o);
+        }
+    }
+
+    /// What may be cached of the links that a descent followed, and where each was read.
+    fn links_of(
+        &self,
+        descent: &Descent,
+        mode: Mode,
+    ) -> impl Iterator<Item = (PscEntry, Source)> + use<> {
+        let mut kept = [None; 4];
+        let links = descent.links[..descent.count].iter();
+        for (kept, &(parent, index, child)) in kept.iter_mut().zip(links) {
             let level = self.shadow.page(parent).role.level();
             if !cacheable(mode).contains(&level) {
                 continue;
@@ -242,7 +307,8 @@ impl Machine {
             let gpa = Gpa(self.shadow.page(child).gfn * PAGE_BYTES);
             let (hpa, mark, rights) = (ShadowPages::hpa(child), Mark::default(), Rights::FULL);
             let entry = PscEntry { level, gpa, hpa, rights, path, mark };
-            self.keep(v, mode, gva, entry, Source::Shadow { sp: parent, index }, o);
+            *kept = Some((entry, Source::Shadow { sp: parent, index }));
         }
+        kept.into_iter().flatten()
     }
 }

@@ -10,7 +10,7 @@
 //! say; no KVM lets a guest have it there: #UD.
 
 use tlbscope_trace::act::{Act, ArchOp, GuestInv, Inv, Request};
-use tlbscope_trace::addr::{Gva, PAGE_BYTES};
+use tlbscope_trace::addr::{Gva, PageSize};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{Invlpgb, Invpcid, InvpcidType};
 use tlbscope_trace::regs::Vendor;
@@ -36,11 +36,13 @@ impl Machine {
         Ok(())
     }
 
-    /// INVLPGB of a guest under NPT.
+    /// INVLPGB of a guest under NPT: the page of each of `count + 1` addresses, `stride` apart. With 2 MiB
+    /// these are the addresses of large pages; a small page is dropped only where one of them lies in it.
     pub(crate) fn invlpgb<O: Observer>(
         &mut self,
         v: usize,
         operands: &Invlpgb,
+        stride: PageSize,
         o: &mut O,
     ) -> Result<(), Gp> {
         if self.config.vendor != Vendor::Amd || !self.tdp() {
@@ -51,7 +53,7 @@ impl Machine {
         }
         let pages = 1 + u64::from(operands.count);
         for n in 0..if operands.va.is_some() { pages } else { 1 } {
-            let va = operands.va.map(|va| Gva(va.0.wrapping_add(n * PAGE_BYTES)));
+            let va = operands.va.map(|va| Gva(va.0.wrapping_add(n * stride.bytes())));
             if va.is_some_and(|va| !Mode::of(&self.vcpus[v].regs).canonical(va)) {
                 continue;
             }

@@ -8,6 +8,7 @@ use tlbscope_trace::regs::{CR3_PCID_MASK, Cr4, MmuKind, Regs};
 use super::role::{self, Role};
 use super::root::{PREV_ROOTS_MAX, Root};
 use super::shadow::{ShadowPages, Spte};
+use super::tdp::Unused;
 use crate::arch::mode::Mode;
 use crate::arch::required::Scope;
 use crate::engine::Machine;
@@ -103,10 +104,16 @@ impl Machine {
             Some(sp) if root.special => self.zap_page(sp, o),
             Some(_) => {}
             None => {
-                let vm = self.policy.mechanics.tdp_root_lifetime == TdpRootLifetime::Vm;
-                // Without the TDP MMU the root stays in the hash with all its SPTEs (facts 7.3).
-                let stays = vm || !self.tdp_mmu();
-                self.trees.put(root.hpa, stays);
+                let unused = match self.policy.mechanics.tdp_root_lifetime {
+                    // Without the TDP MMU the root stays in the hash with all its SPTEs (facts 7.3).
+                    _ if !self.tdp_mmu() => Unused::Stays,
+                    TdpRootLifetime::Vm => Unused::Stays,
+                    TdpRootLifetime::LastUser => Unused::Zapped,
+                    TdpRootLifetime::LastUserAsync => Unused::Queued,
+                };
+                if self.trees.put(root.hpa, unused) {
+                    self.root_work.get_or_insert(self.at.event);
+                }
             }
         }
     }
@@ -126,6 +133,7 @@ impl Machine {
         }
         self.shadow.kill(sp);
         self.act(o, Act::SpZap { sp });
+        self.page_zapped(sp);
     }
 
     /// Clears an entry and says so. True if something stood there.

@@ -2,8 +2,11 @@
 //!
 //! A vCPU that the host has scheduled out needs no IPI: the guest leaves a bit for the host, which
 //! flushes on its behalf before it runs again. CVE-2019-3016 was two ways to lose that bit; both
-//! are mechanics here. A target that is neither marked nor in the guest has the IPI pending and
-//! flushes as its first instruction: the sender's wait for it is not modelled.
+//! are mechanics here. The others get an IPI: a vCPU in the guest flushes itself at once, or when the IPI
+//! arrives (`ipi-latency`), one outside as its first instruction, one that sleeps is woken for it. The
+//! sender spins until all of these have flushed, and so it may free what they mapped
+//! (`pv-flush-wait`). A target that shares the sender's pCPU gets it for that, as if the host had
+//! preempted the sender.
 
 use tlbscope_trace::act::ArchOp;
 use tlbscope_trace::addr::{Gva, VcpuId};
@@ -71,8 +74,33 @@ impl Machine {
         }
     }
 
-    /// `pvflush`: kvm_flush_tlb_multi in the guest of vCPU `v`.
-    pub(crate) fn pv_flush<O: Observer>(&mut self, v: usize, targets: &[VcpuId], o: &mut O) {
+    /// `pvflush`: kvm_flush_tlb_multi in the guest of vCPU `v`. True if it waits for somebody; it is
+    /// called again then.
+    pub(crate) fn pv_flush<O: Observer>(
+        &mut self,
+        v: usize,
+        targets: &[VcpuId],
+        o: &mut O,
+    ) -> bool {
+        if !self.vcpus[v].pause.awaits.is_empty() {
+            let waits = self.awaits_flush(v);
+            if !waits {
+                self.vcpus[v].pause.awaits.clear();
+            }
+            return waits;
+        }
+        let interrupted = self.leave_bits(v, targets, o);
+        if self.policy.mechanics.pv_flush_wait {
+            return self.interrupt_and_wait(v, interrupted, o);
+        }
+        for target in interrupted {
+            self.interrupt_only(v, target, o);
+        }
+        false
+    }
+
+    /// Leaves the bit for each vCPU that is marked as preempted. The others.
+    fn leave_bits<O: Observer>(&mut self, v: usize, targets: &[VcpuId], o: &mut O) -> Vec<usize> {
         let mut interrupted = Vec::new();
         for target in self.targets(targets) {
             let marked = self.config.steal_time && self.vcpus[target].steal.byte & PREEMPTED != 0;
@@ -84,6 +112,16 @@ impl Machine {
                 interrupted.push(target);
             }
         }
+        interrupted
+    }
+
+    /// The IPIs, and the wait for those that can acknowledge theirs now. True if others are left.
+    fn interrupt_and_wait<O: Observer>(
+        &mut self,
+        v: usize,
+        interrupted: Vec<usize>,
+        o: &mut O,
+    ) -> bool {
         let remote = |t: &usize| *t != v && self.vcpus[*t].in_guest;
         if self.kicks_take_time() && interrupted.iter().any(remote) {
             self.in_flight(o);
@@ -95,9 +133,66 @@ impl Machine {
                 self.flush_itself(target, o);
             } else {
                 self.vcpus[target].ipi_flush = true;
+                self.wake(target, o);
+                self.let_run(target, o);
+                if self.vcpus[target].ipi_flush {
+                    self.vcpus[v].pause.awaits.push(target);
+                }
             }
         }
         self.at.actor = actor;
+        self.awaits_flush(v)
+    }
+
+    /// The host's scheduler runs a vCPU that nothing but another on its pCPU keeps outside.
+    fn let_run<O: Observer>(&mut self, v: usize, o: &mut O) {
+        let vcpu = &self.vcpus[v];
+        let kept = vcpu.held || vcpu.descheduled || vcpu.pause.reader.is_some();
+        if !kept && !self.suspended(v) && !self.backlog.holds(v) {
+            self.take_pcpu(v, o);
+            self.enter(v, false, o);
+        }
+    }
+
+    /// The IPI is sent, and nobody waits for it: the flush is owed from here on, and done when it lands.
+    fn interrupt_only<O: Observer>(&mut self, v: usize, target: usize, o: &mut O) {
+        if !self.vcpus[target].in_guest {
+            self.vcpus[target].ipi_flush = true;
+            return self.wake(target, o);
+        }
+        if target != v && self.kicks_take_time() {
+            if !self.owe_remote(target, None, o) {
+                let lands = self.at.time.0.saturating_add(self.config.ipi_latency);
+                self.vcpus[target].pause.flush_lands = Some(lands);
+            }
+            return;
+        }
+        let actor = std::mem::replace(&mut self.at.actor, Actor::Vcpu(VcpuId(target as u16)));
+        self.flush_itself(target, o);
+        self.at.actor = actor;
+    }
+
+    /// Whether the vCPU's own paravirtual flush waits for somebody who has not flushed yet.
+    pub(crate) fn awaits_flush(&self, v: usize) -> bool {
+        let pending = |u: &usize| self.vcpus[*u].ipi_flush && !self.vcpus[*u].destroyed;
+        self.vcpus[v].pause.awaits.iter().any(pending)
+    }
+
+    /// The flush IPIs that nobody waits for and that have landed by now.
+    pub(crate) fn flushes_land<O: Observer>(&mut self, now: u64, o: &mut O) {
+        for v in 0..self.vcpus.len() {
+            if self.vcpus[v].pause.flush_lands.is_none_or(|lands| lands > now) {
+                continue;
+            }
+            self.vcpus[v].pause.flush_lands = None;
+            if self.vcpus[v].in_guest {
+                let actor = std::mem::replace(&mut self.at.actor, Actor::Vcpu(VcpuId(v as u16)));
+                self.flush_itself(v, o);
+                self.at.actor = actor;
+            } else {
+                self.vcpus[v].ipi_flush = true;
+            }
+        }
     }
 
     /// A flush is owed on another vCPU. True if an ideal machine has done exactly that at once.

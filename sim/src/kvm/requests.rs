@@ -77,6 +77,12 @@ pub const fn needs_ipi(mode: Mode, flags: Flags) -> (bool, Mode) {
 }
 
 impl Machine {
+    /// The flags of a request, as far as the kernel heeds them.
+    fn flags(&self, request: Request) -> Flags {
+        let flags = Flags::of(request);
+        Flags { no_wakeup: flags.no_wakeup && self.policy.mechanics.no_wakeup, ..flags }
+    }
+
     /// Sets a request bit of one vCPU.
     pub(crate) fn post<O: Observer>(&mut self, v: usize, request: Request, o: &mut O) {
         self.vcpus[v].requests.post(request);
@@ -103,9 +109,13 @@ impl Machine {
         for v in 0..self.vcpus.len() {
             if !self.vcpus[v].destroyed && (v != own || request != Request::TlbFlush) {
                 self.post(v, request, o);
+                let flags = self.flags(request);
+                let wakes = self.vcpus[v].pause.halted && !flags.no_wakeup;
                 ipi |= match self.vcpus[v].mode {
-                    Mode::Outside if request == Request::TlbFlush => self.interrupt_dirty(v, o),
-                    _ => self.interrupt(v, Flags::of(request), &mut flying, o),
+                    Mode::Outside if request == Request::TlbFlush && !wakes => {
+                        self.interrupt_dirty(v, o)
+                    }
+                    _ => self.interrupt(v, flags, &mut flying, o),
                 };
             }
         }
@@ -157,10 +167,10 @@ impl Machine {
         flying: &mut Vec<usize>,
         o: &mut O,
     ) -> bool {
-        let mut ipi = false;
+        let (mut ipi, flags) = (false, self.flags(request));
         for v in targets {
             self.post(*v, request, o);
-            ipi |= self.interrupt(*v, Flags::of(request), flying, o);
+            ipi |= self.interrupt(*v, flags, flying, o);
         }
         ipi
     }
@@ -186,6 +196,10 @@ impl Machine {
         flying: &mut Vec<usize>,
         o: &mut O,
     ) -> bool {
+        if !flags.no_wakeup && self.vcpus[v].pause.halted {
+            self.wake(v, o);
+            return false;
+        }
         let (ipi, mode) = needs_ipi(self.vcpus[v].mode, flags);
         self.vcpus[v].mode = mode;
         if ipi {

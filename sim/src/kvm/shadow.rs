@@ -74,6 +74,10 @@ pub struct ShadowPages {
     /// Guest frames that leaf SPTEs no longer map as they did, if anyone asks: see
     /// [`ShadowPages::take_lost`].
     lost: Option<Vec<u64>>,
+    /// Zapped pages that are not freed yet; kept while somebody reads without a lock.
+    zapped: Vec<Sp>,
+    /// Freed pages, and those whose memory a page has that was made since; kept as long.
+    freed: Vec<(Sp, Option<Sp>)>,
 }
 
 /// First byte of the simulated host memory that shadow pages and EPT roots live in.
@@ -126,7 +130,38 @@ impl ShadowPages {
         if !special {
             self.by_gfn.entry(gfn).or_default().push(sp);
         }
+        if let Some((_, tenant)) = self.freed.iter_mut().find(|(_, tenant)| tenant.is_none()) {
+            *tenant = Some(sp);
+        }
         sp
+    }
+
+    /// A page was zapped that somebody may be reading.
+    pub fn leave(&mut self, sp: Sp) {
+        self.zapped.push(sp);
+    }
+
+    /// The pages that were left so are freed: they, in the order of their zapping.
+    pub fn free_zapped(&mut self) -> Vec<Sp> {
+        self.freed.extend(self.zapped.iter().map(|sp| (*sp, None)));
+        std::mem::take(&mut self.zapped)
+    }
+
+    /// Nobody reads any more: whose memory a page has is without meaning from here on.
+    pub fn forget_freed(&mut self) {
+        self.freed.clear();
+    }
+
+    /// The page that stands in the memory of this one now: itself, unless it was freed and another made
+    /// there.
+    #[must_use]
+    pub fn stands_in(&self, sp: Sp) -> Sp {
+        let mut now = sp;
+        // A page that has another's memory was made after it: the chain goes upwards.
+        while let Some((_, Some(tenant))) = self.freed.iter().find(|(freed, _)| *freed == now) {
+            now = *tenant;
+        }
+        now
     }
 
     /// Writes an entry and keeps parents and reverse maps in step. Returns what stood there.

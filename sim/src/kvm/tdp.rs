@@ -29,6 +29,19 @@ pub struct Tree {
     pub invalid: bool,
     /// A zap of all roots that is under way holds a reference: its SPTEs stay until it ends.
     held: bool,
+    /// Its last user handed it to the worker: its SPTEs stay until that comes to it.
+    queued: bool,
+}
+
+/// What becomes of a tree that nobody uses any more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Unused {
+    /// It stays: the VM holds a reference.
+    Stays,
+    /// It is zapped at once and its root page freed.
+    Zapped,
+    /// No vCPU finds it again; a worker zaps and frees it.
+    Queued,
 }
 
 impl Tree {
@@ -122,7 +135,8 @@ impl Trees {
             None => Hpa(ROOTS_BASE + self.trees.len() as u64 * PAGE_BYTES),
         };
         let (map, huge) = Default::default();
-        let tree = Tree { role, hpa, users: 1, map, huge, invalid: false, held: false };
+        let (invalid, held, queued) = (false, false, false);
+        let tree = Tree { role, hpa, users: 1, map, huge, invalid, held, queued };
         match self.get_mut(hpa) {
             Some(dead) => *dead = tree,
             None => self.trees.push(tree),
@@ -136,19 +150,33 @@ impl Trees {
         (self.freed.len() > 1).then(|| self.freed.pop_front())?
     }
 
-    /// One user less; the last one takes the tree with it unless the VM holds a reference.
-    pub fn put(&mut self, hpa: Hpa, vm_holds: bool) {
-        if let Some(tree) = self.get_mut(hpa) {
-            if tree.users == 0 {
-                return;
-            }
-            tree.users -= 1;
-            if tree.users == 0 && !tree.held && (!vm_holds || tree.invalid) {
-                tree.invalid = true;
-                tree.map = FxHashMap::default();
-                tree.huge = FxHashMap::default();
-                self.freed.push_back(hpa);
-            }
+    /// One user less; what the last one does with the tree. True if it went to the worker.
+    pub fn put(&mut self, hpa: Hpa, unused: Unused) -> bool {
+        let Some(tree) = self.get_mut(hpa).filter(|tree| tree.users > 0) else { return false };
+        tree.users -= 1;
+        if tree.users > 0 || tree.held || unused == Unused::Stays && !tree.invalid {
+            return false;
+        }
+        // One that a zap of all roots went over holds nothing any more.
+        let queue = unused == Unused::Queued && !tree.invalid;
+        tree.invalid = true;
+        if queue {
+            tree.queued = true;
+            return true;
+        }
+        tree.map = FxHashMap::default();
+        tree.huge = FxHashMap::default();
+        self.freed.push_back(hpa);
+        false
+    }
+
+    /// The worker zaps and frees what was handed to it.
+    pub fn work(&mut self) {
+        for tree in self.trees.iter_mut().filter(|tree| tree.queued) {
+            tree.queued = false;
+            tree.map.clear();
+            tree.huge.clear();
+            self.freed.push_back(tree.hpa);
         }
     }
 

@@ -4,6 +4,7 @@ use tlbscope_trace::act::{Context, Request};
 use tlbscope_trace::addr::{Asid, PcpuId, Vpid};
 use tlbscope_trace::regs::Regs;
 
+use super::halt::Pause;
 use super::hyperv::HvFifo;
 use super::nested::Nested;
 use super::pv::Steal;
@@ -108,6 +109,8 @@ pub struct Vcpu {
     pub waits_for: Option<u64>,
     /// A flush IPI of the guest is pending: the guest flushes itself as soon as it runs.
     pub ipi_flush: bool,
+    /// What else keeps it from going on.
+    pub pause: Pause,
     /// `out`: stays in the host after its next exit.
     pub held: bool,
     /// The local APIC is in xAPIC mode.

@@ -230,6 +230,16 @@ knobs! {
         pv_flush("pv-flush"): PvFlush = PvFlush::Atomic, &[];
         /// The publication of KVM_VCPU_PREEMPTED.
         pv_preempt_store("pv-preempt-store"): PvPreemptStore = PvPreemptStore::Merge, &[];
+        /// When that is published.
+        pv_preempt_when("pv-preempt-when"): PvPreemptWhen = PvPreemptWhen::Preempted, &[];
+        /// The guest's side of a paravirtual flush: its sender waits until every vCPU that it interrupted
+        /// has flushed. Without, it goes on at once: a defect.
+        pv_flush_wait("pv-flush-wait"): bool = true, &[];
+        /// A request that has KVM_REQUEST_NO_WAKEUP leaves a vCPU asleep that executed HLT (facts 5.1,
+        /// 5.2). Without, each request wakes it.
+        no_wakeup("no-wakeup"): bool = true, &[];
+        /// vcpu->mode of somebody who reads shadow pages without a lock.
+        lockless_walk("lockless-walk"): LocklessWalk = LocklessWalk::Reading, &[];
         /// KVM_SET_SREGS.
         sregs("sregs"): Sregs = Sregs::ResetAndGuest, &[];
         /// Linking an unsync page.

@@ -90,13 +90,15 @@ pub enum Effect {
     Control7,
     /// INVLPGA.
     Invlpga,
+    /// INVLPGA with EFER.TCE.
+    InvlpgaTce,
     /// INVLPGB, completed by TLBSYNC.
     Invlpgb,
 }
 
 impl Effect {
     /// Every one.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 41] = [
         Self::PgClear,
         Self::PgSet,
         Self::Cr3,
@@ -136,6 +138,7 @@ impl Effect {
         Self::Control3,
         Self::Control7,
         Self::Invlpga,
+        Self::InvlpgaTce,
         Self::Invlpgb,
     ];
 }
@@ -167,6 +170,13 @@ pub enum Drop {
         root: Ep4ta,
         /// Which page.
         gpa: Gpa,
+    },
+    /// A page in this ASID, and the path to it.
+    Page {
+        /// In which ASID.
+        asid: Asid,
+        /// Which page.
+        gva: Gva,
     },
     /// An INVLPGB; its ASID is the guest's own already.
     Broadcast(Broadcast),
@@ -290,6 +300,9 @@ pub fn dropped_by(cpu: &Processor, instruction: &Instruction, step: &Step) -> [D
         }
         Instruction::Invept { .. } => Some((Effect::InveptGlobal, Drop::Inv(Inv::EptGlobal))),
         Instruction::Vmrun { asid, control } => tlb_control(Asid(asid), control),
+        Instruction::Invlpga { asid, gva } if cpu.regs.efer().contains(Efer::TCE) => {
+            Some((Effect::InvlpgaTce, Drop::Page { asid, gva }))
+        }
         Instruction::Invlpga { asid, gva } => {
             Some((Effect::Invlpga, Drop::Inv(Inv::Invlpga { asid, gva })))
         }

@@ -307,7 +307,7 @@ impl Tlb {
 
     /// Drops the paging-structure entries that a walk of `gva` would use.
     pub fn drop_structures(&mut self, tag: &Tag, gva: Gva) {
-        if let Some(index) = self.pair(tag)[0] {
+        if let Some(index) = self.structures_of(tag) {
             self.drop_path(index as usize, gva);
         }
     }

@@ -361,10 +361,7 @@ impl Tlb {
         gva: Gva,
         levels: RangeInclusive<u8>,
     ) -> Option<PscEntry> {
-        let container = match psc_space(tag) {
-            Space::Pcid => self.pair(tag)[0]?,
-            space => self.container(tag, space)?,
-        };
+        let container = self.structures_of(tag)?;
         let epoch = self.containers[container as usize].psc_epoch;
         levels.filter_map(|level| Some((level, psc_place(level)?))).find_map(|(level, place)| {
             let store = self.psc[place].as_mut()?;
@@ -375,6 +372,14 @@ impl Tlb {
             store.touch(at);
             Some(*store.value(at))
         })
+    }
+
+    /// The container of a tag's upper-level entries.
+    fn structures_of(&mut self, tag: &Tag) -> Option<u32> {
+        match psc_space(tag) {
+            Space::Pcid => self.pair(tag)[0],
+            _ => self.physical(tag),
+        }
     }
 
     /// Whether this very translation is usable, whatever else translates the address.

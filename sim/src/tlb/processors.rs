@@ -5,7 +5,7 @@ use tlbscope_trace::addr::{Ep4ta, Gpa, Gva, PcpuId};
 
 use super::instruction::{Drop, Effect, dropped_by};
 use super::invalidate::Upper;
-use super::{Container, Geometry, Space, Tlb};
+use super::{Container, Entry, Geometry, Space, Tlb};
 use crate::arch::processor::{Broadcast, Instruction, Processor, Step};
 
 /// What a defective processor makes of one of its drops: another one, or none.
@@ -113,6 +113,10 @@ impl Tlb {
                 self.address(global, Upper::Keep, gva, Some(pcid), 0, quiet);
             }
             Drop::Physical { root, gpa } => self.drop_physical(root, gpa),
+            Drop::Page { asid, gva } => {
+                let of = |c: &Container| c.tag.class == Class::Asid && c.tag.id == asid.0;
+                self.address(of, Upper::Path, gva, None, 0, quiet);
+            }
             Drop::Broadcast(broadcast) => self.drop_broadcast(&broadcast),
         }
     }
@@ -129,7 +133,7 @@ impl Tlb {
     }
 
     /// INVLPGB. With an address it drops the path to each page of the range, without one whole
-    /// PCIDs. Global translations go under any PCID: more than a PCID-valid INVLPGB asks for.
+    /// PCIDs. Of global translations only those that were made under the PCID, if it names one.
     fn drop_broadcast(&mut self, b: &Broadcast) {
         let quiet = &mut |_: &Tag, _, _| {};
         let hit = |c: &Container| {
@@ -141,7 +145,17 @@ impl Tlb {
             let asid = b.asid.is_none_or(|a| a.0 == c.tag.id);
             c.tag.class == Class::Asid && asid && space
         };
-        let Some(Gva(first)) = b.va else { return self.wide(hit, 0, quiet) };
+        let made = |e: &Entry| b.pcid.is_none_or(|p| p == e.pcid);
+        let Some(Gva(first)) = b.va else {
+            self.wide(|c| hit(c) && (c.space == Space::Pcid || b.pcid.is_none()), 0, quiet);
+            for index in 0..self.containers.len() {
+                let c = &self.containers[index];
+                if hit(c) && c.live != 0 {
+                    self.kill_where(index, 0, quiet, |_, e| made(e));
+                }
+            }
+            return;
+        };
         let bytes = (u64::from(b.extra) + 1) * b.stride.bytes();
         let first = first & !(b.stride.bytes() - 1);
         let last = first.saturating_add(bytes - 1);
@@ -152,7 +166,7 @@ impl Tlb {
             self.drop_paths(index, first, last);
             self.kill_where(index, 0, quiet, |address, e| {
                 let shift = e.guest_size.max(e.size).shift();
-                (first >> shift..=last >> shift).contains(&(address >> shift))
+                made(e) && (first >> shift..=last >> shift).contains(&(address >> shift))
             });
         }
     }

@@ -7,7 +7,7 @@ use crate::op::{Access, AccessKind, Invlpgb, Invpcid, InvpcidType, Op, Sregs};
 use crate::regs::{CR3_NOFLUSH, CR3_PCID_MASK, Cr0, Cr4, Efer};
 
 /// Every operation of a guest, for suggestions.
-const NAMES: [&str; 41] = [
+const NAMES: [&str; 43] = [
     "cr0",
     "clts",
     "lmsw",
@@ -45,6 +45,8 @@ const NAMES: [&str; 41] = [
     "l2enter",
     "l2exit",
     "l1",
+    "hlt",
+    "walk",
     "out",
     "in",
     "exit",
@@ -66,6 +68,9 @@ pub(super) fn guest(
     }
     if let "read" | "write" | "exec" = word.text {
         return access(words, word);
+    }
+    if word.text == "walk" {
+        return lockless_walk(words);
     }
     let found = match registers(words, word)? {
         None => memory(words, word)?,
@@ -233,6 +238,7 @@ fn rest(words: &mut Cursor<'_>, word: Word<'_>) -> Result<Option<Op>, TextError>
         "l2enter" => host::l2enter(words)?,
         "l2exit" => Op::L2Exit(words.optional_number("the reason")?),
         "l1" => host::l1(words)?,
+        "hlt" => Op::Hlt,
         "out" => Op::Out,
         "in" if words.take_if("fail") => Op::InFail,
         "in" => Op::In,
@@ -274,11 +280,38 @@ fn invpcid(words: &mut Cursor<'_>) -> Result<Op, TextError> {
     Ok(Op::Invpcid(op))
 }
 
-/// `invlpgb [va=] [pcid=] [asid=] [global] [count=]`.
+/// `walk begin GVA`, `walk end [= OUTCOME]`.
+fn lockless_walk(words: &mut Cursor<'_>) -> Result<(Op, Vec<Outcome>), TextError> {
+    let half = words.need("`begin` or `end`")?;
+    match half.text {
+        "begin" => Ok((Op::WalkBegin(words.gva()?), Vec::new())),
+        "end" => {
+            let expected = match words.take() {
+                Some(word) if word.text.starts_with('=') => outcomes(words, word)?,
+                Some(word) => return Err(words.unknown(word, "word", word.text, &["="])),
+                None => Vec::new(),
+            };
+            Ok((Op::WalkEnd, expected))
+        }
+        name => Err(words.unknown(half, "half of a walk", name, &["begin", "end"])),
+    }
+}
+
+/// `invlpgb [va=] [pcid=] [asid=] [global] [count=] [stride=4k|2m]`.
 fn invlpgb(words: &mut Cursor<'_>) -> Result<Op, TextError> {
     let mut op = Invlpgb { va: None, pcid: None, asid: None, global: false, count: 0 };
-    words.options(&["va", "pcid", "asid", "global", "count"], |words, word, key, value| {
+    let mut large = false;
+    let keys = ["va", "pcid", "asid", "global", "count", "stride"];
+    words.options(&keys, |words, word, key, value| {
         match key {
+            "stride" => match value {
+                Some("4k") => large = false,
+                Some("2m") => large = true,
+                other => {
+                    let other = other.unwrap_or_default();
+                    return Err(words.unknown(word, "stride", other, &["4k", "2m"]));
+                }
+            },
             "va" => op.va = Some(Gva(words.value(word, key, value)?)),
             "pcid" => op.pcid = Some(Pcid(words.value(word, key, value)?)),
             "asid" => op.asid = Some(Asid(words.value(word, key, value)?)),
@@ -287,7 +320,8 @@ fn invlpgb(words: &mut Cursor<'_>) -> Result<Op, TextError> {
         }
         Ok(())
     })?;
-    Ok(Op::Invlpgb(Box::new(op)))
+    let op = Box::new(op);
+    Ok(if large { Op::InvlpgbLarge(op) } else { Op::Invlpgb(op) })
 }
 
 /// `read|write|exec GVA [user] [ac] [= OUTCOME]`.

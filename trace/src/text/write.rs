@@ -58,6 +58,9 @@ impl Display for Written<'_, Op> {
             Op::Reset => f.write_str("reset"),
             Op::Smi => f.write_str("smi"),
             Op::Rsm => f.write_str("rsm"),
+            Op::Hlt => f.write_str("hlt"),
+            Op::WalkBegin(gva) => write!(f, "walk begin {gva}"),
+            Op::WalkEnd => f.write_str("walk end"),
             Op::Out => f.write_str("out"),
             Op::In => f.write_str("in"),
             Op::InFail => f.write_str("in fail"),
@@ -121,6 +124,10 @@ fn memory(f: &mut fmt::Formatter<'_>, op: &Op) -> fmt::Result {
         }
         Op::Invlpga { gva, asid } => write!(f, "invlpga {gva} {asid}"),
         Op::Invlpgb(op) => invlpgb(f, op),
+        Op::InvlpgbLarge(op) => {
+            invlpgb(f, op)?;
+            f.write_str(" stride=2m")
+        }
         Op::Release { gpa, size } => write!(f, "release {gpa} {}", bytes(*size)),
         _ => f.write_str("tlbsync"),
     }

@@ -126,6 +126,29 @@ values! {
 }
 
 values! {
+    /// vcpu->mode of somebody who reads shadow pages without a lock (facts 5.3).
+    LocklessWalk {
+        /// READING_SHADOW_PAGE_TABLES: a remote flush waits for the end of the walk, so that no page is
+        /// freed under it.
+        #[default]
+        Reading = "reading",
+        /// OUTSIDE_GUEST_MODE: nobody waits. A defect.
+        Outside = "outside",
+    }
+}
+
+values! {
+    /// When KVM_VCPU_PREEMPTED is published (facts 4.4).
+    PvPreemptWhen {
+        /// Whenever the vCPU is put, also as it goes to sleep (5.17).
+        EveryPut = "every-put",
+        /// Only if its task was preempted (5.19 on, and 5.10.y and 5.15.y).
+        #[default]
+        Preempted = "preempted",
+    }
+}
+
+values! {
     /// How long a TDP MMU root lives (facts 7.3).
     TdpRootLifetime {
         /// The last user frees and zaps the tree, in its own context (5.10 to 5.17).
