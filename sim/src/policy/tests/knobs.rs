@@ -43,6 +43,7 @@ hv-noncanonical = "skip" | "pass"
 invlpg-noncanonical = "skip" | "pass"
 nested-cr3-bit63 = "drop" | "noflush"
 hv-flush = "full" | "request" | "fifo"
+invlpgb = "native" | "intercept"
 pv-flush = "atomic" | "read-then-clear"
 pv-preempt-store = "merge" | "overwrite"
 fault-retry = true | false
