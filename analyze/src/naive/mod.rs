@@ -345,6 +345,9 @@ impl Observer for Naive {
             }
             Source::Guest | Source::Host => {}
         }
+        // In L2 the walk goes on through the mapping that it has just made, which is as old as the
+        // shadow of L1's entry that it copies.
+        self.used_physical |= copy.physical && fill.source != Source::Host;
         // A guest-physical mapping is the EP4TA's, whatever VPID, PCID or vCPU it was made under.
         let same = |c: &Cached| match copy.physical {
             true => (c.tag.pcpu, c.tag.ep4ta) == (copy.tag.pcpu, copy.tag.ep4ta),
