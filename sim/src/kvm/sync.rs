@@ -6,6 +6,7 @@ use tlbscope_trace::observe::Observer;
 
 use super::shadow::{Leaf, Spte};
 use crate::engine::Machine;
+use crate::policy::Ideal;
 use crate::policy::mechanics::{InvlpgKind, InvlpgRemoteFlush};
 
 impl Machine {
@@ -139,9 +140,11 @@ impl Machine {
         changed
     }
 
-    /// Takes write access to a guest frame away in every SPTE that maps it. True if one had it.
+    /// Takes write access to a guest frame away in every SPTE that maps it. True if one had it, or if
+    /// the flush that this is for is exact: it may have spared what no SPTE tells of any more.
     pub(crate) fn write_protect<O: Observer>(&mut self, gfn: u64, o: &mut O) -> bool {
-        let mut changed = self.clear_write(gfn);
+        let mut changed = self.clear_write(gfn) || self.policy.ideal == Ideal::ArchMin;
+        self.note_lost(gfn, 1);
         // Under TDP, where this is one of L1's nested tables, L1's own mapping of it loses the right.
         changed |= self.trees.maps_any(&(gfn..gfn + 1));
         let gpa = Gpa(gfn * PAGE_BYTES);
