@@ -75,8 +75,13 @@ impl Machine {
             if let Spte::Leaf(old) = self.shadow.spte(sp, index) {
                 let new = self.reread(sp, index, old);
                 self.shadow.set(sp, index, new.map_or(Spte::None, Spte::Leaf));
-                if new.is_none() {
-                    self.act(o, Act::SpteClear { sp, index });
+                match new {
+                    None => self.act(o, Act::SpteClear { sp, index }),
+                    // The right is of now, whatever took it away since the entry was made.
+                    Some(leaf) if leaf.write && !old.write => {
+                        self.act(o, Act::SpteSet { sp, index });
+                    }
+                    Some(_) => {}
                 }
                 changed |= new != Some(old);
             }
