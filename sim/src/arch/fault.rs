@@ -203,6 +203,8 @@ mod tests {
         let lme = Regs { efer: 0x100, ..real };
         assert!(cr0(&lme, 0x8000_0011, &LIMITS).is_err());
         assert_eq!(cr0(&Regs { cr4: 0x20, ..lme }, 0x8000_0011, &LIMITS), Ok(()));
+        // Paging stays off: LME waits for it.
+        assert_eq!(cr0(&lme, 0x11, &LIMITS), Ok(()));
         assert_eq!(cr0(&long(), 0x1_0011, &LIMITS), Err(Gp("CR0.PG cleared in 64-bit mode")));
         let lax = Limits { pg_clear_in_64_bit: true, ..LIMITS };
         assert_eq!(cr0(&long(), 0x1_0011, &lax), Ok(()));
