@@ -1,6 +1,6 @@
 //! Every row of the table of requirements, against the manuals' tables as typed by hand.
 
-use tlbscope_sim::arch::required::{RULES, Scope, Strength, required, rule};
+use tlbscope_sim::arch::required::{RULES, Scope, Strength, of_guest, required, rule};
 use tlbscope_trace::act::ArchOp;
 use tlbscope_trace::addr::{Gpa, Gva, Pcid};
 use tlbscope_trace::op::{Invpcid, InvpcidType};
@@ -80,6 +80,8 @@ fn cr0_and_efer_changes() {
     let nxe = ArchOp::Efer { old: Efer::NXE.bits(), new: 0 };
     assert_eq!(owed(Intel, nxe, &regs()), []);
     assert_eq!(owed(Amd, nxe, &regs()), [("efer-vmcb", Scope::Everything, Advised)]);
+    let lme = ArchOp::Efer { old: 0, new: Efer::LME.bits() };
+    assert_eq!(owed(Amd, lme, &regs()), [("efer-vmcb", Scope::Everything, Advised)]);
     let sce = ArchOp::Efer { old: 0, new: Efer::SCE.bits() };
     assert_eq!(owed(Amd, sce, &regs()), []);
 }
@@ -125,6 +127,60 @@ fn invalidation_instructions_and_faults() {
     let tce = Regs { efer: regs().efer | Efer::TCE.bits(), ..regs() };
     let path = Scope::Address { pcid, gva, path: true };
     assert_eq!(owed(Amd, ArchOp::Invlpg(gva), &tce), [("invlpg", path, Must)]);
+    // Intel has no EFER.TCE (facts C.1).
+    let all = Scope::Address { pcid, gva, path: false };
+    assert_eq!(owed(Intel, ArchOp::Invlpg(gva), &tce), [("invlpg", all, Must)]);
+    // A descriptor's PCID has 12 bits.
+    let wide = ArchOp::Invpcid(Invpcid { kind: InvpcidType::Single, pcid: 0x7fff, gva });
+    let single = ("invpcid-single", Scope::PcidNonGlobal(Pcid(0xfff)), Must);
+    assert_eq!(owed(Intel, wide, &regs()), [single]);
+}
+
+/// Userspace that rewrites a register of translation, bit by bit; the others owe nothing.
+#[test]
+fn rewritten_registers() {
+    let sregs = |after: Regs| {
+        let owed: Vec<_> = required(Intel, &ArchOp::Sregs, &regs(), &after).collect();
+        owed.iter().map(|o| (o.rule.id, o.scope)).collect::<Vec<_>>()
+    };
+    let all = [("sregs", Scope::Everything)];
+    assert_eq!(sregs(regs()), []);
+    for bit in [Cr0::PG, Cr0::WP] {
+        assert_eq!(sregs(Regs { cr0: regs().cr0 ^ bit.bits(), ..regs() }), all, "{bit:?}");
+    }
+    for bit in [Cr4::PAE, Cr4::PSE, Cr4::PGE, Cr4::PCIDE, Cr4::LA57, Cr4::SMEP] {
+        assert_eq!(sregs(Regs { cr4: regs().cr4 ^ bit.bits(), ..regs() }), all, "{bit:?}");
+    }
+    for bit in [Efer::LMA, Efer::NXE] {
+        assert_eq!(sregs(Regs { efer: regs().efer ^ bit.bits(), ..regs() }), all, "{bit:?}");
+    }
+    assert_eq!(sregs(Regs { cr0: regs().cr0 ^ Cr0::TS.bits(), ..regs() }), []);
+    assert_eq!(sregs(Regs { cr4: regs().cr4 ^ Cr4::SMAP.bits(), ..regs() }), []);
+    assert_eq!(sregs(Regs { efer: regs().efer ^ Efer::SCE.bits(), ..regs() }), []);
+}
+
+#[test]
+fn what_another_asked_for_is_owed_here() {
+    let whole = owed(Amd, ArchOp::RemoteFlush { page: None }, &regs());
+    assert_eq!(whole, [("remote-flush", Scope::Everything, Must)]);
+    let gva = Gva(0x7000);
+    let page = owed(Intel, ArchOp::RemoteFlush { page: Some(gva) }, &regs());
+    let scope = Scope::Address { pcid: Pcid(5), gva, path: true };
+    assert_eq!(page, [("remote-flush", scope, Must)]);
+}
+
+/// An MTRR write that a hypervisor emulates touches no register of the processor (facts C.4); SMI and
+/// RSM change the guest's paging all the same.
+#[test]
+fn what_a_hypervisor_emulates() {
+    let strength = |op, native| {
+        let owed = of_guest(Amd, &op, &regs(), &regs(), native);
+        owed.map(|o| o.strength).collect::<Vec<_>>()
+    };
+    assert_eq!(strength(ArchOp::Mtrr, true), [Must]);
+    assert_eq!(strength(ArchOp::Mtrr, false), [Advised]);
+    assert_eq!(strength(ArchOp::Smi, false), [Must]);
+    assert_eq!(strength(ArchOp::Rsm, false), [Must]);
 }
 
 #[test]

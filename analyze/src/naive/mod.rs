@@ -347,8 +347,7 @@ impl Observer for Naive {
         };
         match fill.source {
             Source::Shadow { sp, index } => self.strike_frozen(&mut copy, sp.0, index),
-            // In L2 the walk has used or made a guest-physical copy of the frame, whichever.
-            Source::Guest if self.used_physical || copy.made.tables.is_some() => {
+            Source::Guest if self.used_physical => {
                 let read = self.physical_read(&fill.tag, &fill.copy);
                 let (read, struck, orphan) = read.unwrap_or((self.now, false, false));
                 copy.host_read = read;
@@ -357,6 +356,9 @@ impl Observer for Naive {
             }
             Source::Guest | Source::Host => {}
         }
+        // In L2 the walk goes on through the mapping that it has just made, which is as old as the
+        // shadow of L1's entry that it copies.
+        self.used_physical |= copy.physical && fill.source != Source::Host;
         // A guest-physical mapping is the EP4TA's, whatever VPID, PCID or vCPU it was made under.
         let same = |c: &Cached| match copy.physical {
             true => (c.tag.pcpu, c.tag.ep4ta) == (copy.tag.pcpu, copy.tag.ep4ta),

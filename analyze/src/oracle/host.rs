@@ -118,19 +118,32 @@ impl Host {
         *times = (now, times.0);
     }
 
-    /// Whether a frame of the change's range was cached after `since` and before the change, by a copy
-    /// that it concerns.
-    fn cached(&self, change: &Change, since: u64) -> bool {
+    /// Since when a processor can hold nothing of these bytes because of an earlier change: all that one
+    /// concerned was dropped there, and with it these copies, which can be written through or not.
+    fn gone_since(&self, change: &Change, pcpu: u16, from: u64, to: u64, write: bool) -> u64 {
+        let earlier =
+            self.changes.iter().rev().skip_while(|c| c.obligation.time >= change.obligation.time);
+        let mut covering = earlier.filter(|c| c.gpa <= from && to <= c.end && (write || !c.rights));
+        covering.find(|c| c.served.contains(&pcpu)).map_or(0, |c| c.obligation.time)
+    }
+
+    /// Whether a processor may hold a copy of a frame of the change's range, made after `since` and before
+    /// the change, that it concerns.
+    fn cached(&self, change: &Change, since: u64, pcpu: u16) -> bool {
         let (gpa, end, until) = (change.gpa, change.end, change.obligation.time);
-        let within = |(last, before): &(u64, u64)| {
-            (since..until).contains(last) || (since..until).contains(before)
+        let held = |page: u64, shift: u8, write: bool, (last, before): &(u64, u64)| {
+            let within = |from: u64| (from..until).contains(last) || (from..until).contains(before);
+            let from = page << shift;
+            let to = from.saturating_add(1 << shift);
+            within(since) && within(since.max(self.gone_since(change, pcpu, from, to, write)))
         };
         let pages = (end - gpa) >> 12;
         if pages > self.fills.len() as u64 {
-            return self.fills.iter().any(|((page, shift, write), time)| {
+            return self.fills.iter().any(|((page, shift, write), times)| {
                 let from = page << shift;
                 let concerned = *write || !change.rights;
-                concerned && within(time) && from < end && gpa < from.saturating_add(1 << shift)
+                let reached = from < end && gpa < from.saturating_add(1 << shift);
+                concerned && reached && held(*page, *shift, *write, times)
             });
         }
         (gpa >> 12..(end + 0xfff) >> 12).any(|page| {
@@ -138,9 +151,10 @@ impl Host {
             while sizes != 0 {
                 let shift = sizes.trailing_zeros();
                 sizes &= sizes - 1;
+                let page = page << 12 >> shift;
                 let filled = |write| {
-                    let key = (page << 12 >> shift, shift as u8, write);
-                    self.fills.get(&key).is_some_and(within)
+                    let times = self.fills.get(&(page, shift as u8, write));
+                    times.is_some_and(|times| held(page, shift as u8, write, times))
                 };
                 if filled(true) || !change.rights && filled(false) {
                     return true;
@@ -183,7 +197,7 @@ impl Host {
                 && c.obligation.time > since
                 && !c.served.contains(&pcpu)
                 && !c.exposed.contains(&vcpu)
-                && self.cached(c, since)
+                && self.cached(c, since, pcpu)
         });
         due.map(|(n, _)| n).collect()
     }

@@ -4,9 +4,12 @@ use tlbscope_analyze::finding::Findings;
 use tlbscope_analyze::naive::Naive;
 use tlbscope_analyze::oracle::Oracle;
 use tlbscope_sim::engine::Machine;
+use tlbscope_sim::machine::config::MachineConfig;
+use tlbscope_sim::policy::Policy;
 use tlbscope_trace::act::{Accessed, Act, ArchOp, At, Fill, Instead, Mark, Tag};
 use tlbscope_trace::addr::Gpa;
 use tlbscope_trace::observe::{Observer, World};
+use tlbscope_trace::op::Event;
 use tlbscope_trace::regs::Regs;
 
 use super::{Case, policy};
@@ -81,16 +84,21 @@ impl Observer for Watch {
     }
 }
 
-/// Runs a case. Events that the machine refuses change nothing and are passed over.
+/// Runs a case.
 pub fn run(case: &Case) -> Run {
-    let vcpus = case.machine.vcpus;
+    run_list(&case.machine, &policy(&case.policy), &case.events)
+}
+
+/// Runs a list. Events that the machine refuses change nothing and are passed over.
+pub fn run_list(config: &MachineConfig, policy: &Policy, events: &[Event]) -> Run {
+    let vcpus = config.vcpus;
     let mut watch = Watch {
         pair: (Oracle::with_max_findings(vcpus, 10_000), Naive::new(vcpus)),
         alone: 0,
         differ: None,
     };
-    let mut machine = Machine::new(&case.machine, &policy(&case.policy)).expect("a machine");
-    for (index, event) in case.events.iter().enumerate() {
+    let mut machine = Machine::new(config, policy).expect("a machine");
+    for (index, event) in events.iter().enumerate() {
         let _refused = machine.run(event, index as u64, &mut watch);
     }
     watch.pair.0.finish(&machine);

@@ -219,6 +219,37 @@ mod tests {
         assert_eq!(check(kernel, &access(AccessKind::Read, false), &r), Ok(()));
     }
 
+    /// SDM vol. 3, 4.6.2: AD refuses every data access, WD writes of a user always and of a supervisor
+    /// with CR0.WP = 1; only with CR4.PKE and IA32_EFER.LMA.
+    #[test]
+    fn wd_minds_wp_for_supervisors_only() {
+        let r = regs(Cr0::empty(), Cr4::PAE | Cr4::PKE, Efer::LMA);
+        let page = Rights { write: true, user: true, xd: false, key: 5 };
+        // Bits 10 and 11 of PKRU are AD and WD of key 5.
+        let wd = Regs { pkru: 1 << 11, ..r };
+        let write = |user| access(AccessKind::Write, user);
+        assert_eq!(check(page, &write(true), &r), Ok(()));
+        assert_eq!(check(page, &write(true), &wd), Err(0x27));
+        assert_eq!(check(page, &write(false), &wd), Ok(()));
+        let wp = Regs { cr0: wd.cr0 | Cr0::WP.bits(), ..wd };
+        assert_eq!(check(page, &write(false), &wp), Err(0x23));
+        assert_eq!(check(page, &access(AccessKind::Read, true), &wp), Ok(()));
+        let ad = Regs { pkru: 1 << 10, ..r };
+        assert_eq!(check(page, &access(AccessKind::Read, true), &ad), Err(0x25));
+        // PKRU of another key.
+        assert_eq!(check(Rights { key: 4, ..page }, &write(true), &ad), Ok(()));
+    }
+
+    #[test]
+    fn keys_count_with_pke_and_in_long_mode_only() {
+        let page = Rights { write: true, user: true, xd: false, key: 5 };
+        let all = |r: Regs| Regs { pkru: !0, ..r };
+        let without_pke = all(regs(Cr0::WP, Cr4::PAE, Efer::LMA));
+        assert_eq!(check(page, &access(AccessKind::Write, true), &without_pke), Ok(()));
+        let pae = all(regs(Cr0::WP, Cr4::PAE | Cr4::PKE, Efer::empty()));
+        assert_eq!(check(page, &access(AccessKind::Write, true), &pae), Ok(()));
+    }
+
     #[test]
     fn without_paging_nothing_is_refused() {
         let r = Regs { cr4: Cr4::SMEP.bits(), ..Regs::default() };

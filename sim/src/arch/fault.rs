@@ -203,6 +203,8 @@ mod tests {
         let lme = Regs { efer: 0x100, ..real };
         assert!(cr0(&lme, 0x8000_0011, &LIMITS).is_err());
         assert_eq!(cr0(&Regs { cr4: 0x20, ..lme }, 0x8000_0011, &LIMITS), Ok(()));
+        // Paging stays off: LME waits for it.
+        assert_eq!(cr0(&lme, 0x11, &LIMITS), Ok(()));
         assert_eq!(cr0(&long(), 0x1_0011, &LIMITS), Err(Gp("CR0.PG cleared in 64-bit mode")));
         let lax = Limits { pg_clear_in_64_bit: true, ..LIMITS };
         assert_eq!(cr0(&long(), 0x1_0011, &lax), Ok(()));
@@ -232,6 +234,25 @@ mod tests {
         let pae = Regs { efer: 0, ..long() };
         assert!(cr4(&pae, 0x2_0020, &LIMITS).is_err());
         assert_eq!(cr4(&pae, 0, &LIMITS), Ok(()));
+    }
+
+    /// SDM vol. 3, 2.5: CR4.CET can be set only with CR0.WP = 1.
+    #[test]
+    fn cet_needs_write_protection() {
+        assert_eq!(cr4(&long(), 0x80_0020, &LIMITS), Ok(()));
+        let lax = Regs { cr0: long().cr0 & !Cr0::WP.bits(), ..long() };
+        assert!(cr4(&lax, 0x80_0020, &LIMITS).is_err());
+        assert_eq!(cr4(&lax, 0xa0, &LIMITS), Ok(()));
+    }
+
+    /// What stays as it is faults for nobody: LA57 and PCIDE are judged where they change.
+    #[test]
+    fn an_unchanged_bit_of_cr4_faults_not() {
+        let five = Regs { cr4: 0x1020, ..long() };
+        assert_eq!(cr4(&five, 0x10a0, &LIMITS), Ok(()));
+        assert!(cr4(&five, 0x20, &LIMITS).is_err());
+        let pcide = Regs { cr4: 0x2_0020, cr3: 0x1005, ..long() };
+        assert_eq!(cr4(&pcide, 0x2_00a0, &LIMITS), Ok(()));
     }
 
     #[test]

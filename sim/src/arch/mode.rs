@@ -154,6 +154,7 @@ mod tests {
         assert_eq!(Mode::Pae.page_size(3), None);
         assert_eq!(Mode::Level5.page_size(3), Some(PageSize::Size1G));
         assert_eq!(Mode::Level5.page_size(4), None);
+        assert_eq!(Mode::Off.page_size(1), None);
         assert_eq!(Mode::Bits32.entry_bytes(), 4);
         assert_eq!(Mode::Level5.levels(), 5);
     }

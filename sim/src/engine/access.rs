@@ -368,20 +368,24 @@ impl Machine {
             write: leaf.rights.write && host.write,
             user: leaf.rights.user,
             xd: leaf.rights.xd,
-            dirty: (leaf.dirty && host.dirty) || write,
+            // CR0.WP = 0 lets a supervisor past the guest's entries, never past the host's.
+            dirty: (leaf.dirty && host.dirty && host.write) || write,
             key: leaf.rights.key,
         };
         // Guest entries read, and four of the host's for each table and the page (facts E.3): from
         // below a combined entry the first table needs none.
         let refs = walk.count * 5 + if start.is_some() { 0 } else { 4 };
         let (size, global) = (leaf.size, leaf.global);
-        let mut entry = self.fill(v, access.gva, copy, size, global, Source::Guest, refs, o);
-        if !host.write {
-            entry.host_read_only = true;
-            let (tag, pcpu) = (self.vcpus[v].context.tag, self.vcpus[v].pcpu.0 as usize);
-            self.pcpus[pcpu].tlb.insert(&tag, Gva(access.gva.0 & !(PAGE_BYTES - 1)), entry);
-        }
-        Walked::Filled(entry)
+        let entry = self.fill(v, access.gva, copy, size, global, Source::Guest, refs, o);
+        Walked::Filled(if host.write { entry } else { self.host_forbids(v, access.gva, entry) })
+    }
+
+    /// Notes in a translation just cached that the host's tables, not the guest's, forbid writes.
+    pub(super) fn host_forbids(&mut self, v: usize, gva: Gva, entry: Entry) -> Entry {
+        let entry = Entry { host_read_only: true, ..entry };
+        let (tag, pcpu) = (self.vcpus[v].context.tag, self.vcpus[v].pcpu.0 as usize);
+        self.pcpus[pcpu].tlb.insert(&tag, Gva(gva.0 & !(PAGE_BYTES - 1)), entry);
+        entry
     }
 
     /// The tag of guest-physical mappings: the EP4TA alone (facts D.1).

@@ -80,13 +80,14 @@ impl Machine {
             Stage2::Mmio(gpa) => return Walked::Mmio(Gpa(gpa.0 | access.gva.0 & 0xfff)),
         };
         let write = access.kind == AccessKind::Write;
+        // A combined mapping has the rights of both levels (SDM vol. 3, 28.3.1).
         let copy = Copied {
             gpa: mapped.gpa,
             hpa: mapped.hpa,
-            write: leaf.rights.write,
+            write: leaf.rights.write && mapped.write,
             user: leaf.rights.user,
             xd: leaf.rights.xd || mapped.xd,
-            // A write through a copy without it walks again, and so finds out what L1 allows.
+            // A supervisor's write with CR0.WP = 0 walks again, and so finds out what L1 allows.
             dirty: (leaf.dirty || write) && mapped.write,
             key: leaf.rights.key,
         };
@@ -96,7 +97,8 @@ impl Machine {
             _ => Source::Guest,
         };
         let refs = (walk.count + 1) * 5 - 1;
-        Walked::Filled(self.fill(v, access.gva, copy, leaf.size, leaf.global, source, refs, o))
+        let entry = self.fill(v, access.gva, copy, leaf.size, leaf.global, source, refs, o);
+        Walked::Filled(if mapped.write { entry } else { self.host_forbids(v, access.gva, entry) })
     }
 
     /// Accessed and dirty bits of L2's tables, where those lie in L1's memory.

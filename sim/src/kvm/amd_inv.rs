@@ -5,9 +5,9 @@
 //! names. INVLPGB and TLBSYNC do not exit under NPT: the processor puts the ASID of the vCPU that
 //! executes INVLPGB in the place of the operand's and broadcasts, so that other vCPUs are reached only
 //! as far as they run under the same number (KVM gives ASIDs away per pCPU, and therefore offers
-//! INVLPGB to no guest). An ideal policy intercepts it and serves every vCPU, whatever number each
-//! runs under. With shadow paging the processor would flush what the shadow tables still
-//! say; no KVM lets a guest have it there: #UD.
+//! INVLPGB to no guest). The VMCB has an intercept for it (APM vol. 2, appendix B, offset 014h): a policy that uses it
+//! (`invlpgb = "intercept"`) serves every vCPU, whatever number each runs under. With shadow paging
+//! the processor would flush what the shadow tables still say; no KVM lets a guest have it there: #UD.
 
 use tlbscope_trace::act::{Act, ArchOp, GuestInv, Inv, Request};
 use tlbscope_trace::addr::{Gva, PageSize};
@@ -19,6 +19,7 @@ use crate::arch::fault::Gp;
 use crate::arch::mode::Mode;
 use crate::engine::Machine;
 use crate::policy::Ideal;
+use crate::policy::mechanics::InvlpgbKind;
 
 impl Machine {
     /// An instruction that the processor does not have, or the guest not.
@@ -48,7 +49,8 @@ impl Machine {
         if self.config.vendor != Vendor::Amd || !self.tdp() {
             return self.undefined(o, "INVLPGB is AMD's, and no guest has it in shadow mode: #UD");
         }
-        if self.ideal() {
+        let intercepted = self.policy.mechanics.invlpgb == InvlpgbKind::Intercept;
+        if intercepted {
             self.exit(v, None, o);
         }
         let pages = 1 + u64::from(operands.count);
@@ -58,24 +60,36 @@ impl Machine {
                 continue;
             }
             let page = Invlpgb { va, ..*operands };
-            if self.ideal() {
-                self.broadcast_ideal(&page, o);
-            } else {
-                self.broadcast(v, &page, o);
+            match intercepted {
+                true => self.broadcast_intercepted(&page, o),
+                false => self.broadcast(v, &page, o),
             }
+        }
+        if intercepted && !self.ideal() {
+            let all = self.alive();
+            self.request_some(&all, Request::TlbFlushGuest, o);
         }
         Ok(())
     }
 
-    /// One page of INVLPGB under an ideal policy, which has intercepted it: `arch-min` drops it at once
-    /// on every vCPU, `hw-min` asks the others for a flush of the guest's translations.
-    fn broadcast_ideal<O: Observer>(&mut self, operands: &Invlpgb, o: &mut O) {
+    /// The vCPUs that there are.
+    fn alive(&self) -> Vec<usize> {
+        (0..self.vcpus.len()).filter(|u| !self.vcpus[*u].destroyed).collect()
+    }
+
+    /// One page of an intercepted INVLPGB is owed on every vCPU. `arch-min` drops it at once on all of
+    /// them, `hw-min` asks the others for a flush of the guest's translations; any other policy asks
+    /// once for all pages.
+    fn broadcast_intercepted<O: Observer>(&mut self, operands: &Invlpgb, o: &mut O) {
         let own = self.at.actor;
-        for u in (0..self.vcpus.len()).filter(|u| !self.vcpus[*u].destroyed).collect::<Vec<_>>() {
+        for u in self.alive() {
             let regs = self.vcpus[u].regs;
             let op = owed(operands, operands.pcid.unwrap_or(regs.pcid()).0);
             let at = self.at_vcpu(u);
             o.arch(&at, &op, &regs, false, self);
+            if !self.ideal() {
+                continue;
+            }
             if self.policy.ideal == Ideal::ArchMin || at.actor == own {
                 self.at.actor = at.actor;
                 self.serve_ideal(u, &op, &regs, o);
@@ -90,7 +104,7 @@ impl Machine {
     /// runs under the same ASID.
     fn broadcast<O: Observer>(&mut self, v: usize, operands: &Invlpgb, o: &mut O) {
         let asid = self.vcpus[v].vmcb.asid;
-        for u in (0..self.vcpus.len()).filter(|u| !self.vcpus[*u].destroyed).collect::<Vec<_>>() {
+        for u in self.alive() {
             let regs = self.vcpus[u].regs;
             let pcid = operands.pcid.unwrap_or(regs.pcid());
             let at = self.at_vcpu(u);

@@ -6,6 +6,7 @@ use tlbscope_trace::observe::Observer;
 
 use super::shadow::{Leaf, Spte};
 use crate::engine::Machine;
+use crate::policy::Ideal;
 use crate::policy::mechanics::{InvlpgKind, InvlpgRemoteFlush};
 
 impl Machine {
@@ -74,8 +75,13 @@ impl Machine {
             if let Spte::Leaf(old) = self.shadow.spte(sp, index) {
                 let new = self.reread(sp, index, old);
                 self.shadow.set(sp, index, new.map_or(Spte::None, Spte::Leaf));
-                if new.is_none() {
-                    self.act(o, Act::SpteClear { sp, index });
+                match new {
+                    None => self.act(o, Act::SpteClear { sp, index }),
+                    // The right is of now, whatever took it away since the entry was made.
+                    Some(leaf) if leaf.write && !old.write => {
+                        self.act(o, Act::SpteSet { sp, index });
+                    }
+                    Some(_) => {}
                 }
                 changed |= new != Some(old);
             }
@@ -139,9 +145,11 @@ impl Machine {
         changed
     }
 
-    /// Takes write access to a guest frame away in every SPTE that maps it. True if one had it.
+    /// Takes write access to a guest frame away in every SPTE that maps it. True if one had it, or if
+    /// the flush that this is for is exact: it may have spared what no SPTE tells of any more.
     pub(crate) fn write_protect<O: Observer>(&mut self, gfn: u64, o: &mut O) -> bool {
-        let mut changed = self.clear_write(gfn);
+        let mut changed = self.clear_write(gfn) || self.policy.ideal == Ideal::ArchMin;
+        self.note_lost(gfn, 1);
         // Under TDP, where this is one of L1's nested tables, L1's own mapping of it loses the right.
         changed |= self.trees.maps_any(&(gfn..gfn + 1));
         let gpa = Gpa(gfn * PAGE_BYTES);

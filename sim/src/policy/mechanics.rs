@@ -226,6 +226,8 @@ knobs! {
         invlpg_noncanonical("invlpg-noncanonical"): Noncanonical = Noncanonical::Skip, &[];
         /// CR3 of a nested entry.
         nested_cr3_bit63("nested-cr3-bit63"): NestedCr3Bit63 = NestedCr3Bit63::Drop, &[];
+        /// INVLPGB of a guest under NPT.
+        invlpgb("invlpgb"): InvlpgbKind = InvlpgbKind::Native, &[];
         /// The host's side of a paravirtual flush.
         pv_flush("pv-flush"): PvFlush = PvFlush::Atomic, &[];
         /// The publication of KVM_VCPU_PREEMPTED.

@@ -439,6 +439,18 @@ values! {
 }
 
 values! {
+    /// What becomes of a guest's INVLPGB under NPT (facts C.3; APM vol. 2, appendix B).
+    InvlpgbKind {
+        /// It runs on the processor and reaches the ASID of the vCPU that executes it.
+        #[default]
+        Native = "native",
+        /// It exits, and every vCPU is asked for a flush of the guest's translations. No KVM does so;
+        /// the ideals and `flush-all` do.
+        Intercept = "intercept",
+    }
+}
+
+values! {
     /// When the input page of a flush hypercall is taken for an address of L2 (facts 4.5).
     HvInput {
         /// Whenever L2 runs: without nested tables the hypercall fails (6.4 up to 7.0).
