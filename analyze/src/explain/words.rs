@@ -32,6 +32,10 @@ pub fn act(act: &Act) -> Option<String> {
         Act::ZapAll => "zaps every root".to_owned(),
         Act::SpUnsync { sp } => format!("shadow page {} turns unsync", sp.0),
         Act::SpSync { sp, .. } => format!("shadow page {} is synced", sp.0),
+        Act::Broadcast => "is reached by an INVLPGB of the host".to_owned(),
+        Act::HeldPage { gpa, hpa } => {
+            format!("uses the page {:#x} that backed {:#x}", hpa.0, gpa.0)
+        }
         Act::EntryAborted { failed: true } => "the entry fails".to_owned(),
         _ => return None,
     })

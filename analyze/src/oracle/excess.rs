@@ -56,6 +56,7 @@ impl Oracle {
                     Verdict::Unrequired => self.too_much(at, id, Class::Unrequired, name),
                 }
             }
+            Act::Broadcast => vcpu.broadcast = at.event + 1,
             Act::Reset { role_changed: Some(false) } if !self.roots_outlawed(id) => {
                 self.too_much(at, id, Class::Unrequired, "mmu-reset");
             }
@@ -106,6 +107,10 @@ impl Oracle {
 
     /// Copies that an explicit flush dropped beyond what it served.
     pub(super) fn over_broad(&mut self, at: &At, id: usize, tag: &Tag, global: bool, entries: u32) {
+        if self.vcpus[id].broadcast == at.event + 1 {
+            // The host's kernel flushes for itself: whatever a guest had is outside of what is owed.
+            return self.too_much(at, id, Class::OverBroad, "invlpgb");
+        }
         let window = &self.vcpus[id].window;
         let Some(hook) = window.hook else { return };
         let target = Target { global, structure: false, pcid: tag.pcid.0, gva: 0, shift: 12 };

@@ -195,6 +195,11 @@ impl Host {
         self.changes.iter().find(newer).map(|c| &c.obligation)
     }
 
+    /// The latest change past its deadline that took this frame's page away.
+    pub fn took(&mut self, gpa: u64) -> Option<&mut Change> {
+        self.changes.iter_mut().rev().find(|c| c.dead != 0 && c.reaches(gpa, false))
+    }
+
     /// Whether any frame was released after this.
     #[must_use]
     pub const fn released_after(&self, stamp: u64) -> bool {
