@@ -66,6 +66,21 @@ impl Oracle {
         }
     }
 
+    /// A remote flush. One that comes again in the same event, with nothing taken away or write-protected in
+    /// between and no change of the host's, finds on every vCPU what the first has discharged. That
+    /// requests of both may merge, where no vCPU enters in between, spares the vCPU and not the caller, who
+    /// interrupts and waits twice. A recording shows too little of the SPTEs for this verdict.
+    pub(super) fn remote_flush(&mut self, at: &At) {
+        let (event, time) = std::mem::replace(&mut self.remote, (at.event + 1, self.now));
+        let changed = self.shadow.withdrawn.max(self.host.latest()) > time;
+        if self.auditing || event != at.event + 1 || changed {
+            return;
+        }
+        for id in (0..self.vcpus.len()).filter(|id| self.vcpus[*id].entered).collect::<Vec<_>>() {
+            self.too_much(at, id, Class::Redundant, "remote-flush");
+        }
+    }
+
     /// Whether a cached root holds frozen entries that an obligation outlaws.
     fn roots_outlawed(&self, id: usize) -> bool {
         let vcpu = &self.vcpus[id];

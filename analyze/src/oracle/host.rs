@@ -195,6 +195,12 @@ impl Host {
         self.changes.iter().find(newer).map(|c| &c.obligation)
     }
 
+    /// When the backing of some frame changed last.
+    #[must_use]
+    pub fn latest(&self) -> u64 {
+        self.changes.back().map_or(0, |change| change.obligation.time)
+    }
+
     /// The latest change past its deadline that took this frame's page away.
     pub fn took(&mut self, gpa: u64) -> Option<&mut Change> {
         self.changes.iter_mut().rev().find(|c| c.dead != 0 && c.reaches(gpa, false))

@@ -122,6 +122,8 @@ pub struct Oracle {
     stores: FxHashMap<u64, (u64, u64)>,
     /// What is judged is a recording: no access will show an advised obligation served or not.
     auditing: bool,
+    /// One more than the event of the latest remote flush, and when it was.
+    remote: (u64, u64),
     /// Findings without an obligation of a vCPU, by (event, rule, vCPU).
     others: Latest<(u64, Word, u16), (Slot, bool), OTHERS>,
     /// The row that this oracle's table lacks.
@@ -511,8 +513,10 @@ impl Observer for Oracle {
     fn act<W: World>(&mut self, at: &At, act: &Act, world: &W) {
         self.now += 1;
         self.shadow.act(act, self.now, world);
-        if let Act::HeldPage { gpa, hpa } = act {
-            return self.held_page(at, *gpa, *hpa, world);
+        match act {
+            Act::HeldPage { gpa, hpa } => return self.held_page(at, *gpa, *hpa, world),
+            Act::RemoteFlush { .. } => return self.remote_flush(at),
+            _ => {}
         }
         let Some(id) = self.vcpu(at) else { return };
         match act {

@@ -8,7 +8,9 @@ use tlbscope_trace::regs::{MmuKind, Regs, Vendor};
 use super::errata;
 use crate::engine::Machine;
 use crate::machine::config::{Errata, InveptTypes, InvvpidTypes};
-use crate::policy::mechanics::{EnlightenedNptFlush, FlushAllContexts, MigrateSvm, RemoteRange, SvmAsidWrap, SvmFlush};
+use crate::policy::mechanics::{
+    EnlightenedNptFlush, FlushAllContexts, MigrateSvm, RemoteRange, SvmAsidWrap, SvmFlush,
+};
 
 impl Machine {
     /// kvm_flush_remote_tlbs.

@@ -14,7 +14,8 @@ use super::root::{Mmu, PREV_ROOTS_MAX, Root};
 use crate::engine::{Machine, Refused};
 use crate::machine::config::InvvpidTypes;
 use crate::policy::mechanics::{
-    NestedInvept, NestedInveptReach, NestedInvvpid, NestedInvvpidElsewhere, NestedInvvpidRoots, NestedVmfunc,
+    NestedInvept, NestedInveptReach, NestedInvvpid, NestedInvvpidElsewhere, NestedInvvpidRoots,
+    NestedVmfunc,
 };
 
 impl Machine {
