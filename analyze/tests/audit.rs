@@ -188,7 +188,7 @@ fn each_flush_that_is_cut_is_missed() {
 }
 
 /// A flush that comes again in its window serves what the first has served: redundant, and nothing is
-/// missed by it. Only VMX carries out both (SVM's second finds TLB_CONTROL set); the flush that ends a LOAD
+/// missed by it. With EPT these recordings have no such flush but of a LOAD. Only VMX carries out both (SVM's second finds TLB_CONTROL set); the flush that ends a LOAD
 /// belongs to the LOAD.
 #[test]
 fn each_flush_that_is_repeated_is_redundant() {
@@ -196,7 +196,7 @@ fn each_flush_that_is_repeated_is_redundant() {
         let of = |found: &&audit::Found| found.finding.kind == Kind::Excessive(Class::Redundant);
         audit.found.iter().filter(of).count()
     };
-    for (file, at_least) in FILES.into_iter().zip([2, 30, 10]) {
+    for (file, at_least) in FILES.into_iter().zip([2, 30]) {
         let lines = text(file);
         let before = audited(&lines).1;
         let mut tried = 0;
