@@ -50,7 +50,7 @@ impl Machine {
             o.arch(&at, &op, &regs, false, self);
             if self.ideal() {
                 self.serve_ideal(v, &op, &regs, o);
-            } else if !self.never() {
+            } else if !self.never() && self.policy.mechanics.fault_invalidates {
                 self.act(o, Act::InvalidateGva(gva));
                 self.flush_hook(v, Hook::Gva(gva), HookBy::Direct, o);
                 self.sync_active(v, gva, o);

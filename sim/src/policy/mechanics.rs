@@ -167,6 +167,9 @@ knobs! {
         /// A page fault on a frame whose invalidation is under way is taken again (facts 5.9). Without, it
         /// maps the page that is about to go.
         fault_retry("fault-retry"): bool = true, &[];
+        /// KVM drops an address, in its shadow pages and in the TLB, before it injects a fault of the guest's
+        /// own at it (5.8 on; ee1fa209f5e5).
+        fault_invalidates("fault-invalidates"): bool = true, &[];
         /// Ageing is followed by a remote flush if something was young: clear_flush_young. Without,
         /// clear_young, which idle-page tracking and the multi-generational LRU call (facts 5.9).
         age_flush("age-flush"): bool = false, &[];
