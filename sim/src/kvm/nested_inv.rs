@@ -160,7 +160,7 @@ impl Machine {
                 self.invalidate(v, inv, o);
             }
         }
-        if self.config.mmu == MmuKind::Shadow {
+        if self.config.mmu == MmuKind::Shadow && roots != NestedInvvpidRoots::None {
             let all = roots == NestedInvvpidRoots::All;
             let matches = |r: &Root| all || r.role.0 & Role::GUEST_MODE != 0;
             self.free_matching(v, FreeWhy::NestedInvvpid, matches, o);

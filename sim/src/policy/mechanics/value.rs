@@ -363,6 +363,8 @@ values! {
 values! {
     /// Which shadow roots an INVVPID of L1 frees without EPT (facts 2.5).
     NestedInvvpidRoots {
+        /// None: what L1 changed stays in L2's shadow pages (up to 5.7).
+        None = "none",
         /// All, L1's own among them (5.8 to 5.13).
         All = "all",
         /// Those of L2 (from 5.14 on: 25b62c6274ed).
@@ -557,6 +559,8 @@ values! {
         Exact = "exact",
         /// Only the first page of the range: a defect.
         FirstPage = "first-page",
+        /// As many pages, from behind the last one that is owed: a defect.
+        Shifted = "shifted",
         /// No ranges: each remote flush is KVM_REQ_TLB_FLUSH to every vCPU (facts 5.8).
         #[default]
         None = "none",

@@ -46,6 +46,8 @@ hv-flush = "full" | "request" | "fifo"
 pv-flush = "atomic" | "read-then-clear"
 pv-preempt-store = "merge" | "overwrite"
 fault-retry = true | false
+fault-invalidates = true | false
+nested-invvpid-roots = "none" | "all" | "guest-mode"
 clear-dirty-flush = true | false
 unmap-roots = "valid" | "all"
 nested-invept-reach = "own" | "vm"
@@ -68,7 +70,7 @@ remote-flush.own = true | false
 remote-flush.invalid-roots = true | false
 remote-flush.teardown = true | false
 remote-flush.ipi = "in-guest" | "ever-ran"
-remote-flush.range = "exact" | "first-page" | "none"
+remote-flush.range = "exact" | "first-page" | "shifted" | "none"
 "#;
 
 #[test]
