@@ -239,7 +239,7 @@ fn perturbed(
         let n = all.len();
         let places = if n < 2 { Vec::new() } else { vec![all[0], all[n / 2], all[n * 3 / 4]] };
         for at in places {
-            let old = act(&recording, at).expect("an act").clone();
+            let old = *act(&recording, at).expect("an act");
             let mut changed = recording.clone();
             match change(&old) {
                 Some(new) => changed.records[at].body = Body::Act(new),
