@@ -28,12 +28,11 @@ const WITHOUT_EFFECT: [(&str, &str, &str); 5] = [
 const SERVED_AT_EXIT: &str = "the exit itself has posted every request that the rule posts";
 
 /// Rules of the manuals that are no cause of a finding in any scenario, and why.
-const NOT_REACHED: [(&str, &str); 4] = [
+const NOT_REACHED: [(&str, &str); 3] = [
     (
         "cr4-pae-other-globals",
         "PCIDs need long mode, where PAE cannot change; leaving it clears PCIDE, which owes all",
     ),
-    ("page-fault", "the processor serves it by itself; none is raised for a shadow fault"),
     ("page-fault-other-globals", "the TLB model drops the page's globals of every PCID"),
     ("init-amd", "the VMCB gets a new ASID at INIT, and direct roots serve from then on"),
 ];

@@ -609,6 +609,17 @@ pub enum Act {
         /// The page as it was when the reader arrived.
         sp: Sp,
     },
+    /// An INVLPGB of the host's kernel reaches what this vCPU cached: its [`Act::Inv`] follows.
+    Broadcast,
+    /// The hypervisor, or the processor for it, uses a page by an address that it has kept from an earlier
+    /// look at what backs guest memory: an SPTE hands its accessed and dirty state on to the page that
+    /// it maps, VMX compares with the VMCS's APIC-access address.
+    HeldPage {
+        /// The guest's address.
+        gpa: Gpa,
+        /// The page.
+        hpa: Hpa,
+    },
 }
 
 /// Why a root reference is dropped.

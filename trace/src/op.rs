@@ -486,6 +486,20 @@ pub enum HostOp {
         /// The value.
         value: u64,
     },
+    /// Clears the dirty bits of SPTEs, for no dirty log.
+    Clean {
+        /// First byte.
+        gpa: Gpa,
+        /// Bytes.
+        size: u64,
+    },
+    /// INVLPGB and TLBSYNC of the host's own kernel, on every physical CPU (AMD).
+    Invlpgb {
+        /// The address; `None`: any.
+        va: Option<Gva>,
+        /// The ASID, 0 the host's own; `None`: any, the guests' among them.
+        asid: Option<Asid>,
+    },
 }
 
 /// One operation. Small and cheap to copy for everything frequent; the rare ones are boxed.

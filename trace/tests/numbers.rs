@@ -118,6 +118,8 @@ numbers!(host_ops: HostOp {
     13 HostOp::VcpuCreate { .. } => HostOp::VcpuCreate { vcpu: V1 },
     14 HostOp::VcpuDestroy { .. } => HostOp::VcpuDestroy { vcpu: V1 },
     15 HostOp::MsrEfer { .. } => HostOp::MsrEfer { vcpu: V1, value: 0xd01 },
+    16 HostOp::Clean { .. } => HostOp::Clean { gpa: GPA, size: SIZE },
+    17 HostOp::Invlpgb { .. } => HostOp::Invlpgb { va: Some(GVA), asid: Some(Asid(5)) },
 });
 
 numbers!(l1_ops: L1Op {
@@ -319,6 +321,8 @@ numbers!(acts: Act {
     46 Act::RootNew(_) => Act::RootNew(Hpa(0x9000)),
     47 Act::SpFree { .. } => Act::SpFree { sp: Sp(7) },
     48 Act::SpRead { .. } => Act::SpRead { sp: Sp(7) },
+    49 Act::Broadcast => Act::Broadcast,
+    50 Act::HeldPage { .. } => Act::HeldPage { gpa: GPA, hpa: Hpa(0x9000) },
 });
 
 /// Checks that values are written behind the number of their variant, and that the numbers are

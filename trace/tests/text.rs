@@ -146,6 +146,12 @@ fn host() -> impl Strategy<Value = HostOp> {
         vcpu.clone().prop_map(|vcpu| HostOp::VcpuCreate { vcpu }),
         vcpu.clone().prop_map(|vcpu| HostOp::VcpuDestroy { vcpu }),
         (vcpu, any::<u64>()).prop_map(|(vcpu, value)| HostOp::MsrEfer { vcpu, value }),
+        range().prop_map(|(gpa, size)| HostOp::Clean { gpa, size }),
+        (
+            proptest::option::of(any::<u64>().prop_map(Gva)),
+            proptest::option::of(any::<u32>().prop_map(Asid)),
+        )
+            .prop_map(|(va, asid)| HostOp::Invlpgb { va, asid }),
     ]
 }
 

@@ -100,6 +100,8 @@ pub fn step(op: &Op, regs: &Regs, old: Option<u64>) -> Step {
 }
 
 fn cr0(before: &Regs, after: &mut Regs, new: u64) -> Option<ArchOp> {
+    // ET is hardwired to 1 (SDM vol. 3, 2.5).
+    let new = new | Cr0::ET.bits();
     after.cr0 = new;
     follow_lma(after);
     Some(ArchOp::Cr0 { old: before.cr0, new })

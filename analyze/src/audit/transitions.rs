@@ -54,6 +54,8 @@ fn columns(act: &Act) -> [Option<usize>; 2] {
         Act::SyncPrevRoots => 13,
         Act::Load => 14,
         Act::Hook { by: HookBy::Load, .. } => 15,
+        // svm_set_cr4 calls flush_current, of which a recording shows the tail alone (facts/kvm.md 1.5).
+        Act::Hook { by: HookBy::Register, .. } => 17,
         Act::Hook { hook: Hook::All, .. } => 16,
         Act::Hook { hook: Hook::Current, .. } => 17,
         Act::Hook { hook: Hook::Guest, .. } => 18,

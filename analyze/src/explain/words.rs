@@ -34,6 +34,10 @@ pub fn act(act: &Act) -> Option<String> {
         Act::SpSync { sp, .. } => format!("shadow page {} is synced", sp.0),
         Act::SpFree { sp } => format!("frees shadow page {}", sp.0),
         Act::SpRead { sp } => format!("reads shadow page {} without a lock", sp.0),
+        Act::Broadcast => "is reached by an INVLPGB of the host".to_owned(),
+        Act::HeldPage { gpa, hpa } => {
+            format!("uses the page {:#x} that backed {:#x}", hpa.0, gpa.0)
+        }
         Act::EntryAborted { failed: true } => "the entry fails".to_owned(),
         _ => return None,
     })

@@ -3,8 +3,9 @@
 //! action by action.
 //!
 //! Taken from the recording besides the operations (`inputs_taken`): whether a sync changed entries,
-//! which pages are unsync, what the host zapped, whether a shadow page is new or existing. All of
-//! these rest on memory that a recording does not show. Everything else is predicted.
+//! which pages are unsync, what the host zapped, whether a shadow page is new or existing, whether
+//! load_pdptrs read other PDPTEs. All of these rest on memory that a recording does not show. A fault
+//! of the guest's own is counted with them, although it is an operation. Everything else is predicted.
 
 mod align;
 mod feed;

@@ -7,6 +7,20 @@ use super::{Disagreement, Fidelity};
 /// A line of a table: a name, how many, how many agree.
 pub type Row = (String, u64, u64);
 
+/// Inputs that are said in words, for one may doubt that they have to be taken.
+const ARGUED: [(&str, &str); 2] = [
+    (
+        "guest-fault",
+        "a fault that the guest's own tables call for is what the guest did, as an instruction is;\n\
+         \x20     what KVM does about it is predicted",
+    ),
+    (
+        "pdptes-changed",
+        "that load_pdptrs read other PDPTEs than before is told by the root that it freed;\n\
+         \x20     no recording shows the entries, which the guest writes without an exit",
+    ),
+];
+
 /// The report for people.
 #[must_use]
 pub fn text(fidelity: &Fidelity, verbose: bool) -> String {
@@ -29,6 +43,11 @@ pub fn text(fidelity: &Fidelity, verbose: bool) -> String {
     let none = inputs.is_empty();
     let inputs = if none { "none".to_owned() } else { inputs.join(", ") };
     let _ = writeln!(out, "  inputs taken from the recording: {inputs}");
+    for (name, why) in ARGUED {
+        if let Some(count) = s.inputs_taken.get(name) {
+            let _ = writeln!(out, "    {name} {count}: {why}");
+        }
+    }
     let _ = writeln!(out, "  by operation:");
     for (name, row) in &fidelity.by_operation {
         let _ = writeln!(out, "    {name:<16} {:>8} of {:>8}", row.agreed, row.total);

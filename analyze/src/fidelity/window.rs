@@ -2,6 +2,7 @@
 //! and compared.
 
 use tlbscope_sim::engine::Machine;
+use tlbscope_sim::engine::drive::LoadHint;
 use tlbscope_trace::Recording;
 use tlbscope_trace::act::{Act, At, HookBy, Request};
 use tlbscope_trace::addr::{Gva, PcpuId, Time, VcpuId};
@@ -83,6 +84,8 @@ struct Watch {
     posted: u32,
     flushes: u64,
     entered: bool,
+    /// A TDP root was made, on whatever page.
+    made: bool,
 }
 
 impl Observer for Watch {
@@ -91,6 +94,7 @@ impl Observer for Watch {
             Act::Post(request) => self.posted |= 1 << *request as u8,
             Act::Hook { by: HookBy::Request, .. } => self.flushes += 1,
             Act::Entry(_) => self.entered = true,
+            Act::RootNew(_) => self.made = true,
             _ => {}
         }
         self.side.modelled(act);
@@ -251,14 +255,14 @@ impl<'a> Run<'a> {
         }
         let posted = self.machine.pending(vcpu);
         let side = Side::new(valid);
-        let mut watch = Watch { side, posted, flushes: 0, entered: false };
+        let mut watch = Watch { side, posted, flushes: 0, entered: false, made: false };
         watch.side.mute = self.mute;
         let deferred = self.model(vcpu, &feed, event, first, &mut watch);
         let mut again: Vec<Item<'a>> = deferred.into_iter().map(Item::Outside).collect();
         again.append(&mut self.lanes[v].items);
         self.lanes[v].items = again;
         self.count_inputs(&feed);
-        self.rebind(vcpu, &feed);
+        self.rebind(vcpu, &feed, watch.made);
         self.compare(vcpu, &items, &feed, watch, entry, torn);
         if let (Some(why), Some(open)) = (drifted, &mut self.lanes[v].open) {
             open.disagreement.get_or_insert(Disagreement { why, ..open.context.clone() });
@@ -310,9 +314,14 @@ impl<'a> Run<'a> {
         known.then(|| format!("before it, {why}"))
     }
 
-    /// A LOAD that makes its page, or does not say, may put any page where another was.
-    fn rebind(&mut self, vcpu: VcpuId, feed: &Feed) {
-        if feed.loads.iter().any(|load| load.new != Some(false))
+    /// A LOAD that makes its page, or does not say, may put any page where another was. Of a TDP root the
+    /// model knows by itself whether one of the role is there.
+    fn rebind(&mut self, vcpu: VcpuId, feed: &Feed, made: bool) {
+        let any = |load: &LoadHint| match load.new {
+            None => self.shadow || made,
+            Some(new) => new,
+        };
+        if feed.loads.iter().any(any)
             && let Some(root) = self.machine.roots(vcpu)[0]
         {
             self.pages.remove(&root.hpa);

@@ -216,6 +216,17 @@ impl Host {
         if due > reused { due } else { reused }
     }
 
+    /// When the backing of some frame changed last.
+    #[must_use]
+    pub fn latest_change(&self) -> u64 {
+        self.changes.back().map_or(0, |change| change.obligation.time)
+    }
+
+    /// The latest change past its deadline that took this frame's page away.
+    pub fn took(&mut self, gpa: u64) -> Option<&mut Change> {
+        self.changes.iter_mut().rev().find(|c| c.dead != 0 && c.reaches(gpa, false))
+    }
+
     /// Whether any frame was released after this.
     #[must_use]
     pub const fn released_after(&self, stamp: u64) -> bool {

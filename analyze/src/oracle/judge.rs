@@ -2,7 +2,7 @@
 
 use tlbscope_sim::arch::required::{BIRTH, IMPOSSIBLE, RELEASE, Rule};
 use tlbscope_trace::act::{Accessed, At, Copied, Outcome, Tag, Via};
-use tlbscope_trace::addr::VcpuId;
+use tlbscope_trace::addr::{Gpa, Hpa, VcpuId};
 use tlbscope_trace::observe::World;
 use tlbscope_trace::regs::{Cr4, MmuKind};
 use tlbscope_trace::state::Word;
@@ -82,6 +82,34 @@ impl Oracle {
             || !faulted && (frames_differ(a.hpa, now.copied.hpa) || key || now.sets_ad);
         let mechanism = if shadow { "shadow-tlb" } else { "tlb" };
         self.report_use(at, id, a, cause, &target, &stamp, &copy, harmful, mechanism);
+    }
+
+    /// A page is used by an address that is kept outside page tables and caches. It is a copy of what backs
+    /// guest memory like any other: past the deadline of the change that took the page away it must not
+    /// be used. What belongs to no vCPU counts as the first one's.
+    pub(super) fn held_page<W: World>(&mut self, at: &At, gpa: Gpa, hpa: Hpa, world: &W) {
+        if world.backing(gpa) == Some(hpa) {
+            return;
+        }
+        let id = self.vcpu(at).unwrap_or(0) as u16;
+        let Some(change) = self.host.took(gpa.0) else { return };
+        match change.missed.iter().find(|missed| missed.0 == id) {
+            Some(&(_, slot, was)) => self.findings.again(slot, true, was),
+            None => {
+                let slot = self.findings.add(Finding {
+                    cause: change.obligation.event,
+                    vcpu: id,
+                    kind: Kind::Missed { harmful: true },
+                    rule: change.obligation.rule.id,
+                    op: change.obligation.op,
+                    mechanism: "held-page",
+                    use_: Some(at.event),
+                    address: Some(gpa.0),
+                    count: 1,
+                });
+                change.missed.push((id, slot, true));
+            }
+        }
     }
 
     /// Whether a cause is of the row that this oracle's table lacks.

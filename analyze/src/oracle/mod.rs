@@ -37,7 +37,7 @@ use tlbscope_sim::arch::required::{self, Owed, Rule, Strength};
 use tlbscope_trace::act::{
     Accessed, Act, ArchOp, At, Class, Context, Fill, FillKind, FreeWhy, Instead, Mark, Source, Tag,
 };
-use tlbscope_trace::addr::{Gpa, Gva, Hpa, PageSize, Sp, VcpuId};
+use tlbscope_trace::addr::{Ep4ta, Gpa, Gva, Hpa, PageSize, Sp, VcpuId};
 use tlbscope_trace::observe::{Observer, World};
 use tlbscope_trace::op::Actor;
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs, Vendor};
@@ -88,6 +88,8 @@ struct Vcpu {
     excess_event: u64,
     /// PCIDE went 0 to 1 in this event.
     pcide_set: u64,
+    /// One more than the event in which an INVLPGB of the host reached it last.
+    broadcast: u64,
     /// The latest dead backing and the containers for which host exposures were judged.
     host_judged: (u64, GroupKey),
     /// When an explicit flush of all ran last.
@@ -111,6 +113,8 @@ pub struct Oracle {
     /// `h` and `n` of the guest-physical copies that it used.
     used_h: [(u64, u64); 32],
     used_h_count: usize,
+    /// The EP4TA or nested CR3 that they are kept by.
+    used_root: Ep4ta,
     /// `h` and `n` of the guest-physical copies.
     physical: Physical,
     /// Verdict on the last access: whether it was a missed flush, and harmful.
@@ -122,6 +126,8 @@ pub struct Oracle {
     auditing: bool,
     /// Shadow pages that were freed under a reader.
     lockless: Lockless,
+    /// One more than the event of the latest remote flush, and when it was.
+    remote: (u64, u64),
     /// Findings without an obligation of a vCPU, by (event, rule, vCPU).
     others: Latest<(u64, Word, u16), (Slot, bool), OTHERS>,
     /// The row that this oracle's table lacks.
@@ -408,9 +414,11 @@ impl Oracle {
         if used.is_empty() {
             return now;
         }
+        // The tag of an AMD translation has no nested CR3.
+        let tag = Tag { ep4ta: self.used_root, ..*tag };
         let of = [12, 21, 30]
             .into_iter()
-            .filter_map(|shift: u8| self.physical.get(tag, gpa >> shift, shift));
+            .filter_map(|shift: u8| self.physical.get(&tag, gpa >> shift, shift));
         of.filter(|h| used.contains(h)).min().map_or(now, |(h, n)| (n, h))
     }
 
@@ -510,6 +518,11 @@ impl Observer for Oracle {
     fn act<W: World>(&mut self, at: &At, act: &Act, world: &W) {
         self.now += 1;
         self.shadow.act(act, self.now, world);
+        match act {
+            Act::HeldPage { gpa, hpa } => return self.held_page(at, *gpa, *hpa, world),
+            Act::RemoteFlush { .. } => return self.remote_flush(at),
+            _ => {}
+        }
         let id = self.vcpu(at);
         self.lockless.act(at, act, id);
         let Some(id) = id else { return };
@@ -567,6 +580,7 @@ impl Observer for Oracle {
             Instead::GuestPhysical if self.used_h_count < self.used_h.len() => {
                 self.used_h[self.used_h_count] = (stamp.h, stamp.n);
                 self.used_h_count += 1;
+                self.used_root = tag.ep4ta;
             }
             Instead::GuestPhysical => {}
             Instead::Structure { gva, shift, path } => {

@@ -140,9 +140,13 @@ fn machine(source: Source<'_>, root: &DeTable<'_>) -> Result<MachineConfig, Scen
     };
     table(source, value, "`machine`")?;
     let config = MachineConfig::deserialize(ValueDeserializer::from(value.clone()));
-    config.map_err(|error| {
+    let config = config.map_err(|error| {
         source.error(&error.span().unwrap_or_else(|| value.span()), error.message().to_owned())
-    })
+    })?;
+    match config.conflict() {
+        Some(why) => Err(source.error(&value.span(), why.to_owned())),
+        None => Ok(config),
+    }
 }
 
 /// `[expect.POLICY]` and `[expect.POLICY.LIST]`.

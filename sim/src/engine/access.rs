@@ -4,7 +4,7 @@ use tlbscope_trace::act::{
     Accessed, Act, ArchOp, Class, Copied, Fill, FillKind, GuestInv, Instead, Inv, Mark, Outcome,
     Source, Tag, Via,
 };
-use tlbscope_trace::addr::{Gpa, Gva, Hpa, PAGE_BYTES, PageSize, Pcid};
+use tlbscope_trace::addr::{Ep4ta, Gpa, Gva, Hpa, PAGE_BYTES, PageSize, Pcid};
 use tlbscope_trace::nested::VIOLATION;
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{Access, AccessKind};
@@ -236,6 +236,9 @@ impl Machine {
         hpa: Hpa,
         o: &mut O,
     ) {
+        if let (Via::Copy { copy, .. }, true) = (&via, self.config.apic_page) {
+            self.apic_access(v, copy.gpa, o);
+        }
         let at = self.at_vcpu(v);
         o.access(&at, &Accessed { access: *access, via, outcome, hpa }, self);
     }
@@ -390,7 +393,10 @@ impl Machine {
 
     /// The tag of guest-physical mappings: the EP4TA alone (facts D.1).
     pub(super) fn physical_tag(&self, v: usize) -> Tag {
-        let context = self.vcpus[v].context.tag;
+        let mut context = self.vcpus[v].context.tag;
+        if self.config.enlightened_npt {
+            context.ep4ta = Ep4ta(self.root_hpa(v).0);
+        }
         Tag { class: Class::GuestPhysical, id: 0, pcid: Pcid(0), ..context }
     }
 
@@ -405,8 +411,9 @@ impl Machine {
         let pcpu = self.vcpus[v].pcpu.0 as usize;
         let tag = self.physical_tag(v);
         let at = self.at_vcpu(v);
-        let intel = self.config.vendor == Vendor::Intel;
-        if intel && let Some(entry) = self.pcpus[pcpu].tlb.lookup_gpa(&tag, gpa).copied() {
+        // AMD keeps no mappings of its own for guest-physical addresses; a hypervisor below may.
+        let kept = self.config.vendor == Vendor::Intel || self.config.enlightened_npt;
+        if kept && let Some(entry) = self.pcpus[pcpu].tlb.lookup_gpa(&tag, gpa).copied() {
             let Copied { hpa, write: writable, dirty, .. } = entry.copy;
             if !write || writable && dirty {
                 o.walk_uses(&at, entry.mark, Instead::GuestPhysical, &tag);
@@ -425,7 +432,7 @@ impl Machine {
             self.host.dirtied(gfn);
         }
         let dirty = !self.host.clean(gfn);
-        if intel {
+        if kept {
             let page = Gpa(gpa.0 & !(PAGE_BYTES - 1));
             let copy =
                 Copied { gpa: page, hpa, write: writable, user: true, dirty, ..Copied::default() };

@@ -21,6 +21,9 @@ pub struct HostMemory {
     /// Frames whose accessed bits were cleared and that were not walked to since.
     #[serde(with = "tlbscope_trace::state::set")]
     aged: FxHashSet<u64>,
+    /// Frames whose SPTEs had their dirty bits cleared outside a dirty log, and not set since.
+    #[serde(with = "tlbscope_trace::state::set", default)]
+    undirty: FxHashSet<u64>,
     /// Frames in no memory slot.
     #[serde(with = "tlbscope_trace::state::set")]
     holes: FxHashSet<u64>,
@@ -65,6 +68,7 @@ impl HostMemory {
         self.moved.insert(gfn, None);
         self.read_only.remove(&gfn);
         self.clean.remove(&gfn);
+        self.undirty.remove(&gfn);
         self.split(gfn);
     }
 
@@ -95,6 +99,14 @@ impl HostMemory {
         if !self.clean.is_empty() {
             self.clean.remove(&gfn);
         }
+        if !self.undirty.is_empty() {
+            self.undirty.remove(&gfn);
+        }
+    }
+
+    /// Clears the dirty bit of its SPTEs. True if it was set.
+    pub fn clear_dirty(&mut self, gfn: u64) -> bool {
+        self.undirty.insert(gfn)
     }
 
     /// Clears the accessed bit. True if it was set.

@@ -5,15 +5,16 @@
 use std::ops::Range;
 
 use tlbscope_trace::act::{Act, ArchOp, Request};
-use tlbscope_trace::addr::{Gpa, Hpa, PAGE_BYTES};
+use tlbscope_trace::addr::{Gpa, Hpa, PAGE_BYTES, Sp};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{HostOp, MemslotChange, Op};
 use tlbscope_trace::regs::{MmuKind, Vendor};
 
 use super::{Machine, Point, Refused, Step};
 use crate::kvm::root::Root;
+use crate::kvm::shadow::Spte;
 use crate::policy::Ideal;
-use crate::policy::mechanics::ZapAllRequest;
+use crate::policy::mechanics::{ApicPageReload, UnmapRoots, ZapAllRequest};
 
 /// What is done to the backing while its SPTEs are gone.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -63,6 +64,8 @@ impl Machine {
             HostOp::VcpuCreate { vcpu } => self.vcpu_create(vcpu, o)?,
             HostOp::VcpuDestroy { vcpu } => self.vcpu_destroy(vcpu, o)?,
             HostOp::MsrEfer { vcpu, value } => self.msr_efer(vcpu, value, o)?,
+            HostOp::Clean { gpa, size } => self.clean(gpa, size, o),
+            HostOp::Invlpgb { va, asid } => self.host_invlpgb(va, asid, o)?,
         }
         Ok(())
     }
@@ -129,9 +132,12 @@ impl Machine {
             self.note_lost(first, count);
         }
         let invalid = self.policy.mechanics.remote_flush.invalid_roots;
-        let mut zapped = self.trees.zap(first, count, invalid);
+        let mut zapped = match self.policy.mechanics.unmap_roots {
+            UnmapRoots::All => self.trees.zap(first, count, invalid),
+            UnmapRoots::Valid => self.trees.zap_valid(first, count),
+        };
         // Shadow paging, or the shadow of L1's nested tables.
-        if self.shadow.next() != tlbscope_trace::addr::Sp(0) {
+        if self.shadow.next() != Sp(0) {
             for gfn in frames.clone() {
                 for (sp, at) in self.shadow.mapping(gfn) {
                     zapped |= self.clear_spte(sp, at, o);
@@ -152,6 +158,8 @@ impl Machine {
     ) -> bool {
         self.arch(o, None, &ArchOp::HostChange { gpa, size, rights }, false);
         let frames = self.frames(gpa, size);
+        let count = frames.end - frames.start;
+        self.apic_page_taken(frames.start, count, ApicPageReload::BeforeUnmap, o);
         self.notifier.begin(frames.start, frames.end - frames.start);
         self.notifier.lock();
         let rewritten = match backing {
@@ -185,6 +193,7 @@ impl Machine {
             self.remote_flush_range(gpa, size, o);
         }
         self.notifier.unlock();
+        self.apic_page_taken(frames.start, count, ApicPageReload::AfterUnmap, o);
         wanted && !mechanics.before_unlock
     }
 
@@ -273,6 +282,22 @@ impl Machine {
         }
         // A stale accessed bit misleads nobody but the host's reclaim: no ideal flushes for it.
         if young && self.policy.mechanics.age_flush && !self.ideal() {
+            self.remote_flush_range(gpa, size, o);
+        }
+    }
+
+    /// SPTEs are rewritten without their dirty bits, as they were but for that (mmu_spte_update). KVM makes
+    /// writable SPTEs dirty, so a bit is set wherever one is writable and was not cleared since. Who
+    /// needs to know each later write, the dirty log, flushes by itself; up to 6.12 this did too.
+    fn clean<O: Observer>(&mut self, gpa: Gpa, size: u64, o: &mut O) {
+        let mut dirty = false;
+        for gfn in self.frames(gpa, size) {
+            let leaf = |(sp, at): &(Sp, u16)| matches!(self.shadow.spte(*sp, *at), Spte::Leaf(l) if l.write);
+            let writable = self.trees.maps_any(&(gfn..gfn + 1)) && self.host_writable(gfn)
+                || self.shadow.mapping(gfn).iter().any(leaf);
+            dirty |= writable && self.host.clear_dirty(gfn);
+        }
+        if dirty && self.policy.mechanics.clear_dirty_flush && !self.ideal() {
             self.remote_flush_range(gpa, size, o);
         }
     }
@@ -372,7 +397,11 @@ impl Machine {
                 self.zap_page(sp, o);
             }
         }
-        self.trees.zap_invalid();
+        // What an SPTE tells of accesses and writes belongs to the page that it maps, still the guest's or
+        // not.
+        for (gfn, hpa) in self.trees.zap_invalid() {
+            self.act(o, Act::HeldPage { gpa: Gpa(gfn * PAGE_BYTES), hpa });
+        }
         self.notifier.seq += 1;
         // Nobody can use what a VM without vCPUs leaves; who gets its tags next starts clean.
         let used = self.vcpus.iter().any(|vcpu| !vcpu.destroyed);

@@ -265,7 +265,9 @@ impl Machine {
             in_guest: false,
             mode: Default::default(),
             held: false,
-            xapic: false,
+            // A guest that has an APIC-access page begins in xAPIC mode.
+            xapic: config.apic_page && config.vendor == Vendor::Intel,
+            apic_page: None,
             ran: false,
             descheduled: false,
             destroyed: false,

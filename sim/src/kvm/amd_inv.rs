@@ -10,14 +10,14 @@
 //! the processor would flush what the shadow tables still say; no KVM lets a guest have it there: #UD.
 
 use tlbscope_trace::act::{Act, ArchOp, GuestInv, Inv, Request};
-use tlbscope_trace::addr::{Gva, PageSize};
+use tlbscope_trace::addr::{Asid, Gva, PageSize};
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{Invlpgb, Invpcid, InvpcidType};
 use tlbscope_trace::regs::Vendor;
 
 use crate::arch::fault::Gp;
 use crate::arch::mode::Mode;
-use crate::engine::Machine;
+use crate::engine::{Machine, Refused};
 use crate::policy::Ideal;
 use crate::policy::mechanics::InvlpgbKind;
 
@@ -127,6 +127,34 @@ impl Machine {
             };
             self.invalidate(u, inv, o);
         }
+    }
+
+    /// INVLPGB of the host's kernel (facts C.3). Every processor drops what matches; without a valid ASID
+    /// the translations of guests match as well, on whatever processor and under whatever number.
+    pub(crate) fn host_invlpgb<O: Observer>(
+        &mut self,
+        va: Option<Gva>,
+        asid: Option<Asid>,
+        o: &mut O,
+    ) -> Result<(), Refused> {
+        if self.config.vendor != Vendor::Amd {
+            return Err(Refused { op: "host", why: "INVLPGB is AMD's".into() });
+        }
+        for u in (0..self.vcpus.len()).filter(|u| !self.vcpus[*u].destroyed).collect::<Vec<_>>() {
+            let own = self.vcpus[u].vmcb.asid;
+            // 0 is the host's own, of which no guest translation is made.
+            if asid.is_some_and(|asid| asid != own) {
+                continue;
+            }
+            let at = self.at_vcpu(u);
+            o.act(&at, &Act::Broadcast, self);
+            let inv = match va {
+                Some(gva) => Inv::Invlpga { asid: own, gva },
+                None => Inv::TlbControlAsid(own),
+            };
+            self.invalidate(u, inv, o);
+        }
+        Ok(())
     }
 
     /// TLBSYNC: waits until every processor has carried out the INVLPGBs before it. They are at once

@@ -1,5 +1,5 @@
 //! `remote-flush.range`: a remote flush that hits pages instead of whole contexts. No hardware does it;
-//! it is the bound on cost of `arch-min`, and, with its first page only, a defect.
+//! it is the bound on cost of `arch-min`, and, with other pages than are owed, a defect.
 
 use tlbscope_trace::act::{Act, Inv};
 use tlbscope_trace::observe::Observer;
@@ -22,9 +22,13 @@ impl Machine {
         lost.extend(self.shadow.take_lost().into_iter().map(|gfn| (gfn, 1)));
         lost.sort_unstable();
         let exact = range == RemoteRange::Exact;
-        if !exact {
-            lost.truncate(1);
-            lost.iter_mut().for_each(|(_, frames)| *frames = 1);
+        match range {
+            RemoteRange::FirstPage => {
+                lost.truncate(1);
+                lost.iter_mut().for_each(|(_, frames)| *frames = 1);
+            }
+            RemoteRange::Shifted => lost.iter_mut().for_each(|(first, frames)| *first += *frames),
+            RemoteRange::Exact | RemoteRange::None => {}
         }
         let hit = |gfn: u64| lost.iter().any(|(first, n)| (*first..first + n).contains(&gfn));
         let event = self.at.event;

@@ -76,7 +76,7 @@ impl Machine {
         let leaf = match walk.result {
             Ok(leaf) => leaf,
             Err(code) => {
-                self.act(o, Act::Inject { vector: 14, error: Some(code) });
+                self.inject_own_fault(v, access.gva, code, o);
                 return Fixed::Guest(code);
             }
         };

@@ -1,7 +1,7 @@
 //! Page faults of the guest's own that a recording tells of. Under TDP the processor delivers them;
 //! under shadow paging every #PF exits, and KVM injects those that the guest's tables call for.
 //!
-//! Faults that the machine finds by itself are injected without this invalidation.
+//! Faults that the machine finds by itself are injected the same way.
 
 use tlbscope_trace::act::{Act, ArchOp, GuestInv, Hook, HookBy, Inv};
 use tlbscope_trace::addr::Gva;
@@ -50,7 +50,7 @@ impl Machine {
             o.arch(&at, &op, &regs, false, self);
             if self.ideal() {
                 self.serve_ideal(v, &op, &regs, o);
-            } else if !self.never() {
+            } else if !self.never() && self.policy.mechanics.fault_invalidates {
                 self.act(o, Act::InvalidateGva(gva));
                 self.flush_hook(v, Hook::Gva(gva), HookBy::Direct, o);
                 self.sync_active(v, gva, o);

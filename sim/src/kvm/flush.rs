@@ -8,13 +8,18 @@ use tlbscope_trace::regs::{MmuKind, Regs, Vendor};
 use super::errata;
 use crate::engine::Machine;
 use crate::machine::config::{Errata, InveptTypes, InvvpidTypes};
-use crate::policy::mechanics::{FlushAllContexts, MigrateSvm, RemoteRange, SvmAsidWrap, SvmFlush};
+use crate::policy::mechanics::{
+    EnlightenedNptFlush, FlushAllContexts, MigrateSvm, RemoteRange, SvmAsidWrap, SvmFlush,
+};
 
 impl Machine {
     /// kvm_flush_remote_tlbs.
     pub(crate) fn remote_flush<O: Observer>(&mut self, o: &mut O) {
         if self.never() {
             return;
+        }
+        if self.config.enlightened_npt {
+            (0..self.vcpus.len()).for_each(|v| self.flush_physical_space(v, o));
         }
         let range = self.policy.mechanics.remote_flush.range;
         for _ in 0..self.policy.mechanics.remote_flush.repeat {
@@ -162,6 +167,21 @@ impl Machine {
         };
         let at = self.at_vcpu(v);
         o.act(&at, &Act::Hook { hook, by, effective }, self);
+        if hook != Hook::Guest
+            && self.policy.mechanics.enlightened_npt_flush == EnlightenedNptFlush::Current
+        {
+            self.flush_physical_space(v, o);
+        }
+    }
+
+    /// The hypercall by which an enlightened KVM has the hypervisor below forget what it made of the
+    /// nested tables of the active root (HvCallFlushGuestPhysicalAddressSpace).
+    fn flush_physical_space<O: Observer>(&mut self, v: usize, o: &mut O) {
+        if self.config.enlightened_npt
+            && let Some(root) = self.vcpus[v].mmu.root
+        {
+            self.invalidate(v, Inv::EptSingle(Ep4ta(root.hpa.0)), o);
+        }
     }
 
     /// The gva hook for an address that is not canonical: INVVPID fails, INVLPGA ignores it.

@@ -10,11 +10,12 @@ use tlbscope_trace::op::L1Op;
 use tlbscope_trace::regs::{MmuKind, Vendor};
 
 use super::role::Role;
-use super::root::{PREV_ROOTS_MAX, Root};
+use super::root::{Mmu, PREV_ROOTS_MAX, Root};
 use crate::engine::{Machine, Refused};
 use crate::machine::config::InvvpidTypes;
 use crate::policy::mechanics::{
-    NestedInvept, NestedInvvpid, NestedInvvpidElsewhere, NestedInvvpidRoots, NestedVmfunc,
+    NestedInvept, NestedInveptReach, NestedInvvpid, NestedInvvpidElsewhere, NestedInvvpidRoots,
+    NestedVmfunc,
 };
 
 impl Machine {
@@ -79,6 +80,36 @@ impl Machine {
         self.with_parked(v, |machine| {
             machine.free_matching(v, FreeWhy::NestedInvept, matches, o);
         });
+        if self.policy.mechanics.nested_invept_reach == NestedInveptReach::Vm {
+            self.invept_elsewhere(v, matches, o);
+        }
+    }
+
+    /// What other vCPUs have made of the same nested tables goes too, before they run again.
+    fn invept_elsewhere<O: Observer>(
+        &mut self,
+        v: usize,
+        matches: impl Fn(&Root) -> bool + Copy,
+        o: &mut O,
+    ) {
+        let others = (0..self.vcpus.len()).filter(|u| *u != v && !self.vcpus[*u].destroyed);
+        for u in others.collect::<Vec<_>>() {
+            let vcpu = &self.vcpus[u];
+            let has = |mmu: &Mmu| mmu.root.iter().chain(mmu.prev.iter().flatten()).any(matches);
+            if !has(&vcpu.mmu) && !has(&vcpu.nested.parked) {
+                continue;
+            }
+            self.request_some(&[u], Request::TlbFlush, o);
+            let actor = self.at_vcpu(u).actor;
+            let own = std::mem::replace(&mut self.at.actor, actor);
+            match self.vcpus[u].nested.l2 {
+                Some(_) => self.free_matching(u, FreeWhy::NestedInvept, matches, o),
+                None => self.with_parked(u, |machine| {
+                    machine.free_matching(u, FreeWhy::NestedInvept, matches, o);
+                }),
+            }
+            self.at.actor = own;
+        }
     }
 
     /// Drops every root, current or cached, of the active MMU that matches.
@@ -129,7 +160,7 @@ impl Machine {
                 self.invalidate(v, inv, o);
             }
         }
-        if self.config.mmu == MmuKind::Shadow {
+        if self.config.mmu == MmuKind::Shadow && roots != NestedInvvpidRoots::None {
             let all = roots == NestedInvvpidRoots::All;
             let matches = |r: &Root| all || r.role.0 & Role::GUEST_MODE != 0;
             self.free_matching(v, FreeWhy::NestedInvvpid, matches, o);

@@ -187,16 +187,33 @@ impl Trees {
         }
     }
 
-    /// The SPTEs of the trees that were invalidated go.
-    pub fn zap_invalid(&mut self) {
+    /// The SPTEs of the trees that were invalidated go: guest and host frames of the small ones, in
+    /// order.
+    pub fn zap_invalid(&mut self) -> Vec<(u64, Hpa)> {
+        let mut gone = Vec::new();
         for tree in self.trees.iter_mut().filter(|tree| tree.held) {
             tree.held = false;
             if tree.users == 0 {
                 self.freed.push_back(tree.hpa);
             }
-            tree.map.clear();
+            gone.extend(tree.map.drain());
             tree.huge.clear();
         }
+        gone.sort_unstable();
+        gone
+    }
+
+    /// Another frame is behind the SPTEs of this one.
+    pub fn point(&mut self, gfn: u64, hpa: Hpa) {
+        for frame in self.trees.iter_mut().filter_map(|tree| tree.map.get_mut(&gfn)) {
+            *frame = hpa;
+        }
+    }
+
+    /// [`Trees::zap`] of a walk that passes by the trees that were invalidated.
+    pub fn zap_valid(&mut self, first: u64, frames: u64) -> bool {
+        let valid = self.trees.iter_mut().filter(|tree| !tree.invalid);
+        valid.fold(false, |any, tree| tree.zap(first, first + frames) | any)
     }
 
     /// Forgets what these frames map to, in every tree. True if something was mapped; what only a root

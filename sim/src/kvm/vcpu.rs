@@ -1,7 +1,7 @@
 //! One vCPU as KVM sees it.
 
 use tlbscope_trace::act::{Context, Request};
-use tlbscope_trace::addr::{Asid, PcpuId, Vpid};
+use tlbscope_trace::addr::{Asid, Hpa, PcpuId, Vpid};
 use tlbscope_trace::regs::Regs;
 
 use super::halt::Pause;
@@ -115,6 +115,9 @@ pub struct Vcpu {
     pub held: bool,
     /// The local APIC is in xAPIC mode.
     pub xapic: bool,
+    /// The page that the VMCS names as APIC-access page; with AVIC the one that is not seen at its address
+    /// now. `None` before the first use.
+    pub apic_page: Option<Hpa>,
     /// In system management mode.
     pub smm: bool,
     /// What SMM keeps for RSM.

@@ -300,6 +300,12 @@ pub struct MachineConfig {
     pub pml: bool,
     /// FLUSHBYASID (AMD).
     pub flushbyasid: bool,
+    /// KVM runs on a hypervisor that keeps copies of its nested tables and drops them by hypercall only
+    /// (AMD; EnlightenedNptTlb of Hyper-V).
+    pub enlightened_npt: bool,
+    /// The page at 0xfee00000 is virtualized: VMX's APIC-access page, or AVIC (with TDP, in `memory` of 4g
+    /// and more).
+    pub apic_page: bool,
     /// Decode assists (AMD). Without them KVM's emulator decodes INVLPG and the CR writes and calls the
     /// same handlers: no flush differs, but an address that is not canonical never reaches the MMU, which
     /// counts it otherwise (facts/kvm.md 4.1, 8.1).
@@ -348,6 +354,8 @@ impl Default for MachineConfig {
             ept_ad: true,
             pml: false,
             flushbyasid: true,
+            enlightened_npt: false,
+            apic_page: false,
             decode_assists: true,
             invvpid: InvvpidTypes::ALL,
             invept: InveptTypes::ALL,
@@ -371,6 +379,26 @@ impl MachineConfig {
     /// The name is unknown, or what is wrong with the file.
     pub fn processor(&self) -> Result<super::Processor, super::MachineError> {
         super::load(&self.tlb)
+    }
+
+    /// What of the machine does not go together, if anything.
+    #[must_use]
+    pub fn conflict(&self) -> Option<&'static str> {
+        let amd = self.vendor == Vendor::Amd;
+        let tdp = self.mmu == MmuKind::Tdp;
+        // Copies of nested tables are kept with a processor's TLB here; the hypervisor below has one set
+        // for all.
+        if self.enlightened_npt && !(amd && tdp && self.pcpus == 1) {
+            return Some("enlightened-npt needs vendor = \"amd\", mmu = \"tdp\" and one pCPU");
+        }
+        if self.apic_page && !(tdp && self.memory > 0xfee0_0000) {
+            return Some("apic-page needs mmu = \"tdp\" and memory of 4g");
+        }
+        // Each vCPU has a backing page of its own at the same address.
+        if self.apic_page && amd && self.vcpus > 1 {
+            return Some("apic-page of AMD needs one vCPU");
+        }
+        None
     }
 
     /// The registers that a vCPU starts with (DESIGN section 6). PCIDE, SMEP, SMAP and PKE are off
@@ -431,6 +459,8 @@ mod tests {
             ept-ad = false
             pml = true
             flushbyasid = false
+            enlightened-npt = true
+            apic-page = true
             decode-assists = false
             invvpid = ["single"]
             invept = ["global"]
@@ -457,6 +487,7 @@ mod tests {
         assert_eq!([config.decode_assists, config.tdp_mmu, config.unsync], [false; 3]);
         let on = [config.pml, config.steal_time, config.hyperv, config.noncoherent_dma];
         assert_eq!(on, [true; 4]);
+        assert_eq!([config.enlightened_npt, config.apic_page], [true; 2]);
         assert_eq!(config.errata, Errata::INIT_KEEPS_GLOBALS);
         assert_eq!(config.ipi_latency, 1240);
     }

@@ -167,9 +167,17 @@ knobs! {
         /// A page fault on a frame whose invalidation is under way is taken again (facts 5.9). Without, it
         /// maps the page that is about to go.
         fault_retry("fault-retry"): bool = true, &[];
+        /// KVM drops an address, in its shadow pages and in the TLB, before it injects a fault of the guest's
+        /// own at it (5.8 on; ee1fa209f5e5).
+        fault_invalidates("fault-invalidates"): bool = true, &[];
         /// Ageing is followed by a remote flush if something was young: clear_flush_young. Without,
         /// clear_young, which idle-page tracking and the multi-generational LRU call (facts 5.9).
         age_flush("age-flush"): bool = false, &[];
+        /// Clearing the dirty bits of SPTEs outside a dirty log is followed by a remote flush (up to 6.12;
+        /// 856cf4a60cff).
+        clear_dirty_flush("clear-dirty-flush"): bool = false, &[];
+        /// The TDP roots in which an unmap of the host takes SPTEs away.
+        unmap_roots("unmap-roots"): UnmapRoots = UnmapRoots::All, &[];
         /// CR0.PG 1 -> 0 in 64-bit code.
         pg_clear_in_64_bit("pg-clear-in-64-bit"): PgClearIn64Bit = PgClearIn64Bit::Gp, &[];
         /// The VPID of the guest hook.
@@ -184,6 +192,8 @@ knobs! {
         flush_all_contexts("flush-all-contexts"): FlushAllContexts = FlushAllContexts::Every, &[];
         /// INVEPT of L1.
         nested_invept("nested-invept"): NestedInvept = NestedInvept::AsAsked, &[];
+        /// The vCPUs that INVEPT of L1 reaches.
+        nested_invept_reach("nested-invept-reach"): NestedInveptReach = NestedInveptReach::Own, &[];
         /// VMFUNC of L2.
         nested_vmfunc("nested-vmfunc"): NestedVmfunc = NestedVmfunc::NewPgd, &[];
         /// The ASID of L2.
@@ -212,6 +222,13 @@ knobs! {
         /// KVM_REQ_APIC_PAGE_RELOAD flushes the current context by a direct call (up to 6.1;
         /// facts 15.6).
         apic_page_flush("apic-page-flush"): bool = false, &[];
+        /// Flushes of nested tables of which the hypervisor below has copies (`enlightened-npt` of the machine).
+        enlightened_npt_flush("enlightened-npt-flush"): EnlightenedNptFlush
+            = EnlightenedNptFlush::Current, &[];
+        /// AVIC that is switched on requests FLUSH_CURRENT.
+        avic_flush("avic-flush"): bool = true, &[];
+        /// When the APIC-access page is looked up again after its page was taken.
+        apic_page_reload("apic-page-reload"): ApicPageReload = ApicPageReload::AfterUnmap, &[];
         /// What an SVM flush is.
         svm_flush("svm-flush"): SvmFlush = SvmFlush::Asid, &[];
         /// A wrap of the ASIDs.

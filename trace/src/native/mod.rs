@@ -61,7 +61,7 @@
 //!               38 In, 39 InFail, 40 Exit, 41 Release, 42 Host, 43 HostBegin, 44 HostEnd, 45 PageFault,
 //!               46 Hlt, 47 InvlpgbLarge, 48 WalkBegin, 49 WalkEnd
 //! HostOp        0 Map, 1 Unmap, 2 Protect, 3 Ro, 4 Age, 5 DirtyLog, 6 Split, 7 Collapse, 8 ZapAll, 9 Memslot,
-//!               10 Migrate, 11 Preempt, 12 Run, 13 VcpuCreate, 14 VcpuDestroy, 15 MsrEfer
+//!               10 Migrate, 11 Preempt, 12 Run, 13 VcpuCreate, 14 VcpuDestroy, 15 MsrEfer, 16 Clean, 17 Invlpgb
 //! L1Op          0 Invept, 1 Invvpid, 2 Vmfunc, 3 Vmxon, 4 Vmxoff
 //! Actor         0 Vcpu, 1 Host              AccessKind    0 Read, 1 Write, 2 Exec
 //! InvpcidType   0 Addr, 1 Single, 2 All, 3 AllNonglobal, 4 Reserved
@@ -73,7 +73,7 @@
 //!               23 SpNew, 24 SpFound, 25 SpLink, 26 SpUnlink, 27 SpteSet, 28 SpteClear, 29 SpUnsync, 30 SpSync,
 //!               31 SpZap, 32 PageFault, 33 Inject, 34 Entry, 35 EntrySeen, 36 EntryAborted, 37 Exit,
 //!               38 VcpuLoad, 39 VmcsLoad, 40 Refill, 41 SpuriousFault, 42 RootSeen, 43 RequestAll, 44 OldSeen,
-//!               45 RegSeen, 46 RootNew, 47 SpFree, 48 SpRead
+//!               45 RegSeen, 46 RootNew, 47 SpFree, 48 SpRead, 49 Broadcast, 50 HeldPage
 //! Request       0 TlbFlush, 1 TlbFlushCurrent, 2 TlbFlushGuest, 3 MmuSync, 4 LoadMmuPgd, 5 MmuReload,
 //!               6 MmuFreeObsoleteRoots, 7 HvTlbFlush, 8 MmuUpdateRoot, 9 StealUpdate, 10 ApicPageReload
 //! Hook          0 All, 1 Current, 2 Guest, 3 Gva    HookBy  0 Request, 1 Load, 2 Register, 3 Direct

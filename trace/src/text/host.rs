@@ -2,11 +2,11 @@
 
 use super::TextError;
 use super::cursor::{Cursor, Word, number, size};
-use crate::addr::{Gpa, Gva, Hpa, PAGE_BYTES};
+use crate::addr::{Asid, Gpa, Gva, Hpa, PAGE_BYTES};
 use crate::op::{HostOp, HvFlush, L1Op, L2Enter, MemslotChange, Op};
 
 /// Every word that may follow `host`.
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 18] = [
     "map",
     "unmap",
     "protect",
@@ -23,6 +23,8 @@ const NAMES: [&str; 16] = [
     "vcpu",
     "msr",
     "release",
+    "clean",
+    "invlpgb",
 ];
 /// What `host begin` can split.
 const SPLIT: [&str; 3] = ["unmap", "zap-all", "dirty-log"];
@@ -106,6 +108,7 @@ fn host_op(words: &mut Cursor<'_>, name: &str) -> Result<HostOp, TextError> {
             }
             HostOp::MsrEfer { vcpu, value: words.number("the value of EFER")? }
         }
+        "invlpgb" => invlpgb(words)?,
         _ => ranged(name, words)?,
     })
 }
@@ -124,6 +127,7 @@ fn ranged(name: &str, words: &mut Cursor<'_>) -> Result<HostOp, TextError> {
         "age" => HostOp::Age { gpa, size },
         "dirty-log" => HostOp::DirtyLog { gpa, size },
         "split" => HostOp::Split { gpa, size },
+        "clean" => HostOp::Clean { gpa, size },
         _ => HostOp::Collapse { gpa, size },
     })
 }
@@ -145,6 +149,19 @@ fn host_map(words: &mut Cursor<'_>) -> Result<HostOp, TextError> {
         .map(|word| words.parse_number(word, word.text, "a host-physical address").map(Hpa))
         .transpose()?;
     Ok(HostOp::Map { gpa, size, hpa })
+}
+
+/// `invlpgb [va=GVA] [asid=N]`.
+fn invlpgb(words: &mut Cursor<'_>) -> Result<HostOp, TextError> {
+    let (mut va, mut asid) = (None, None);
+    words.options(&["va", "asid"], |words, word, key, value| {
+        match key {
+            "va" => va = Some(Gva(words.value(word, key, value)?)),
+            _ => asid = Some(Asid(words.value(word, key, value)?)),
+        }
+        Ok(())
+    })?;
+    Ok(HostOp::Invlpgb { va, asid })
 }
 
 fn memslot(words: &mut Cursor<'_>) -> Result<HostOp, TextError> {

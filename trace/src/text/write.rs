@@ -165,6 +165,17 @@ impl Display for Written<'_, HostOp> {
             HostOp::VcpuCreate { vcpu } => write!(f, "vcpu create {vcpu}"),
             HostOp::VcpuDestroy { vcpu } => write!(f, "vcpu destroy {vcpu}"),
             HostOp::MsrEfer { vcpu, value } => write!(f, "msr {vcpu} efer {value:#x}"),
+            HostOp::Clean { gpa, size } => write!(f, "clean {gpa} {}", bytes(*size)),
+            HostOp::Invlpgb { va, asid } => {
+                f.write_str("invlpgb")?;
+                if let Some(va) = va {
+                    write!(f, " va={va}")?;
+                }
+                match asid {
+                    Some(asid) => write!(f, " asid={}", asid.0),
+                    None => Ok(()),
+                }
+            }
         }
     }
 }

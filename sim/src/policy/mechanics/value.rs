@@ -386,6 +386,8 @@ values! {
 values! {
     /// Which shadow roots an INVVPID of L1 frees without EPT (facts 2.5).
     NestedInvvpidRoots {
+        /// None: what L1 changed stays in L2's shadow pages (up to 5.7).
+        None = "none",
         /// All, L1's own among them (5.8 to 5.13).
         All = "all",
         /// Those of L2 (from 5.14 on: 25b62c6274ed).
@@ -592,6 +594,8 @@ values! {
         Exact = "exact",
         /// Only the first page of the range: a defect.
         FirstPage = "first-page",
+        /// As many pages, from behind the last one that is owed: a defect.
+        Shifted = "shifted",
         /// No ranges: each remote flush is KVM_REQ_TLB_FLUSH to every vCPU (facts 5.8).
         #[default]
         None = "none",
@@ -666,5 +670,49 @@ impl RoleBits {
     #[must_use]
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
+    }
+}
+
+values! {
+    /// The TDP roots in which an unmap of the host takes SPTEs away (facts 5.9).
+    UnmapRoots {
+        /// Those that vCPUs can find only: while an invalid one is torn down, its SPTEs outlive the page (5.13 to 5.17).
+        Valid = "valid",
+        /// All of them (5.18 on: d62007edf01f).
+        #[default]
+        All = "all",
+    }
+}
+
+values! {
+    /// The vCPUs of which an INVEPT of L1 invalidates what stands for the nested tables (facts 4.6).
+    NestedInveptReach {
+        /// The one that executes it, as on a processor.
+        #[default]
+        Own = "own",
+        /// Every vCPU with the same tables, which a hypervisor shadows once for each vCPU (Xen from 4.10 on: 77690ea09ab2).
+        Vm = "vm",
+    }
+}
+
+values! {
+    /// Which flushes tell a hypervisor below KVM that its copies of nested tables are to go.
+    EnlightenedNptFlush {
+        /// Remote flushes only: FLUSH_CURRENT and FLUSH_ALL flush the ASID, which leaves them (5.17 to 6.2).
+        Remote = "remote",
+        /// FLUSH_CURRENT and FLUSH_ALL too (6.3 on and 6.1.y: e5c972c1fada).
+        #[default]
+        Current = "current",
+    }
+}
+
+values! {
+    /// When KVM_REQ_APIC_PAGE_RELOAD is raised for an APIC-access page that the host takes.
+    ApicPageReload {
+        /// Before it is unmapped: whoever serves it at once takes the old page again (4.1x to 5.7).
+        BeforeUnmap = "before-unmap",
+        /// After (5.8 on: e649b3f0188f).
+        #[default]
+        AfterUnmap = "after-unmap",
     }
 }

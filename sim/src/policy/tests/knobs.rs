@@ -51,6 +51,14 @@ pv-flush-wait = true | false
 no-wakeup = true | false
 lockless-walk = "reading" | "outside"
 fault-retry = true | false
+fault-invalidates = true | false
+nested-invvpid-roots = "none" | "all" | "guest-mode"
+clear-dirty-flush = true | false
+unmap-roots = "valid" | "all"
+nested-invept-reach = "own" | "vm"
+enlightened-npt-flush = "remote" | "current"
+avic-flush = true | false
+apic-page-reload = "before-unmap" | "after-unmap"
 sregs = "reset" | "reset+guest"
 link-unsync = "sync" | "as-is"
 own-cr0 = ["TS"] | ["TS", "WP"]
@@ -67,7 +75,7 @@ remote-flush.own = true | false
 remote-flush.invalid-roots = true | false
 remote-flush.teardown = true | false
 remote-flush.ipi = "in-guest" | "ever-ran"
-remote-flush.range = "exact" | "first-page" | "none"
+remote-flush.range = "exact" | "first-page" | "shifted" | "none"
 "#;
 
 #[test]
