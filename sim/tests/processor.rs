@@ -1,0 +1,156 @@
+//! A logical processor's instructions, against the manuals as typed by hand: what faults, what does
+//! nothing, and what the registers are after it (facts A.1, B.4, C.3, D.2).
+
+use std::num::{NonZeroU16, NonZeroU32};
+
+use tlbscope_sim::arch::fault::Limits;
+use tlbscope_sim::arch::processor::{Instruction, Place, Processor, Refusal, Step};
+use tlbscope_trace::addr::{Asid, Ep4ta, Gva, Vpid};
+use tlbscope_trace::regs::{Regs, Vendor};
+
+/// 64-bit code in the host: CR0 = PE, ET, WP, PG; CR4 = PAE; EFER = LME, LMA, NXE.
+fn host(vendor: Vendor) -> Processor {
+    let limits = Limits {
+        maxphyaddr: 46,
+        vendor,
+        cr4_allowed: 0x0fff_ffff,
+        efer_allowed: 0xd01,
+        pg_clear_in_64_bit: false,
+    };
+    let regs = Regs { cr0: 0x8001_0011, cr3: 0x1000, cr4: 0x20, efer: 0xd00, ..Regs::default() };
+    Processor {
+        limits,
+        regs,
+        place: Place::Host,
+        guest_vpid: NonZeroU16::MIN,
+        guest_eptp: None,
+        cpl: 0,
+        compatibility: false,
+        bad_pdptes: false,
+        intercepted: false,
+        flush_by_asid: true,
+    }
+}
+
+/// The registers after what does not fault.
+fn after(cpu: &Processor, instruction: Instruction) -> Regs {
+    match cpu.execute(&instruction) {
+        Ok(Step::Done(after)) => after.regs,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn name(cpu: &Processor, instruction: Instruction) -> Option<String> {
+    cpu.execute(&instruction).err().map(|refusal| refusal.name())
+}
+
+/// SDM vol. 3, 9.8.5: LMA = LME && PG.
+#[test]
+fn lma_follows_lme_and_paging() {
+    let cpu = host(Vendor::Intel);
+    assert_eq!(after(&cpu, Instruction::MovCr0(0x8001_0019)).efer, 0xd00);
+    let compat = Processor { compatibility: true, ..cpu };
+    assert_eq!(after(&compat, Instruction::MovCr0(0x1_0011)).efer, 0x900);
+    let off = Processor { regs: Regs { cr0: 0x11, efer: 0, ..cpu.regs }, ..cpu };
+    assert_eq!(after(&off, Instruction::WrmsrEfer(0x100)).efer, 0x100);
+    assert_eq!(after(&off, Instruction::MovCr0(0x8000_0011)).efer, 0);
+    let lme = Processor { regs: Regs { efer: 0x100, ..off.regs }, ..off };
+    assert_eq!(after(&lme, Instruction::MovCr0(0x8000_0011)).efer, 0x500);
+}
+
+/// SDM vol. 3, 2.5: PG can be cleared from compatibility mode, not from 64-bit code.
+#[test]
+fn paging_ends_in_compatibility_mode_only() {
+    let cpu = host(Vendor::Intel);
+    let off = Instruction::MovCr0(0x1_0011);
+    assert_eq!(name(&cpu, off), Some("#GP(0)".into()));
+    assert_eq!(name(&Processor { compatibility: true, ..cpu }, off), None);
+}
+
+#[test]
+fn each_vendor_has_its_own_instructions() {
+    let (intel, amd) = (host(Vendor::Intel), host(Vendor::Amd));
+    let undefined = Some("#UD".to_owned());
+    let svm = [
+        Instruction::Invlpga { gva: Gva(0x7000), asid: Asid(1) },
+        Instruction::Tlbsync,
+        Instruction::Vmrun { asid: 1, control: 0 },
+        Instruction::SvmExit,
+    ];
+    for instruction in svm {
+        assert_eq!(name(&intel, instruction), undefined, "{instruction:?}");
+        assert_eq!(name(&amd, instruction), None, "{instruction:?}");
+    }
+    let vmx = [
+        Instruction::Invvpid { kind: 1, descriptor: 1, gva: Gva(0) },
+        Instruction::Invept { kind: 2, eptp: 0 },
+        Instruction::VmEntry { vpid: None, cr3: None, cr4: None },
+        Instruction::Vmxoff,
+    ];
+    for instruction in vmx {
+        assert_eq!(name(&amd, instruction), undefined, "{instruction:?}");
+        assert_eq!(name(&intel, instruction), None, "{instruction:?}");
+    }
+    let told = Refusal::Undefined("an instruction of AMD").to_string();
+    assert_eq!(told, "#UD: an instruction of AMD");
+}
+
+/// SDM vol. 2, INVLPG: nothing for an address that is not canonical, except outside 64-bit code.
+#[test]
+fn invlpg_of_no_address_does_nothing() {
+    let cpu = host(Vendor::Intel);
+    let wild = Instruction::Invlpg(Gva(1 << 63));
+    assert_eq!(cpu.execute(&wild), Ok(Step::Nothing));
+    assert_eq!(cpu.execute(&Instruction::Invlpg(Gva(0x7000))), Ok(Step::Done(cpu)));
+    let compat = Processor { compatibility: true, ..cpu };
+    assert_eq!(compat.execute(&wild), Ok(Step::Done(compat)));
+}
+
+/// SDM vol. 3, 25.1.1: faults come before VM exits, and the host exits to nobody.
+#[test]
+fn what_the_hypervisor_intercepts() {
+    let vpid = NonZeroU16::new(5);
+    let guest = Place::VmxGuest { vpid, eptp: Some(Ep4ta(0x3000)) };
+    assert_eq!((guest.vpid(), guest.asid()), (Vpid(5), Asid(0)));
+    let svm = Place::SvmGuest { asid: NonZeroU32::MIN };
+    assert_eq!((svm.vpid(), svm.asid()), (Vpid(0), Asid(1)));
+    assert!(guest.in_guest() && svm.in_guest() && !Place::Host.in_guest());
+    let page = Instruction::Invlpg(Gva(0x7000));
+    let host = Processor { intercepted: true, ..host(Vendor::Intel) };
+    assert_eq!(host.execute(&page), Ok(Step::Done(host)));
+    let inside = Processor { place: guest, ..host };
+    assert_eq!(inside.execute(&page), Ok(Step::Exited));
+    let user = Processor { cpl: 3, ..inside };
+    assert_eq!(name(&user, page), Some("#GP(0)".into()));
+    assert_eq!(user.execute(&Instruction::Wrpkru), Ok(Step::Exited));
+    let free = Processor { intercepted: false, ..user };
+    assert_eq!(free.execute(&Instruction::Wrpkru), Ok(Step::Done(free)));
+}
+
+/// SDM, INVVPID and INVEPT: VMfail 28 for an operand that is not valid. APM vol. 2, 15.16.1: a reserved
+/// TLB_CONTROL ends the VMRUN.
+#[test]
+fn operands_that_are_not_valid() {
+    let cpu = host(Vendor::Intel);
+    let fails = |instruction| name(&cpu, instruction) == Some("VMfail(28)".to_owned());
+    let invvpid =
+        |kind, descriptor, gva| fails(Instruction::Invvpid { kind, descriptor, gva: Gva(gva) });
+    assert!(invvpid(4, 1, 0) && invvpid(1, 0x1_0000, 0) && invvpid(0, 1, 1 << 63));
+    assert!(invvpid(0, 0, 0) && invvpid(1, 0, 0) && invvpid(3, 0, 0));
+    assert!(!invvpid(2, 0, 0) && !invvpid(1, 1, 1 << 63) && !invvpid(0, 0xffff, 0x7000));
+    let invept = |kind, eptp| fails(Instruction::Invept { kind, eptp });
+    assert!(invept(0, 0x301e) && invept(3, 0x301e));
+    // Memory type 6, walk of 4 levels; type 1 is reserved, and so are 3 levels and bit 7.
+    assert!(!invept(1, 0x301e) && invept(1, 0x3019) && invept(1, 0x3016) && invept(1, 0x309e));
+    assert!(invept(1, 1 << 46 | 0x301e) && !invept(2, !0));
+    let amd = host(Vendor::Amd);
+    let old = Processor { flush_by_asid: false, ..amd };
+    let vmrun = |cpu: &Processor, control| name(cpu, Instruction::Vmrun { asid: 1, control });
+    for control in [0, 1, 3, 7] {
+        assert_eq!(vmrun(&amd, control), None);
+        assert_eq!(vmrun(&old, control).is_some(), control > 1);
+    }
+    assert_eq!(vmrun(&amd, 2), Some("VMEXIT_INVALID".into()));
+    let zero = Instruction::Vmrun { asid: 0, control: 0 };
+    assert_eq!(name(&amd, zero), Some("VMEXIT_INVALID".into()));
+}
