@@ -127,6 +127,38 @@ fn what_the_hypervisor_intercepts() {
     assert_eq!(free.execute(&Instruction::Wrpkru), Ok(Step::Done(free)));
 }
 
+/// SDM vol. 3, 26.2.1.1 and 26.3: an entry loads CR3 and CR4 from the guest-state area and the VPID from
+/// its field, which may not be 0000H; an exit leaves the guest. VMFUNC 0 switches the EPTP in place.
+#[test]
+fn entries_and_exits() {
+    let cpu = Processor { guest_eptp: Some(Ep4ta(0x3000)), ..host(Vendor::Intel) };
+    let entry = |vpid, cr3, cr4| cpu.execute(&Instruction::VmEntry { vpid, cr3, cr4 });
+    let Ok(Step::Done(inside)) = entry(Some(Some(Vpid(5))), Some(0x2000), Some(0xa0)) else {
+        panic!("the entry is valid")
+    };
+    let eptp = Some(Ep4ta(0x3000));
+    assert_eq!(inside.place, Place::VmxGuest { vpid: NonZeroU16::new(5), eptp });
+    assert_eq!((inside.regs.cr3, inside.regs.cr4, inside.regs.efer), (0x2000, 0xa0, 0xd00));
+    assert_eq!(Some(inside.guest_vpid), NonZeroU16::new(5));
+    let Ok(Step::Done(again)) = entry(Some(None), None, None) else { panic!("valid too") };
+    assert_eq!(again.place, Place::VmxGuest { vpid: Some(NonZeroU16::MIN), eptp });
+    assert_eq!((again.regs.cr3, again.regs.cr4), (0x1000, 0x20));
+    let Ok(Step::Done(without)) = entry(None, None, None) else { panic!("valid too") };
+    assert_eq!(without.place, Place::VmxGuest { vpid: None, eptp });
+    let zero = Instruction::VmEntry { vpid: Some(Some(Vpid(0))), cr3: None, cr4: None };
+    assert_eq!(name(&cpu, zero), Some("VMfail(7)".into()));
+    let Ok(Step::Done(out)) = inside.execute(&Instruction::VmExit { vpids: None }) else {
+        panic!("an exit is always valid")
+    };
+    assert_eq!((out.place, out.regs.cr3), (Place::Host, 0x2000));
+    let Ok(Step::Done(other)) = inside.execute(&Instruction::VmfuncEptp(0x4_001e)) else {
+        panic!("the EPTP is valid")
+    };
+    let eptp = Some(Ep4ta(0x4_0000));
+    assert_eq!(other.place, Place::VmxGuest { vpid: NonZeroU16::new(5), eptp });
+    assert_eq!(other.guest_eptp, eptp);
+}
+
 /// SDM, INVVPID and INVEPT: VMfail 28 for an operand that is not valid. APM vol. 2, 15.16.1: a reserved
 /// TLB_CONTROL ends the VMRUN.
 #[test]
