@@ -4,7 +4,7 @@
 use std::num::{NonZeroU16, NonZeroU32};
 
 use tlbscope_sim::arch::fault::Limits;
-use tlbscope_sim::arch::processor::{Instruction, Place, Processor, Refusal, Step};
+use tlbscope_sim::arch::processor::{Instruction, Place, Processor, Refusal, Step, Stride};
 use tlbscope_trace::addr::{Asid, Ep4ta, Gva, Vpid};
 use tlbscope_trace::regs::{Regs, Vendor};
 
@@ -91,6 +91,7 @@ fn each_vendor_has_its_own_instructions() {
         assert_eq!(name(&amd, instruction), undefined, "{instruction:?}");
         assert_eq!(name(&intel, instruction), None, "{instruction:?}");
     }
+    assert_eq!((Stride::Small.bytes(), Stride::Large.bytes()), (0x1000, 0x20_0000));
     let told = Refusal::Undefined("an instruction of AMD").to_string();
     assert_eq!(told, "#UD: an instruction of AMD");
 }
@@ -157,6 +158,49 @@ fn entries_and_exits() {
     let eptp = Some(Ep4ta(0x4_0000));
     assert_eq!(other.place, Place::VmxGuest { vpid: NonZeroU16::new(5), eptp });
     assert_eq!(other.guest_eptp, eptp);
+}
+
+/// SDM vol. 3, 4.4.1: Intel's PDPTE registers are loaded, and checked, by every MOV CR3 and by the listed
+/// bits of CR0 and CR4; AMD reads them during the walk (facts A.3).
+#[test]
+fn bad_pdptes_fault_where_they_are_loaded() {
+    let pae = |vendor| {
+        let cpu = host(vendor);
+        Processor { regs: Regs { efer: 0, ..cpu.regs }, bad_pdptes: true, ..cpu }
+    };
+    let gp = Some("#GP(0)".to_owned());
+    let (intel, amd) = (pae(Vendor::Intel), pae(Vendor::Amd));
+    for (instruction, loads) in [
+        (Instruction::MovCr3(0x1000), true),
+        (Instruction::MovCr4(0xa0), true),
+        (Instruction::MovCr0(0xc001_0011), true),
+        (Instruction::TaskSwitch(0x2000), true),
+        (Instruction::MovCr0(0x8001_0019), false),
+        (Instruction::TaskSwitch(0x1000), false),
+    ] {
+        assert_eq!(name(&intel, instruction), gp.clone().filter(|_| loads), "{instruction:?}");
+        assert_eq!(name(&amd, instruction), None, "{instruction:?}");
+        let good = Processor { bad_pdptes: false, ..intel };
+        assert_eq!(name(&good, instruction), None, "{instruction:?}");
+    }
+    let long = Processor { bad_pdptes: true, ..host(Vendor::Intel) };
+    assert_eq!(name(&long, Instruction::MovCr3(0x1000)), None);
+}
+
+/// SDM vol. 3, table 9-1: CR0 = 60000010H after power-up, RESET and INIT, CR3, CR4 and EFER 0.
+#[test]
+fn init_and_reset() {
+    let cpu = Processor { intercepted: true, ..host(Vendor::Intel) };
+    let fresh = Regs { cr0: 0x6000_0010, ..Regs::default() };
+    assert_eq!(after(&cpu, Instruction::Init), fresh);
+    let place = Place::VmxGuest { vpid: None, eptp: None };
+    // A guest's INIT exits if the hypervisor wants it to; RESET and the exit itself ask nobody.
+    let inside = Processor { place, ..cpu };
+    assert_eq!(inside.execute(&Instruction::Init), Ok(Step::Exited));
+    let reset = Processor { regs: fresh, place: Place::Host, ..inside };
+    assert_eq!(inside.execute(&Instruction::Reset), Ok(Step::Done(reset)));
+    let out = Processor { place: Place::Host, ..inside };
+    assert_eq!(inside.execute(&Instruction::VmExit { vpids: None }), Ok(Step::Done(out)));
 }
 
 /// SDM, INVVPID and INVEPT: VMfail 28 for an operand that is not valid. APM vol. 2, 15.16.1: a reserved
