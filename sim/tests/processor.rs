@@ -5,6 +5,7 @@ use std::num::{NonZeroU16, NonZeroU32};
 
 use tlbscope_sim::arch::fault::Limits;
 use tlbscope_sim::arch::processor::{Instruction, Place, Processor, Refusal, Step, Stride};
+use tlbscope_sim::arch::required::processor::{Tags, of_step};
 use tlbscope_trace::addr::{Asid, Ep4ta, Gva, Vpid};
 use tlbscope_trace::regs::{Regs, Vendor};
 
@@ -185,6 +186,20 @@ fn bad_pdptes_fault_where_they_are_loaded() {
     }
     let long = Processor { bad_pdptes: true, ..host(Vendor::Intel) };
     assert_eq!(name(&long, Instruction::MovCr3(0x1000)), None);
+}
+
+/// APM vol. 2, 5.5.3: A20M# drops everything of every ASID. Intel's list does not have it (facts B.1).
+#[test]
+fn a20m_is_amds() {
+    let demands = |vendor| {
+        let cpu = host(vendor);
+        let step = cpu.execute(&Instruction::A20m).expect("nothing to refuse");
+        of_step(&cpu, &Instruction::A20m, &step)
+    };
+    assert_eq!(demands(Vendor::Intel), []);
+    let amd = demands(Vendor::Amd);
+    assert_eq!(amd.len(), 1);
+    assert_eq!((amd[0].rule.id, amd[0].tags), ("a20m", Tags::EveryAsid));
 }
 
 /// SDM vol. 3, table 9-1: CR0 = 60000010H after power-up, RESET and INIT, CR3, CR4 and EFER 0.
