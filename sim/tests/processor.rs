@@ -4,7 +4,9 @@
 use std::num::{NonZeroU16, NonZeroU32};
 
 use tlbscope_sim::arch::fault::Limits;
-use tlbscope_sim::arch::processor::{Instruction, Place, Processor, Refusal, Step, Stride};
+use tlbscope_sim::arch::processor::{
+    Broadcast, Instruction, Place, Processor, Refusal, Step, Stride,
+};
 use tlbscope_sim::arch::required::processor::{Tags, of_step};
 use tlbscope_trace::addr::{Asid, Ep4ta, Gva, Vpid};
 use tlbscope_trace::regs::{Regs, Vendor};
@@ -186,6 +188,17 @@ fn bad_pdptes_fault_where_they_are_loaded() {
     }
     let long = Processor { bad_pdptes: true, ..host(Vendor::Intel) };
     assert_eq!(name(&long, Instruction::MovCr3(0x1000)), None);
+}
+
+/// APM vol. 3, INVLPGB (facts C.3): a guest's names its own ASID, whatever the operand says.
+#[test]
+fn a_guests_invlpgb_is_of_its_own_asid() {
+    let named = Broadcast { asid: Some(Asid(7)), ..Broadcast::default() };
+    let cpu = host(Vendor::Amd);
+    assert_eq!(cpu.broadcast(named).asid, Some(Asid(7)));
+    let guest = Processor { place: Place::SvmGuest { asid: NonZeroU32::MIN }, ..cpu };
+    assert_eq!(guest.broadcast(named).asid, Some(Asid(1)));
+    assert_eq!(guest.broadcast(Broadcast::default()).asid, Some(Asid(1)));
 }
 
 /// APM vol. 2, 5.5.3: A20M# drops everything of every ASID. Intel's list does not have it (facts B.1).
