@@ -210,6 +210,8 @@ mod tests {
         assert_eq!(cr0(&long(), 0x1_0011, &lax), Ok(()));
         let pcide = Regs { cr4: 0x2_0020, ..long() };
         assert!(cr0(&pcide, 0x1_0011, &lax).is_err());
+        // Paging stays on: neither PCIDE nor 64-bit mode minds another bit.
+        assert_eq!(cr0(&pcide, 0x8001_0019, &LIMITS), Ok(()));
         assert!(cr0(&Regs { cr4: 0x80_0020, ..long() }, 0x8000_0011, &LIMITS).is_err());
     }
 
