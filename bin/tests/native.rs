@@ -26,8 +26,8 @@ fn what_is_generated_is_looked_into_and_replayed() {
     generate(folder.path(), "pti-syscalls", &["--seed", "7"]);
     let (code, out, err) = run(folder.path(), &["info", "t.tlbt"]);
     assert_eq!((code, err.as_str()), (Some(0), ""));
-    // 40000 events are three blocks of 16384 at most.
-    for words in ["3 blocks", "all checksums hold", "40000 operations, 0 acts, 0 gaps"] {
+    // 40000 events are ten blocks of 4096.
+    for words in ["10 blocks", "all checksums hold", "40000 operations, 0 acts, 0 gaps"] {
         assert!(out.contains(words), "{words}: {out}");
     }
     let compare = ["compare", "t.tlbt", "--policy", "kvm-5.17,never", "--threads"];
@@ -77,7 +77,7 @@ fn damage_is_said_and_exits_3() {
     ] {
         let (code, out, err) = run(folder.path(), args);
         assert_eq!(code, Some(3), "{out}{err}");
-        assert!((out + &err).contains("16384 records are lost"), "{args:?}");
+        assert!((out + &err).contains("4096 records are lost"), "{args:?}");
     }
     bytes[4] = 1;
     fs::write(&path, &bytes).unwrap();

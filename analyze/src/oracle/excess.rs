@@ -71,9 +71,10 @@ impl Oracle {
     /// requests of both may merge, where no vCPU enters in between, spares the vCPU and not the caller, who
     /// interrupts and waits twice. A recording shows too little of the SPTEs for this verdict.
     pub(super) fn remote_flush(&mut self, at: &At) {
-        let (event, time) = std::mem::replace(&mut self.remote, (at.event + 1, self.now));
-        let changed = self.shadow.withdrawn.max(self.host.latest_change()) > time;
-        if self.auditing || event != at.event + 1 || changed {
+        let before = self.remote.replace((at.event, self.now));
+        let changed = self.shadow.withdrawn.max(self.host.latest_change());
+        let again = before.is_some_and(|(event, time)| event == at.event && changed <= time);
+        if self.auditing || !again {
             return;
         }
         for id in (0..self.vcpus.len()).filter(|id| self.vcpus[*id].entered).collect::<Vec<_>>() {

@@ -126,8 +126,8 @@ pub struct Oracle {
     auditing: bool,
     /// Shadow pages that were freed under a reader.
     lockless: Lockless,
-    /// One more than the event of the latest remote flush, and when it was.
-    remote: (u64, u64),
+    /// The event of the latest remote flush, and when it was.
+    remote: Option<(u64, u64)>,
     /// Findings without an obligation of a vCPU, by (event, rule, vCPU).
     others: Latest<(u64, Word, u16), (Slot, bool), OTHERS>,
     /// The row that this oracle's table lacks.
