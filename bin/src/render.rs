@@ -57,7 +57,9 @@ pub fn finding(cited: &Cited<'_>, number: usize, finding: &Finding, chain: &Chai
     } else {
         let _ = write!(out, "\n{}", hanging("  so:    ", &so));
     }
-    if let Some(rule) = RULES.iter().find(|rule| rule.id == finding.rule) {
+    // What was too much is called by what did it, and no rule asks for that.
+    let owed = !matches!(finding.kind, Kind::Excessive(_));
+    if let Some(rule) = RULES.iter().find(|rule| owed && rule.id == finding.rule) {
         let _ = write!(out, "\n{}", rule_lines(rule, Some(cited.vendor)));
     }
     for (depth, step) in chain.story() {
