@@ -40,6 +40,15 @@ impl Change {
     }
 }
 
+/// When copies of a frame were made, and of which page.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize, serde::Deserialize)]
+struct Filled {
+    last: u64,
+    before: u64,
+    /// The page behind the last.
+    hpa: u64,
+}
+
 /// All changes, and which frames were ever cached.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Host {
@@ -58,7 +67,7 @@ pub struct Host {
     /// When each frame (page number at its size, log2 of the size, by a copy that can be written
     /// through or not) was filled last, and before.
     #[serde(with = "tlbscope_trace::state::map")]
-    fills: FxHashMap<(u64, u8, bool), (u64, u64)>,
+    fills: FxHashMap<(u64, u8, bool), Filled>,
     sizes: u64,
 }
 
@@ -112,10 +121,10 @@ impl Host {
     }
 
     /// A frame was cached, by a copy that can be written through or not.
-    pub fn filled(&mut self, gpa: u64, shift: u32, write: bool, now: u64) {
+    pub fn filled(&mut self, gpa: u64, hpa: u64, shift: u32, write: bool, now: u64) {
         self.sizes |= 1 << shift;
-        let times = self.fills.entry((gpa >> shift, shift as u8, write)).or_default();
-        *times = (now, times.0);
+        let filled = self.fills.entry((gpa >> shift, shift as u8, write)).or_default();
+        *filled = Filled { last: now, before: filled.last, hpa };
     }
 
     /// Since when a processor can hold nothing of these bytes because of an earlier change: all that one
@@ -131,7 +140,7 @@ impl Host {
     /// the change, that it concerns.
     fn cached(&self, change: &Change, since: u64, pcpu: u16) -> bool {
         let (gpa, end, until) = (change.gpa, change.end, change.obligation.time);
-        let held = |page: u64, shift: u8, write: bool, (last, before): &(u64, u64)| {
+        let held = |page: u64, shift: u8, write: bool, Filled { last, before, .. }: &Filled| {
             let within = |from: u64| (from..until).contains(last) || (from..until).contains(before);
             let from = page << shift;
             let to = from.saturating_add(1 << shift);
@@ -222,9 +231,14 @@ impl Host {
         self.changes.back().map_or(0, |change| change.obligation.time)
     }
 
-    /// The latest change past its deadline that took this frame's page away.
-    pub fn took(&mut self, gpa: u64) -> Option<&mut Change> {
-        self.changes.iter_mut().rev().find(|c| c.dead != 0 && c.reaches(gpa, false))
+    /// The latest change past its deadline that took this page away from behind this frame, if it was
+    /// seen there: one before the page came is not meant.
+    pub fn took(&mut self, gpa: u64, hpa: u64) -> Option<&mut Change> {
+        let of = |write| self.fills.get(&(gpa >> 12, 12, write)).filter(|filled| filled.hpa == hpa);
+        let seen = [true, false].into_iter().filter_map(of).map(|filled| filled.last).max()?;
+        let reaches =
+            |c: &&mut Change| c.dead != 0 && c.obligation.time > seen && c.reaches(gpa, false);
+        self.changes.iter_mut().rev().find(reaches)
     }
 
     /// Whether any frame was released after this.

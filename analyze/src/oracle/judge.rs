@@ -92,7 +92,7 @@ impl Oracle {
             return;
         }
         let id = self.vcpu(at).unwrap_or(0) as u16;
-        let Some(change) = self.host.took(gpa.0) else { return };
+        let Some(change) = self.host.took(gpa.0, hpa.0) else { return };
         match change.missed.iter().find(|missed| missed.0 == id) {
             Some(&(_, slot, was)) => self.findings.again(slot, true, was),
             None => {

@@ -610,7 +610,8 @@ impl Observer for Oracle {
         if fill.kind == FillKind::Translation {
             let guest_physical = fill.tag.class == Class::GuestPhysical;
             let frame = fill.copy.gpa.0;
-            self.host.filled(frame, fill.size.shift(), fill.copy.write, self.now);
+            let (shift, hpa) = (fill.size.shift(), fill.copy.hpa.0);
+            self.host.filled(frame, hpa, shift, fill.copy.write, self.now);
             if guest_physical {
                 let shift = fill.size.shift();
                 let stamps = (stamp.h, stamp.n);
