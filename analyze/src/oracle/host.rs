@@ -47,6 +47,19 @@ struct Filled {
     before: u64,
     /// The page behind the last.
     hpa: u64,
+    /// The page that was there before it, and when a copy of that was made last.
+    left: (u64, u64),
+}
+
+impl Filled {
+    /// When a copy of this page was made last.
+    fn of(&self, hpa: u64) -> Option<u64> {
+        if self.hpa == hpa {
+            return Some(self.last);
+        }
+        let (page, time) = self.left;
+        (page == hpa && time != 0).then_some(time)
+    }
 }
 
 /// All changes, and which frames were ever cached.
@@ -124,7 +137,8 @@ impl Host {
     pub fn filled(&mut self, gpa: u64, hpa: u64, shift: u32, write: bool, now: u64) {
         self.sizes |= 1 << shift;
         let filled = self.fills.entry((gpa >> shift, shift as u8, write)).or_default();
-        *filled = Filled { last: now, before: filled.last, hpa };
+        let left = if filled.hpa == hpa { filled.left } else { (filled.hpa, filled.last) };
+        *filled = Filled { last: now, before: filled.last, hpa, left };
     }
 
     /// Since when a processor can hold nothing of these bytes because of an earlier change: all that one
@@ -234,8 +248,8 @@ impl Host {
     /// The latest change past its deadline that took this page away from behind this frame, if it was
     /// seen there: one before the page came is not meant.
     pub fn took(&mut self, gpa: u64, hpa: u64) -> Option<&mut Change> {
-        let of = |write| self.fills.get(&(gpa >> 12, 12, write)).filter(|filled| filled.hpa == hpa);
-        let seen = [true, false].into_iter().filter_map(of).map(|filled| filled.last).max()?;
+        let of = |write| self.fills.get(&(gpa >> 12, 12, write))?.of(hpa);
+        let seen = [true, false].into_iter().filter_map(of).max()?;
         let reaches =
             |c: &&mut Change| c.dead != 0 && c.obligation.time > seen && c.reaches(gpa, false);
         self.changes.iter_mut().rev().find(reaches)
