@@ -78,6 +78,14 @@ fn end_repeats_what_begin_said() {
 }
 
 #[test]
+fn an_error_about_a_line_without_end_ends() {
+    for line in ["x".repeat(1 << 20), format!("v0 invlpg {}", "é".repeat(1 << 20))] {
+        let error = parse(&line).expect_err("no event").to_string();
+        assert!(error.len() < 1000 && error.contains("..."), "{} bytes", error.len());
+    }
+}
+
+#[test]
 fn errors_name_the_place_and_suggest() {
     let hint = |list| fails(list).3;
     assert_eq!(

@@ -75,7 +75,7 @@ impl<'a> Cursor<'a> {
     }
 
     pub fn error(&self, at: Word<'_>, message: String) -> TextError {
-        TextError { line: self.line, column: at.column, message, suggestion: None }
+        TextError { line: self.line, column: at.column, message: cut(message), suggestion: None }
     }
 
     /// An error about a name, with the nearest of those that would do.
@@ -83,7 +83,7 @@ impl<'a> Cursor<'a> {
         TextError {
             line: self.line,
             column: at.column,
-            message: format!("unknown {what} `{name}`"),
+            message: cut(format!("unknown {what} `{name}`")),
             suggestion: nearest(name, known.iter().copied()),
         }
     }
@@ -339,4 +339,14 @@ pub(super) fn time(text: &str) -> Option<Time> {
         .find_map(|&(suffix, unit)| Some((text.strip_suffix(suffix)?, unit)))
         .unwrap_or((text, 1));
     number(digits)?.checked_mul(unit).map(Time)
+}
+
+/// A message that quotes a line without end does not end either: it is cut.
+fn cut(mut message: String) -> String {
+    const CHARS: usize = 200;
+    if let Some((at, _)) = message.char_indices().nth(CHARS) {
+        message.truncate(at);
+        message.push_str("...");
+    }
+    message
 }
