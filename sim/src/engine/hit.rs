@@ -15,13 +15,15 @@ use crate::tlb::Entry;
 
 impl Machine {
     /// Whether nothing but the operation of a running vCPU itself can happen at an event: no order to
-    /// choose, no kick on its way, nothing that waits, no work for the worker, nobody who could enter.
+    /// choose, no kick on its way, nothing that waits, no work for the worker, nobody who could enter. An
+    /// APIC-access page is looked up beside the TLB at each access.
     pub(super) fn undisturbed(&self) -> bool {
         self.schedule.is_none()
             && self.clock.is_none()
             && self.backlog.is_empty()
             && self.root_work.is_none()
             && self.presence.nobody_enters()
+            && !self.config.apic_page
     }
 
     /// Carries the event out if it is such an access; else nothing has happened.
@@ -53,5 +55,109 @@ impl Machine {
             o.access(&self.at, &Accessed { access: *access, via, outcome, hpa }, self);
         }
         Some(Step { outcome: Some(outcome), ..Step::default() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tlbscope_trace::act::Act;
+    use tlbscope_trace::addr::{Gva, PageSize, Time, VcpuId};
+    use tlbscope_trace::observe::World;
+    use tlbscope_trace::op::{Access, Perms, RegWrite};
+    use tlbscope_trace::regs::{Cr0, Cr4, Efer, Vendor};
+
+    use super::*;
+    use crate::machine::config::MachineConfig;
+    use crate::policy;
+
+    /// Writes down every access and every act.
+    #[derive(Default)]
+    struct Heard(Vec<String>);
+
+    impl Observer for Heard {
+        fn act<W: World>(&mut self, at: &At, act: &Act, _: &W) {
+            self.0.push(format!("{at:?} {act:?}"));
+        }
+
+        fn access<W: World>(&mut self, at: &At, access: &Accessed, _: &W) {
+            self.0.push(format!("{at:?} {access:?}"));
+        }
+    }
+
+    /// Pages 0 to 7, of which 7 is the APIC's.
+    fn page(n: u64) -> Gva {
+        Gva(0x7000 + n * 0x1000)
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let perms = any::<[bool; 4]>().prop_map(|[write, exec, user, global]| Perms {
+            read: true,
+            write,
+            exec,
+            user,
+            global,
+        });
+        let map = (0..8u64, 0..4u64, perms).prop_map(|(n, frame, perms)| {
+            let gpa = if n == 7 { 0xfee0_0000 } else { 0x5000 + frame * 0x1000 };
+            let (size, root) = (PageSize::Size4K, None);
+            Op::Map { gva: page(n), gpa: Gpa(gpa), size, perms, root }
+        });
+        let kinds = [AccessKind::Read, AccessKind::Write, AccessKind::Exec];
+        let access = (0..8u64, prop::sample::select(kinds.to_vec()), any::<[bool; 2]>());
+        let access = access.prop_map(|(n, kind, [user, ac])| {
+            Op::Access(Access { gva: Gva(page(n).0 + 8), kind, user, ac })
+        });
+        let toggled = [Cr4::SMEP, Cr4::SMAP, Cr4::PGE].map(|bit| bit.bits());
+        let write = |bits: u64, on: bool| RegWrite { clear: bits, set: if on { bits } else { 0 } };
+        let cr4 = (prop::sample::select(toggled.to_vec()), any::<bool>());
+        prop_oneof![
+            8 => access,
+            3 => map,
+            1 => (0..8u64).prop_map(|n| Op::Invlpg(page(n))),
+            1 => cr4.prop_map(move |(bits, on)| Op::Cr4(write(bits, on))),
+            1 => any::<bool>().prop_map(move |on| Op::Cr0(write(Cr0::WP.bits(), on))),
+            1 => any::<bool>().prop_map(move |on| Op::Efer(write(Efer::NXE.bits(), on))),
+            1 => Just(Op::Exit(None)),
+        ]
+    }
+
+    /// The machine: small sets, so that it matters which entry was used last.
+    fn config() -> impl Strategy<Value = MachineConfig> {
+        (any::<[bool; 4]>(), 1..3u16).prop_map(|([amd, shadow, real, apic], vcpus)| MachineConfig {
+            vendor: if amd { Vendor::Amd } else { Vendor::Intel },
+            mmu: if shadow { MmuKind::Shadow } else { MmuKind::Tdp },
+            tlb: if real { "skylake-sp" } else { "unbounded" }.to_owned(),
+            memory: 4 << 30,
+            apic_page: apic && !amd && !shadow,
+            vcpus,
+            pcpus: 1,
+            ..MachineConfig::default()
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Through the short way and through the long one the same happens, and the same is told.
+        #[test]
+        fn the_short_way_comes_to_the_same(
+            config in config(),
+            ops in prop::collection::vec((op(), 0..2u16), 1..120),
+        ) {
+            let policy = policy::load("kvm-6.1-lts").unwrap();
+            let machine = Machine::new(&config, &policy).unwrap();
+            let (mut short, mut long) = (machine.clone(), machine);
+            let (mut told, mut expected) = (Heard::default(), Heard::default());
+            for (n, (op, vcpu)) in (0..).zip(ops) {
+                let actor = Actor::Vcpu(VcpuId(vcpu % config.vcpus));
+                let event = Event { time: Time(n), actor, op };
+                long.quiet = false;
+                let by_long = long.run(&event, n, &mut expected);
+                prop_assert_eq!(short.run(&event, n, &mut told), by_long);
+            }
+            prop_assert_eq!(told.0, expected.0);
+            prop_assert_eq!(short.digest(), long.digest());
+        }
     }
 }

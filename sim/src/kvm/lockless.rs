@@ -78,6 +78,9 @@ impl Machine {
             self.shadow.forget_freed();
         }
         let Spte::Leaf(leaf) = entry else {
+            // Back into the guest, which another vCPU of this pCPU may have been running in.
+            self.schedule_in(v, o);
+            self.take_pcpu(v, o);
             return self.access(v, &access, o);
         };
         let outcome = Outcome::Gpa(Gpa(leaf.gpa.0 | gva.0 & (PAGE_BYTES - 1)));
