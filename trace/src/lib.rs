@@ -23,7 +23,6 @@ pub mod record;
 pub mod recording;
 pub mod regs;
 pub mod source;
-pub mod spool;
 pub mod state;
 pub mod text;
 
@@ -169,7 +168,7 @@ fn begin(path: &Path) -> Result<Begun, Error> {
         .into());
     }
     let whole = io::Cursor::new(head.clone()).chain(stream);
-    Ok(Begun { name, head, stream: source::Stream::new(Box::new(whole)) })
+    Ok(Begun { name, head, stream: source::buffered(Box::new(whole)) })
 }
 
 impl Begun {

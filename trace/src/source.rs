@@ -102,7 +102,12 @@ pub fn unpack(mut inner: Box<dyn Read + Send>, name: &str) -> Result<Stream, Sou
         [0x1f, 0x8b, ..] => Box::new(Salvage::new(flate2::bufread::MultiGzDecoder::new(whole))),
         _ => Box::new(whole),
     };
-    Ok(BufReader::with_capacity(BUFFER_BYTES, plain))
+    Ok(buffered(plain))
+}
+
+/// With a buffer that is as large as all others: what passes through several is copied once.
+pub(crate) fn buffered(inner: Box<dyn Read + Send>) -> Stream {
+    BufReader::with_capacity(BUFFER_BYTES, inner)
 }
 
 /// Reads in small pieces, so that a damaged packed file gives all that lies before the damage, and

@@ -2,8 +2,7 @@
 
 use anyhow::{Context, Result};
 use serde_json::{Map, json};
-use tlbscope_trace::native::{self, Packing};
-use tlbscope_trace::spool::Spool;
+use tlbscope_trace::native::{Packing, Spool};
 use tlbscope_trace::{Imported, Recording};
 
 use super::simulate::{verdict, warn_of_losses};
@@ -13,17 +12,22 @@ use crate::{input, output};
 
 /// Runs the command.
 pub fn run(command: &Import, global: &Global) -> Result<Verdict> {
-    let read = input::Input::of_file(&command.input)?;
-    let mut spool = Spool::default();
+    // The digest takes a reading of its own, for which a pipe has nothing left.
+    let read = match global.format {
+        Format::Json => Some(input::Input::of_file(&command.input)?),
+        _ => None,
+    };
+    let name = command.output.display().to_string();
+    let packing = command.zstd.map_or(Packing::Plain, Packing::Zstd);
+    let mut spool = Spool::new(&name, packing);
     let options = input::options(&command.reading)?;
     let Imported { meta, census } = tlbscope_trace::stream(&command.input, &options, &mut spool)?;
     let recording = Recording { meta, census, records: Vec::new() };
     warn_of_losses(&recording);
-    let packing = command.zstd.map_or(Packing::Plain, Packing::Zstd);
-    let name = command.output.display().to_string();
     let (operations, acts) = (spool.operations, spool.acts);
     output::write_file(&command.output, |mut out| {
-        native::encode_spool(&recording.meta, &recording.census, spool, &name, &mut out, packing)
+        spool
+            .write(&recording.meta, &recording.census, &mut out)
             .context("cannot encode the recording")
     })?;
     let unknown: u64 = recording.census.unknown.values().sum();
@@ -33,6 +37,7 @@ pub fn run(command: &Import, global: &Global) -> Result<Verdict> {
     }
     let text = match global.format {
         Format::Json => {
+            let read: Vec<_> = read.into_iter().collect();
             let summary = json!({
                 "operations": operations,
                 "acts": acts,
@@ -41,7 +46,7 @@ pub fn run(command: &Import, global: &Global) -> Result<Verdict> {
             });
             let mut detail = Map::new();
             detail.insert("meta".to_owned(), json!(recording.meta));
-            output::envelope("import", &[read], summary, detail)?
+            output::envelope("import", &read, summary, detail)?
         }
         _ => format!(
             "{name}: {operations} operations and {acts} acts; {unknown} lines not understood\n"

@@ -4,49 +4,42 @@ use memchr::memchr2_iter;
 
 /// A word with a `=` in it: where it begins, where its first `=` is and where it ends.
 #[derive(Clone, Copy, Debug)]
-struct Word {
+pub(super) struct Word {
     code: u64,
-    from: usize,
-    equals: usize,
-    to: usize,
+    from: u32,
+    equals: u32,
+    to: u32,
 }
 
-/// The words of one text, in order. The list is used again for the next text.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Args {
-    words: Vec<Word>,
-}
-
-impl Args {
-    /// Takes a text apart.
-    pub fn find(&mut self, text: &[u8]) {
-        self.words.clear();
-        let (mut from, mut equals) = (0, None);
-        for at in memchr2_iter(b' ', b'=', text) {
-            if text[at] == b'=' {
-                equals = equals.or(Some(at));
-            } else {
-                self.add(text, from, equals.take(), at);
-                from = at + 1;
-            }
-        }
-        self.add(text, from, equals, text.len());
-    }
-
-    fn add(&mut self, text: &[u8], from: usize, equals: Option<usize>, to: usize) {
+/// Puts the words of a text behind others, in order. A text is a line of 64 KiB at most.
+pub(super) fn find(text: &[u8], words: &mut Vec<Word>) {
+    let (mut from, mut equals) = (0, None);
+    let mut add = |from: usize, equals: Option<usize>, to: usize| {
         if let Some(equals) = equals {
-            self.words.push(Word { code: code(&text[from..equals]), from, equals, to });
+            let code = code(&text[from..equals]);
+            words.push(Word { code, from: from as u32, equals: equals as u32, to: to as u32 });
+        }
+    };
+    for at in memchr2_iter(b' ', b'=', text) {
+        if text[at] == b'=' {
+            equals = equals.or(Some(at));
+        } else {
+            add(from, equals.take(), at);
+            from = at + 1;
         }
     }
+    add(from, equals, text.len());
+}
 
-    /// The value of a key, in the text that was taken apart.
-    pub fn get<'a>(&self, text: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
-        let code = code(key);
-        let mut words = self.words.iter().filter(|word| word.code == code);
-        let same = |word: &&Word| key.len() < 8 || text.get(word.from..word.equals) == Some(key);
-        let word = words.find(same)?;
-        text.get(word.equals + 1..word.to)
-    }
+/// The value of a key among the words of a text.
+pub(super) fn get<'a>(words: &[Word], text: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
+    let code = code(key);
+    let mut words = words.iter().filter(|word| word.code == code);
+    let same = |word: &&Word| {
+        key.len() < 8 || text.get(word.from as usize..word.equals as usize) == Some(key)
+    };
+    let word = words.find(same)?;
+    text.get(word.equals as usize + 1..word.to as usize)
 }
 
 /// The first seven bytes of a key and its length: tells keys of up to seven bytes apart.
@@ -66,10 +59,11 @@ mod tests {
     #[test]
     fn values_by_key() {
         let text = b"(f+0x0) id=3 exit_reason=0x1c exit_reasoX=1 cr3=0x1000  cr3=2 a=b=c empty= =x";
-        let mut args = Args::default();
-        args.find(b"old=1");
-        args.find(text);
-        let get = |key: &[u8]| args.get(text, key).map(String::from_utf8_lossy);
+        let mut words = Vec::new();
+        find(b"old=1", &mut words);
+        let first = words.len();
+        find(text, &mut words);
+        let get = |key: &[u8]| get(&words[first..], text, key).map(String::from_utf8_lossy);
         assert_eq!(get(b"id").as_deref(), Some("3"));
         assert_eq!(get(b"cr3").as_deref(), Some("0x1000"), "the first of two");
         assert_eq!(get(b"cr").as_deref(), None, "not the beginning of a key");

@@ -1,7 +1,7 @@
 //! The one stream that all forms of a recording become: named events with fields. A form's reader
 //! makes them, [`super::kvm`] says what they mean.
 
-use super::args::Args;
+use super::args::{self, Word};
 use super::format::Raw;
 use super::number::{number, text_arg};
 
@@ -37,7 +37,7 @@ pub(super) enum Fields<'a> {
     /// As the kernel or a tool printed it.
     Text(&'a [u8]),
     /// The same, with its words found.
-    Words(&'a [u8], &'a Args),
+    Words(&'a [u8], &'a [Word]),
     /// As it lies in a ring buffer, by its format.
     Raw(Raw<'a>),
 }
@@ -47,7 +47,7 @@ impl<'a> Event<'a> {
     pub fn num(&self, key: &[u8]) -> Option<u64> {
         match &self.fields {
             Fields::Text(text) => number(text_arg(text, key)?),
-            Fields::Words(text, args) => number(args.get(text, key)?),
+            Fields::Words(text, words) => number(args::get(words, text, key)?),
             Fields::Raw(raw) => raw.num(key),
         }
     }
@@ -56,7 +56,7 @@ impl<'a> Event<'a> {
     pub fn has(&self, key: &[u8]) -> bool {
         match &self.fields {
             Fields::Text(text) => text_arg(text, key).is_some(),
-            Fields::Words(text, args) => args.get(text, key).is_some(),
+            Fields::Words(text, words) => args::get(words, text, key).is_some(),
             Fields::Raw(raw) => raw.format.field(key).is_some(),
         }
     }
@@ -65,7 +65,7 @@ impl<'a> Event<'a> {
     pub fn symbol(&self, key: &[u8]) -> Option<&'a [u8]> {
         match &self.fields {
             Fields::Text(text) => text_arg(text, key),
-            Fields::Words(text, args) => args.get(text, key),
+            Fields::Words(text, words) => args::get(words, text, key),
             Fields::Raw(raw) => raw.symbol(key),
         }
     }

@@ -126,7 +126,7 @@ impl Options {
 }
 
 /// Where records go, in order.
-pub trait Sink {
+pub trait Sink: Send {
     /// Takes the next record.
     ///
     /// # Errors

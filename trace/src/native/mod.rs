@@ -100,6 +100,7 @@ mod codes;
 mod pack;
 mod reader;
 mod section;
+mod spool;
 #[cfg(test)]
 mod tests;
 mod unpack;
@@ -114,11 +115,11 @@ use thiserror::Error;
 
 use crate::codec::CodecError;
 use crate::op::Actor;
-use crate::recording::{Body, Census, Meta, Record, Recording};
-use crate::spool::Spool;
+use crate::recording::{Body, Record, Recording};
 
 pub use reader::{Batch, Reader};
 pub use section::{Entry, Header, Index};
+pub use spool::Spool;
 pub use writer::{Packing, Writer};
 
 /// The first bytes of a native file.
@@ -236,37 +237,6 @@ pub fn encode_packed(
     let mut writer = Writer::new(name, out, &header, packing)?;
     for record in &recording.records {
         writer.push(record.clone())?;
-    }
-    writer.finish()
-}
-
-/// Writes what waits in a spool, its blocks packed as told: in memory that does not grow with it.
-///
-/// # Errors
-/// As for [`encode`], or the spool cannot be read again.
-pub fn encode_spool(
-    meta: &Meta,
-    census: &Census,
-    spool: Spool,
-    name: &str,
-    out: &mut impl Write,
-    packing: Packing,
-) -> Result<(), NativeError> {
-    let header = Header {
-        meta: meta.clone(),
-        census: census.clone(),
-        tool: Header::this_tool(),
-        ordered: spool.ordered,
-        pcpus: spool.pcpus,
-        records: Some(spool.operations + spool.acts + spool.gaps),
-        operations: Some(spool.operations),
-    };
-    let io = |error| NativeError::Io { name: name.to_owned(), error };
-    let mut writer = Writer::new(name, out, &header, packing)?;
-    for block in spool.blocks().map_err(io)? {
-        for record in block.map_err(io)? {
-            writer.push(record)?;
-        }
     }
     writer.finish()
 }

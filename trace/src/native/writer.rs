@@ -22,9 +22,9 @@ pub enum Packing {
 }
 
 /// A native trace that is being written.
-pub struct Writer<'a, W> {
+pub struct Writer<W> {
     name: String,
-    out: &'a mut W,
+    out: W,
     packing: Packing,
     ordered: bool,
     position: u64,
@@ -39,22 +39,27 @@ pub struct Writer<'a, W> {
     content: Vec<u8>,
 }
 
-impl<'a, W: Write> Writer<'a, W> {
+impl<W: Write> Writer<W> {
     /// Begins a trace with this header. `name` is for messages.
     ///
     /// # Errors
     /// The stream fails, or the header is too large.
-    pub fn new(
-        name: &str,
-        out: &'a mut W,
-        header: &Header,
-        packing: Packing,
-    ) -> Result<Self, NativeError> {
-        let mut writer = Self {
+    pub fn new(name: &str, out: W, header: &Header, packing: Packing) -> Result<Self, NativeError> {
+        let mut writer = Self::headless(name, out, packing);
+        writer.ordered = header.ordered;
+        writer.raw(&MAGIC)?;
+        writer.raw(&VERSION.to_le_bytes())?;
+        writer.value(Kind::Header, header)?;
+        Ok(writer)
+    }
+
+    /// Begins with the first block, for a trace whose header is not known yet.
+    pub(super) fn headless(name: &str, out: W, packing: Packing) -> Self {
+        Self {
             name: name.to_owned(),
             out,
             packing,
-            ordered: header.ordered,
+            ordered: false,
             position: 0,
             block: Vec::with_capacity(BLOCK_RECORDS),
             operations: 0,
@@ -64,11 +69,28 @@ impl<'a, W: Write> Writer<'a, W> {
             blocks: 0,
             packer: Packer::default(),
             content: Vec::new(),
-        };
-        writer.raw(&MAGIC)?;
-        writer.raw(&VERSION.to_le_bytes())?;
-        writer.value(Kind::Header, header)?;
-        Ok(writer)
+        }
+    }
+
+    /// Writes the trace whose blocks were begun without a header: `copy` puts them behind it.
+    pub(super) fn behind<O: Write>(
+        mut self,
+        header: &Header,
+        out: O,
+        copy: impl FnOnce(W, &mut O) -> std::io::Result<()>,
+    ) -> Result<(), NativeError> {
+        if !self.block.is_empty() {
+            self.flush()?;
+        }
+        let mut whole = Writer::new(&self.name, out, header, self.packing)?;
+        copy(self.out, &mut whole.out)
+            .map_err(|error| NativeError::Io { name: self.name.clone(), error })?;
+        whole.index = self.index;
+        for entry in &mut whole.index.blocks {
+            entry.position += whole.position;
+        }
+        whole.position += self.position;
+        whole.finish()
     }
 
     /// Adds a record.
@@ -107,7 +129,7 @@ impl<'a, W: Write> Writer<'a, W> {
             (index.records, index.operations),
             &position.to_le_bytes(),
         )?;
-        let (name, out) = (self.name, self.out);
+        let (name, mut out) = (self.name, self.out);
         out.flush().map_err(|error| NativeError::Io { name, error })
     }
 

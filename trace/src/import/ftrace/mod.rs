@@ -1,27 +1,35 @@
 //! Recordings as text: `/sys/kernel/tracing/trace`, `trace-cmd report`, `perf script`.
 
+//!
+//! Every line can be taken apart for itself, what it means depends on those before it: while one
+//! thread interprets some blocks of lines, the others take the next apart and read on.
+
+mod blocks;
 mod line;
 
 use std::io::BufRead;
+use std::sync::Arc;
 
+use rayon::prelude::*;
+
+use blocks::{Block, Blocks};
 pub(super) use line::seconds;
 use line::{Line, Printer};
 
-use super::args::Args;
 use super::event::Fields;
 use super::kvm::Importer;
 use super::symbols::Symbols;
 use super::{ImportError, Imported, Options, Sink};
 use crate::Recording;
 
-/// A longer line is no event: it is cut, and the rest of it skipped.
-const LINE_BYTES: usize = 64 << 10;
+/// Blocks that are in hand at each stage.
+const BLOCKS: usize = 4;
 
 /// Reads a recording into memory. `name` is for messages.
 ///
 /// # Errors
 /// Reading fails, time runs backwards, or there is nothing of KVM in it.
-pub fn import(reader: impl BufRead, name: &str) -> Result<Recording, ImportError> {
+pub fn import(reader: impl BufRead + Send, name: &str) -> Result<Recording, ImportError> {
     let mut records = Vec::new();
     let imported = stream(reader, name, &Options::default(), &mut records)?;
     Ok(Recording { meta: imported.meta, census: imported.census, records })
@@ -32,50 +40,39 @@ pub fn import(reader: impl BufRead, name: &str) -> Result<Recording, ImportError
 /// # Errors
 /// As for [`import`], and when the sink fails.
 pub fn stream(
-    mut reader: impl BufRead,
+    reader: impl BufRead + Send,
     name: &str,
     options: &Options,
     sink: &mut dyn Sink,
 ) -> Result<Imported, ImportError> {
-    let mut importer = Importer::new(name, options);
-    let mut buffer = Vec::with_capacity(1024);
-    let mut args = Args::default();
-    let mut first: Option<Vec<u8>> = None;
-    let mut number = 0_u32;
-    let mut form = None;
-    loop {
-        match read_line(&mut reader, &mut buffer) {
-            Ok(false) => break,
-            Ok(true) => {}
-            Err(error) if number == 0 => {
-                return Err(ImportError::Io { name: name.to_owned(), error });
-            }
-            // A cut or damaged packed file: what came out of it is worth having.
-            Err(error) => {
-                importer.lose(format!("reading stopped behind line {number}: {error}"));
-                break;
-            }
+    let symbols = Arc::new(options.symbols.clone());
+    let apart = |texts: Vec<Vec<u8>>| -> Vec<Block> {
+        texts.into_par_iter().map(|text| Block::of(text, &symbols)).collect()
+    };
+    let mut blocks = Blocks::new(reader);
+    let mut meaning = Meaning { importer: Importer::new(name, options), lines: 0, form: None };
+    let mut texts = blocks.several(BLOCKS);
+    let mut ready = Vec::new();
+    while !ready.is_empty() || !texts.is_empty() {
+        let (done, next) = rayon::join(
+            || ready.iter().try_for_each(|block| meaning.block(block, sink)),
+            || rayon::join(|| apart(texts), || blocks.several(BLOCKS)),
+        );
+        done?;
+        (ready, texts) = next;
+    }
+    let Meaning { mut importer, lines, form } = meaning;
+    match blocks.end {
+        Some(Err(error)) if lines == 0 => {
+            return Err(ImportError::Io { name: name.to_owned(), error });
         }
-        number = number.saturating_add(1);
-        if first.is_none() && !buffer.trim_ascii().is_empty() {
-            first = Some(buffer[..buffer.len().min(80)].to_vec());
-        }
-        match line::parse(&buffer, &options.symbols) {
-            Line::Event(mut event, printer) => {
-                event.line = number;
-                args.find(event.text());
-                event.fields = Fields::Words(event.text(), &args);
-                form = form.or(Some(printer));
-                importer.event(&event, sink)?;
-            }
-            Line::Comment(comment) => importer.comment(comment),
-            Line::Lost(count) => importer.lost(count, number, None),
-            Line::Blank => {}
-            Line::Junk => importer.junk(),
-        }
+        // A cut or damaged packed file: what came out of it is worth having.
+        Some(Err(error)) => importer.lose(format!("reading stopped behind line {lines}: {error}")),
+        _ => {}
     }
     if form.is_none() && !importer.header() {
-        let first = String::from_utf8_lossy(&first.unwrap_or_default()).trim_end().to_owned();
+        let first = blocks.first.unwrap_or_default();
+        let first = String::from_utf8_lossy(&first).trim_end().to_owned();
         return Err(ImportError::NotFtrace { name: name.to_owned(), first });
     }
     let form = match form {
@@ -86,28 +83,34 @@ pub fn stream(
     importer.finish(form, sink)
 }
 
-/// Reads a line without what is beyond [`LINE_BYTES`]; false at the end.
-fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> std::io::Result<bool> {
-    line.clear();
-    let mut any = false;
-    loop {
-        let available = match reader.fill_buf() {
-            Ok(available) => available,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        if available.is_empty() {
-            return Ok(any);
+/// What lines mean, in order.
+struct Meaning<'o> {
+    importer: Importer<'o>,
+    lines: u32,
+    /// Who printed the first event.
+    form: Option<Printer>,
+}
+
+impl Meaning<'_> {
+    fn block(&mut self, block: &Block, sink: &mut dyn Sink) -> Result<(), ImportError> {
+        let lines = block.borrow_dependent();
+        for (line, words) in &lines.lines {
+            self.lines = self.lines.saturating_add(1);
+            match line {
+                Line::Event(event, printer) => {
+                    let mut event = *event;
+                    event.line = self.lines;
+                    event.fields = Fields::Words(event.text(), &lines.words[words.clone()]);
+                    self.form = self.form.or(Some(*printer));
+                    self.importer.event(&event, sink)?;
+                }
+                Line::Comment(comment) => self.importer.comment(comment),
+                Line::Lost(count) => self.importer.lost(*count, self.lines, None),
+                Line::Blank => {}
+                Line::Junk => self.importer.junk(),
+            }
         }
-        any = true;
-        let end = memchr::memchr(b'\n', available);
-        let used = end.map_or(available.len(), |end| end + 1);
-        let room = LINE_BYTES - line.len();
-        line.extend_from_slice(&available[..used.min(room)]);
-        reader.consume(used);
-        if end.is_some() {
-            return Ok(true);
-        }
+        Ok(())
     }
 }
 

@@ -32,6 +32,9 @@ impl Importer<'_> {
     pub(super) fn requests(&mut self, vcpu: VcpuId, event: &Event<'_>) {
         let Some(req) = event.num(b"req") else { return };
         let old = self.state(vcpu).req.replace(req);
+        if old == Some(req) {
+            return;
+        }
         let reload = self.clues.before_5_12().then_some(RELOAD);
         for (bit, request) in BITS.into_iter().chain(reload) {
             let mask = 1_u64 << bit;
