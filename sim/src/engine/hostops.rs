@@ -139,6 +139,7 @@ impl Machine {
         // Shadow paging, or the shadow of L1's nested tables.
         if self.shadow.next() != Sp(0) {
             for gfn in frames.clone() {
+                zapped |= self.untold.contains(&gfn);
                 for (sp, at) in self.shadow.mapping(gfn) {
                     zapped |= self.clear_spte(sp, at, o);
                 }

@@ -13,7 +13,7 @@ use crate::arch::access::Rights;
 use crate::arch::mode::Mode;
 use crate::engine::{Machine, Point};
 use crate::paging::walk::{self, Walk};
-use crate::policy::mechanics::{LinkUnsync, WpClearUserWrite};
+use crate::policy::mechanics::{LinkUnsync, SetSpteRemoteFlush, WpClearUserWrite};
 
 /// What a fault came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,14 +106,11 @@ impl Machine {
         let sp = self.shadow_path(v, root, &regs, &walk, access.gva, o);
         let dirty = leaf.dirty || access.kind == AccessKind::Write;
         let rights = shadow_rights(leaf.rights, &regs, access);
-        let write = rights.write
-            && dirty
-            && self.host_writable(gpa.0 / PAGE_BYTES)
-            && !self.is_protected(gpa);
+        let mmu_writable = rights.write && dirty && !self.is_protected(gpa);
+        let write = mmu_writable && self.host_writable(gpa.0 / PAGE_BYTES);
         let spte = Leaf { gpa, hpa, write, user: rights.user, xd: rights.xd };
         let at = index(access.gva.0, 1);
         let old = self.shadow.spte(sp, at);
-        let lost = matches!(old, Spte::Leaf(old) if old.hpa != hpa || old.write && !write);
         let moved = matches!(old, Spte::Leaf(old) if old.hpa != hpa);
         if moved {
             self.act(o, Act::SpteClear { sp, index: at });
@@ -124,7 +121,7 @@ impl Machine {
         let populated = old == Spte::None && mechanics.remote_flush.populate;
         if populated
             || moved && mechanics.remote_flush.pfn_change
-            || lost && mechanics.set_spte_remote_flush
+            || self.set_over(old, spte, access, mmu_writable)
         {
             self.remote_flush(o);
         }
@@ -136,6 +133,28 @@ impl Machine {
             self.act(o, Act::SpteSet { sp, index: at });
         }
         Fixed::Retry
+    }
+
+    /// Whether mmu_set_spte flushes every vCPU for what it puts over `old`.
+    fn set_over(&mut self, old: Spte, new: Leaf, access: &Access, mmu_writable: bool) -> bool {
+        let Spte::Leaf(old) = old else { return false };
+        if old.hpa != new.hpa {
+            return false;
+        }
+        let lost_write = old.write && !new.write && !mmu_writable;
+        if self.ideal() {
+            if lost_write {
+                self.untold.insert(new.gpa.0 / PAGE_BYTES);
+            }
+            return false;
+        }
+        let refreshed =
+            access.kind != AccessKind::Write && mmu_writable && (old.write || !new.write);
+        match self.policy.mechanics.set_spte_remote_flush {
+            SetSpteRemoteFlush::Never => false,
+            SetSpteRemoteFlush::LostWrite => lost_write,
+            SetSpteRemoteFlush::Refreshed => lost_write || refreshed,
+        }
     }
 
     /// The shadow pages down to the page table of `gva`, made and linked where they are missing.

@@ -18,6 +18,7 @@ impl Machine {
         if self.never() {
             return;
         }
+        self.untold.clear();
         if self.config.enlightened_npt {
             (0..self.vcpus.len()).for_each(|v| self.flush_physical_space(v, o));
         }

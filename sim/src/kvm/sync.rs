@@ -131,9 +131,10 @@ impl Machine {
         }
     }
 
-    /// Clears W in every SPTE that maps a guest frame. True if one had it set.
+    /// Clears W in every SPTE that maps a guest frame. True if one had it set, or if a copy may be writable
+    /// of which none tells.
     pub(crate) fn clear_write(&mut self, gfn: u64) -> bool {
-        let mut changed = false;
+        let mut changed = self.untold.contains(&gfn);
         for (sp, index) in self.shadow.mapping(gfn) {
             if let Spte::Leaf(leaf) = self.shadow.spte(sp, index)
                 && leaf.write

@@ -161,9 +161,9 @@ knobs! {
         /// INVLPG's remote flush.
         invlpg_remote_flush("invlpg-remote-flush"): InvlpgRemoteFlush
             = InvlpgRemoteFlush::Changed, &[];
-        /// mmu_set_spte raises a remote flush when a fault re-installs an SPTE (up to 6.12;
-        /// facts 15.7).
-        set_spte_remote_flush("set-spte-remote-flush"): bool = false, &[];
+        /// The remote flush of a fault that installs an entry of the same page over one.
+        set_spte_remote_flush("set-spte-remote-flush"): SetSpteRemoteFlush
+            = SetSpteRemoteFlush::LostWrite, &[];
         /// A page fault on a frame whose invalidation is under way is taken again (facts 5.9). Without, it
         /// maps the page that is about to go.
         fault_retry("fault-retry"): bool = true, &[];

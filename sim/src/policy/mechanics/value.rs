@@ -222,6 +222,21 @@ values! {
 }
 
 values! {
+    /// When mmu_set_spte raises a remote flush because a fault installs an entry of the same page over
+    /// one (mmu_spte_update; facts 15.7, commit 081976992f43).
+    SetSpteRemoteFlush {
+        /// Never: where the entry was writable, other CPUs go on writing.
+        Never = "never",
+        /// The entry was writable and no longer is (6.14 on).
+        #[default]
+        LostWrite = "lost-write",
+        /// That, or a read refreshed an entry that KVM may make writable again, and left it without W or
+        /// without its dirty bit (up to 6.12).
+        Refreshed = "refreshed",
+    }
+}
+
+values! {
     /// What CR0.PG 1 -> 0 in 64-bit code does (facts 15).
     PgClearIn64Bit {
         /// It is carried out (up to 5.15); the guest dies.
