@@ -59,6 +59,8 @@ struct Spte {
 struct Owed {
     vcpu: u16,
     whose: Whose,
+    /// Software's own operation under its tag: it says nothing of the tables of who runs it.
+    own: bool,
     time: u64,
     scope: Scope,
 }
@@ -146,8 +148,8 @@ impl Naive {
         &self.missed
     }
 
-    fn strike(&mut self, vcpu: u16, whose: Whose, scope: Scope) {
-        let owed = Owed { vcpu, whose, time: self.now, scope };
+    fn strike(&mut self, vcpu: u16, whose: Whose, own: bool, scope: Scope) {
+        let owed = Owed { vcpu, whose, own, time: self.now, scope };
         for copy in &mut self.copies {
             copy.struck |= owed.strikes(copy);
         }
@@ -190,8 +192,13 @@ impl Naive {
         copy.host_read = made.unwrap_or(self.now);
         let Some((_, frozen)) = self.unsync.iter().find(|u| u.0 == sp) else { return };
         let known_equal = (*frozen).max(made.unwrap_or(0));
-        copy.read = known_equal;
-        for owed in &self.owed {
+        // In L2 the shadow page stands for L1's tables: L2's own were read now, and what it asked for
+        // concerns them alone.
+        let nested = copy.made.tables.is_some();
+        if !nested {
+            copy.read = known_equal;
+        }
+        for owed in self.owed.iter().filter(|owed| !(nested && owed.own)) {
             if owed.time > known_equal && owed.strikes(copy) {
                 copy.struck = true;
             }
@@ -270,7 +277,7 @@ impl Observer for Naive {
         let whose = Whose::Tag(Made::now(world, vcpu).tag);
         for owed in of_guest(world.vendor(), op, before, after, native) {
             if owed.strength == Strength::Must {
-                self.strike(vcpu, whose, owed.scope);
+                self.strike(vcpu, whose, true, owed.scope);
             }
         }
     }

@@ -44,7 +44,8 @@ impl Owed {
         match self.whose {
             Whose::Tag(tag) | Whose::NewTag(tag) => {
                 made.tag == tag
-                    && (reaches(&self.scope, copy) || made.amd && nested && copy.physical)
+                    && (reaches(&self.scope, copy)
+                        || made.amd && nested && copy.physical && !self.own)
             }
             Whose::Tags => made.tag != 0 && reaches(&self.scope, copy),
             Whose::TagsAndL1 => reaches(&self.scope, copy) || made.amd && nested,
@@ -69,7 +70,7 @@ impl Naive {
         if let Some((whose, owed)) = required(world.vendor(), op) {
             let known = |tag: u16| self.tags.contains(&(vcpu, tag));
             if !matches!(whose, Whose::NewTag(tag) if known(tag)) {
-                self.strike(vcpu, whose, owed.scope);
+                self.strike(vcpu, whose, false, owed.scope);
             }
         }
         let named = match *op {
