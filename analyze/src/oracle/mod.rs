@@ -26,6 +26,7 @@ mod latest;
 mod lockless;
 mod nested;
 mod physical;
+mod possible;
 mod recent;
 mod shadow;
 mod structures;
@@ -37,10 +38,10 @@ use tlbscope_sim::arch::required::{self, Owed, Rule, Strength};
 use tlbscope_trace::act::{
     Accessed, Act, ArchOp, At, Class, Context, Fill, FillKind, FreeWhy, Instead, Mark, Source, Tag,
 };
-use tlbscope_trace::addr::{Ep4ta, Gpa, Gva, Hpa, PageSize, Sp, VcpuId};
+use tlbscope_trace::addr::{Ep4ta, Gpa, Hpa, PageSize, Sp, VcpuId};
 use tlbscope_trace::observe::{Observer, World};
 use tlbscope_trace::op::Actor;
-use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs, Vendor};
+use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs};
 use tlbscope_trace::state::Word;
 
 use crate::finding::{Class as Excess, Findings, Slot};
@@ -53,6 +54,7 @@ use host::Host;
 use latest::Latest;
 use lockless::Lockless;
 use physical::Physical;
+use possible::Known;
 use shadow::Shadow;
 use structures::{Structure, Uses};
 
@@ -119,6 +121,11 @@ pub struct Oracle {
     physical: Physical,
     /// Verdict on the last access: whether it was a missed flush, and harmful.
     verdict: Option<bool>,
+    /// What is known of shadow entries that are filled from again and again.
+    #[serde(skip)]
+    known: Known,
+    /// When guest memory was stored to last.
+    stored: u64,
     /// When each frame was stored to last, and by which event.
     #[serde(with = "tlbscope_trace::state::map")]
     stores: FxHashMap<u64, (u64, u64)>,
@@ -363,7 +370,7 @@ impl Oracle {
     }
 
     /// The stamps of a copy that is being filled.
-    fn stamp<W: World>(&self, id: usize, fill: &Fill, world: &W) -> Stamp {
+    fn stamp<W: World>(&mut self, id: usize, fill: &Fill, world: &W) -> Stamp {
         let now = self.now;
         let shift = match fill.kind {
             FillKind::Translation => fill.size.shift(),
@@ -395,7 +402,7 @@ impl Oracle {
                 if fill.kind == FillKind::Translation && self.uses.strayed {
                     stamp.mode = STRAYED;
                 } else if fill.kind == FillKind::Translation {
-                    let (impossible, generous) = self.impossible(id, sp, fill, world);
+                    let (impossible, generous) = self.possible(id, sp, index, fill, world);
                     stamp.impossible = impossible;
                     if generous {
                         stamp.mode = GENEROUS;
@@ -420,57 +427,6 @@ impl Oracle {
             .into_iter()
             .filter_map(|shift: u8| self.physical.get(&tag, gpa >> shift, shift));
         of.filter(|h| used.contains(h)).min().map_or(now, |(h, n)| (n, h))
-    }
-
-    /// Whether a translation was read through other PDPTE registers than the guest's: the
-    /// hypervisor loads them for it (Intel, PAE paging).
-    fn other_pdptes<W: World>(&self, id: usize, fill: &Fill, world: &W) -> bool {
-        let regs = world.regs(VcpuId(id as u16));
-        let registers = regs.paging()
-            && regs.cr4().contains(Cr4::PAE)
-            && !regs.efer().contains(Efer::LMA)
-            && world.vendor() == Vendor::Intel;
-        if !registers || self.uses.any || fill.kind != FillKind::Translation {
-            return false;
-        }
-        let walked = fresh::walk(world, regs, Gva(fill.address), |at| world.read(at));
-        let offset = fill.size.bytes() - 1;
-        walked.is_ok_and(|walked| (walked.gpa.0 ^ fill.copy.gpa.0) & !offset != 0)
-            || walked.is_err()
-    }
-
-    /// Whether no walk gives this copy of a shadow entry, and whether it grants more than the
-    /// guest's own entries do, so that each use of it has to be compared. Guest memory is read as it
-    /// was when the leaf's page turned unsync.
-    fn impossible<W: World>(&self, id: usize, sp: Sp, fill: &Fill, world: &W) -> (bool, bool) {
-        let regs = world.regs(VcpuId(id as u16));
-        let pae = regs.cr4().contains(Cr4::PAE);
-        if !pae && regs.paging() && self.shadow.snapshot(sp).is_some() {
-            return (false, false);
-        }
-        let frozen = self.shadow.snapshot(sp);
-        let walked = fresh::walk(world, regs, Gva(fill.address), |at| match frozen {
-            Some((gfn, table)) if at.0 >> 12 == gfn => table[(at.0 >> 3 & 511) as usize],
-            _ => world.read(at),
-        });
-        let Ok(walked) = walked else { return (true, false) };
-        if let Some((gfn, _)) = frozen
-            && let Source::Shadow { index, .. } = fill.source
-            && let Some(overwritten) = self.shadow.overwritten(sp, index)
-        {
-            let upper = walked.entries.map(|at| if at.0 >> 12 == gfn { Gpa(0) } else { at });
-            // The page is linked where it never was while it held this entry.
-            if self.shadow.pointed(&upper).is_some_and(|(since, _)| since > overwritten) {
-                return (true, false);
-            }
-        }
-        let page = walked.gpa.0 & !0xfff;
-        let elsewhere =
-            page != fill.copy.gpa.0 && walked.gpa.0 & !(fill.size.bytes() - 1) != fill.copy.gpa.0;
-        let copy = &fill.copy;
-        let generous =
-            copy.write && !walked.write || copy.user != walked.user || !copy.xd && walked.xd;
-        (elsewhere, generous)
     }
 }
 
@@ -512,6 +468,7 @@ impl Observer for Oracle {
         if bytes == 8 && world.mmu() == MmuKind::Shadow {
             self.shadow.store(gpa, new, self.now, at.event);
         }
+        self.stored = self.now;
         self.stores.insert(gpa.0 >> 12, (self.now, at.event));
     }
 

@@ -106,14 +106,20 @@ fn path_refuses(rights: Rights, access: &Access, live: Live) -> bool {
 ///
 /// The #PF error code, P = 1.
 pub fn check(rights: Rights, access: &Access, regs: &Regs) -> Result<(), u32> {
-    let live = Live::of(regs);
-    if permits(rights, access, live) {
-        return Ok(());
+    if permits(rights, access, Live::of(regs)) {
+        Ok(())
+    } else {
+        Err(refused(rights, access, regs))
     }
+}
+
+/// The error code of an access that is not [permitted](permits).
+#[must_use]
+pub fn refused(rights: Rights, access: &Access, regs: &Regs) -> u32 {
     // The PK bit is set whenever a key refuses, whatever else refuses too (SDM vol. 3, 4.7).
-    let key = key_refuses(rights, access, live);
+    let key = key_refuses(rights, access, Live::of(regs));
     let code = not_present_code(access, regs) | PF_PRESENT;
-    Err(if key { code | PF_KEY } else { code })
+    if key { code | PF_KEY } else { code }
 }
 
 /// Whether an access is permitted; [`check`] gives the error code too.

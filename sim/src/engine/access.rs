@@ -4,7 +4,7 @@ use tlbscope_trace::act::{
     Accessed, Act, ArchOp, Class, Copied, Fill, FillKind, GuestInv, Instead, Inv, Mark, Outcome,
     Source, Tag, Via,
 };
-use tlbscope_trace::addr::{Ep4ta, Gpa, Gva, Hpa, PAGE_BYTES, PageSize, Pcid};
+use tlbscope_trace::addr::{Ep4ta, Gpa, Gva, Hpa, PAGE_BYTES, PageSize, Pcid, VcpuId};
 use tlbscope_trace::nested::VIOLATION;
 use tlbscope_trace::observe::Observer;
 use tlbscope_trace::op::{Access, AccessKind};
@@ -12,7 +12,7 @@ use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs, Vendor};
 
 use super::Machine;
 use super::structures::shadow_mode;
-use crate::arch::access::{self, Rights};
+use crate::arch::access::{self, Live, Rights};
 use crate::arch::mode::Mode;
 use crate::kvm::fault::Fixed;
 use crate::paging::walk;
@@ -65,7 +65,11 @@ impl Machine {
             }
             let tag = self.vcpus[v].context.tag;
             let pcpu = self.vcpus[v].pcpu.0 as usize;
-            let hit = self.pcpus[pcpu].tlb.lookup(&tag, access.gva).copied();
+            // The short way has looked already, and nothing has happened since.
+            let hit = match std::mem::take(&mut self.missed) {
+                true => None,
+                false => self.pcpus[pcpu].tlb.lookup(&tag, access.gva).copied(),
+            };
             let Some(entry) = hit else {
                 match self.walk(v, access, true, o) {
                     Walked::Filled(entry) => {
@@ -108,23 +112,22 @@ impl Machine {
         spurious: &mut bool,
         o: &mut O,
     ) -> Used {
-        let regs = self.hardware_regs(v);
         let copy = entry.copy;
         let rights = Rights { write: copy.write, user: copy.user, xd: copy.xd, key: copy.key };
-        let offset = access.gva.0 & (entry.size.bytes() - 1);
-        match access::check(rights, access, &regs) {
-            Ok(()) if access.kind == AccessKind::Write && !copy.dirty => {
-                self.drop_copy(v, access.gva);
-                Used::Again
-            }
-            Ok(()) => {
-                let outcome = Outcome::Gpa(Gpa(copy.gpa.0 + offset));
-                let hpa = Hpa(copy.hpa.0 + offset);
-                self.report(v, access, self.via(v, entry, fresh), outcome, hpa, o);
-                Used::Done(outcome)
-            }
-            Err(code) => self.copy_fault(v, access, entry, code, fresh, spurious, o),
+        if !access::permits(rights, access, self.live(v)) {
+            let code = access::refused(rights, access, &self.hardware_regs(v));
+            return self.copy_fault(v, access, entry, code, fresh, spurious, o);
         }
+        if access.kind == AccessKind::Write && !copy.dirty {
+            self.drop_copy(v, access.gva);
+            return Used::Again;
+        }
+        let offset = access.gva.0 & (entry.size.bytes() - 1);
+        let (outcome, hpa) = (Outcome::Gpa(Gpa(copy.gpa.0 + offset)), Hpa(copy.hpa.0 + offset));
+        if self.config.apic_page || !o.indifferent(VcpuId(v as u16), entry.mark, self) {
+            self.report(v, access, self.via(v, entry, fresh), outcome, hpa, o);
+        }
+        Used::Done(outcome)
     }
 
     fn via(&self, v: usize, entry: &Entry, fresh: bool) -> Via {
@@ -258,6 +261,12 @@ impl Machine {
         }
     }
 
+    /// What of them an access is checked against.
+    fn live(&self, v: usize) -> Live {
+        let live = Live::of(&self.vcpus[v].regs);
+        if self.config.mmu == MmuKind::Shadow { live.shadowed() } else { live }
+    }
+
     /// The hardware walks, from below a paging-structure-cache entry if it may use one.
     fn walk<O: Observer>(&mut self, v: usize, access: &Access, cached: bool, o: &mut O) -> Walked {
         let at = self.at_vcpu(v);
@@ -282,10 +291,10 @@ impl Machine {
             if cached && root.is_some() { self.structure(v, mode, access.gva, o) } else { None };
         let descent = root.map(|root| self.descend(root, start.as_ref(), access.gva));
         let found = descent.as_ref().and_then(|descent| descent.leaf);
-        let regs = self.hardware_regs(v);
+        let live = self.live(v);
         let allowed = found.filter(|(_, _, leaf)| {
             let rights = Rights { write: leaf.write, user: leaf.user, xd: leaf.xd, key: 0 };
-            access::check(rights, access, &regs).is_ok()
+            access::permits(rights, access, live)
         });
         let (Some((sp, index, leaf)), Some(descent)) = (allowed, &descent) else {
             if start.is_some() {

@@ -37,8 +37,11 @@ impl Machine {
         let (Op::Access(access), Actor::Vcpu(id)) = (&event.op, event.actor) else { return None };
         let vcpu = self.vcpus.get(usize::from(id.0)).filter(|vcpu| vcpu.in_guest)?;
         let tlb = &mut self.pcpus[usize::from(vcpu.pcpu.0)].tlb;
-        let Entry { copy, mark, size, global, pcid, .. } =
-            *tlb.lookup(&vcpu.context.tag, access.gva)?;
+        let Some(entry) = tlb.lookup(&vcpu.context.tag, access.gva) else {
+            self.missed = true;
+            return None;
+        };
+        let Entry { copy, mark, size, global, pcid, .. } = *entry;
         let rights = Rights { write: copy.write, user: copy.user, xd: copy.xd, key: copy.key };
         let live = access::Live::of(&vcpu.regs);
         let live = if self.config.mmu == MmuKind::Shadow { live.shadowed() } else { live };

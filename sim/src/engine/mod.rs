@@ -3,6 +3,7 @@
 //! One machine is a value: cloned, compared, hashed. An event runs to its end, re-entry included,
 //! before the next begins; interleavings inside an operation are placed by hand (`out`, `in`).
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -117,8 +118,14 @@ pub struct Machine {
     pub(crate) trees: Trees,
     /// Frames whose mapping went, for `remote-flush.range`: first and how many.
     pub(crate) lost: Vec<(u64, u64)>,
+    /// Frames of which some CPU may hold a writable copy that no SPTE tells of: an ideal policy flushes
+    /// when the host counts on their being gone, and not before.
+    pub(crate) untold: BTreeSet<u64>,
     pub(crate) at: At,
     booted: bool,
+    /// The event under way looked for its translation and found none.
+    #[serde(skip)]
+    missed: bool,
     /// The last event left everything [undisturbed](Self::undisturbed).
     quiet: bool,
     /// The EPTPs that L1 used, in the order of first use: the EPTP list of VMFUNC.
@@ -212,8 +219,10 @@ impl Machine {
             shadow: ShadowPages::default(),
             trees: Trees::default(),
             lost: Vec::new(),
+            untold: BTreeSet::new(),
             at: At { event: BOOT, time: Time(0), actor },
             booted: false,
+            missed: false,
             quiet: false,
             eptps: Vec::new(),
             emulated: false,
@@ -335,7 +344,9 @@ impl Machine {
         self.quiet = false;
         self.boot(o);
         self.clock_reaches(index);
-        let step = self.carry_out(event, index, o)?;
+        let step = self.carry_out(event, index, o);
+        self.missed = false;
+        let step = step?;
         self.settle(o);
         self.drain(o);
         self.worker_runs(index);

@@ -109,6 +109,12 @@ impl Machine {
         }
     }
 
+    /// Whether upper-level entries are cached in walks of this vCPU.
+    fn keeps_structures(&self, v: usize) -> bool {
+        let vcpu = &self.vcpus[v];
+        vcpu.nested.l2.is_none() && self.pcpus[usize::from(vcpu.pcpu.0)].tlb.has_structures()
+    }
+
     /// The cached upper-level entry below which the walk of `gva` starts.
     pub(super) fn structure<O: Observer>(
         &mut self,
@@ -117,7 +123,7 @@ impl Machine {
         gva: Gva,
         o: &mut O,
     ) -> Option<PscEntry> {
-        if self.vcpus[v].nested.l2.is_some() {
+        if !self.keeps_structures(v) {
             return None;
         }
         let (tag, pcpu) = (self.vcpus[v].context.tag, self.vcpus[v].pcpu.0 as usize);
@@ -180,7 +186,7 @@ impl Machine {
         start: Option<&PscEntry>,
         o: &mut O,
     ) {
-        if self.vcpus[v].nested.l2.is_some() {
+        if !self.keeps_structures(v) {
             return;
         }
         let mode = walk.mode;
@@ -281,7 +287,7 @@ impl Machine {
         descent: &Descent,
         o: &mut O,
     ) {
-        if self.vcpus[v].nested.l2.is_some() {
+        if !self.keeps_structures(v) {
             return;
         }
         for (entry, source) in self.links_of(descent, mode) {

@@ -337,6 +337,12 @@ impl Tlb {
         psc_place(level).is_some_and(|place| self.psc[place].is_some())
     }
 
+    /// Whether there is one for any level.
+    #[must_use]
+    pub fn has_structures(&self) -> bool {
+        self.psc.iter().any(Option::is_some)
+    }
+
     /// Caches an upper-level entry; `mode` is that of the tables walked.
     pub fn psc_insert(&mut self, tag: &Tag, mode: Mode, gva: Gva, entry: PscEntry) {
         let container = self.container_or_new(tag, psc_space(tag));

@@ -288,13 +288,20 @@ impl<V: Copy + Default> Store<V> {
     fn way(&self, key: Key, shape: (usize, usize), alive: impl Fn(&Head) -> bool) -> usize {
         let first = Self::set(key.page, shape);
         let set = &self.heads[first..first + shape.1];
+        // One word, to be compared at once: the clock stays far below its two high bits.
         let age = |head: &Head| match head {
-            _ if head.key.is(&key) => (0, 0),
-            _ if !head.occupied() => (1, 0),
-            _ => (2 + u8::from(alive(head)), head.used),
+            _ if head.key.is(&key) => 0,
+            _ if !head.occupied() => 1,
+            _ => (2 + u64::from(alive(head))) << 62 | head.used,
         };
-        let way = (0..set.len()).min_by_key(|way| age(&set[*way]));
-        first + way.unwrap_or(0)
+        let mut best = (u64::MAX, 0);
+        for (way, head) in set.iter().enumerate() {
+            let age = age(head);
+            if age < best.0 {
+                best = (age, way);
+            }
+        }
+        first + best.1
     }
 
     /// Forgets every copy that is not kept (unbounded only: sets are bounded as they are).
