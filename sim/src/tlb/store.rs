@@ -1,8 +1,9 @@
 //! Where cached copies lie: an unbounded table, or real sets and ways with LRU. A slot is live while
 //! its epoch is its container's; flushing a container is one increment.
 //!
-//! What is searched (`heads`) lies apart from what is found (`bodies`): the heads of a set of eight
-//! are four cache lines side by side, and the unbounded table is one probe and one head.
+//! What is searched lies apart from what is found (`bodies`): a set is searched by `marks`, of which
+//! those of eight ways are half a cache line, and a way whose mark fits by its head; the unbounded table
+//! is one probe and one head.
 
 use std::fmt;
 
@@ -44,6 +45,13 @@ impl Key {
     #[inline]
     pub const fn size(&self) -> u8 {
         self.of as u8
+    }
+
+    /// A word that tells most keys of a set apart.
+    #[inline]
+    const fn mark(&self) -> u32 {
+        let of = self.of as u32;
+        self.page as u32 ^ (self.page >> 32) as u32 ^ of.rotate_left(16)
     }
 
     #[inline]
@@ -108,6 +116,8 @@ pub(super) struct Evicted<V> {
 pub(super) struct Store<V> {
     heads: Vec<Head>,
     bodies: Vec<Body<V>>,
+    /// The mark of each head, for sets of ways; else empty.
+    marks: Vec<u32>,
     /// Slots that something was put into.
     occupied: usize,
     /// Sets and ways; `None`: unbounded, `heads` is a table with linear probing, half empty at least.
@@ -146,7 +156,8 @@ impl<V: Copy + Default> From<Written<V>> for Store<V> {
                 occupied += 1;
             }
         }
-        Self { heads, bodies, occupied, shape, clock }
+        let marks = marks(&heads, shape);
+        Self { heads, bodies, marks, occupied, shape, clock }
     }
 }
 
@@ -167,7 +178,8 @@ impl<V: Copy + Default> Store<V> {
         };
         let slots = shape.map_or(0, |(sets, ways)| sets * ways);
         let (heads, bodies) = (vec![Head::EMPTY; slots], vec![Body::default(); slots]);
-        Self { heads, bodies, occupied: 0, shape, clock: 0 }
+        let marks = marks(&heads, shape);
+        Self { heads, bodies, marks, occupied: 0, shape, clock: 0 }
     }
 
     /// The first way of the set of a page.
@@ -198,20 +210,36 @@ impl<V: Copy + Default> Store<V> {
     pub fn find(&self, key: Key) -> Option<usize> {
         if let Some(shape) = self.shape {
             let first = Self::set(key.page, shape);
-            let set = self.heads.get(first..first + shape.1)?;
-            // Every way is looked at: which of them it is cannot be foreseen, and a wrong guess costs
-            // more than the rest of the set.
-            let hit = |found, (way, head): (usize, &Head)| {
-                if head.key.is(&key) { first + way } else { found }
-            };
-            let found = set.iter().enumerate().fold(usize::MAX, hit);
-            return (found != usize::MAX).then_some(found);
+            return self.way_of(key, first, shape.1);
         }
         if self.heads.is_empty() {
             return None;
         }
         let at = self.place(key);
         self.heads[at].occupied().then_some(at)
+    }
+
+    /// The slot of this key among these ways.
+    #[inline]
+    fn way_of(&self, key: Key, first: usize, ways: usize) -> Option<usize> {
+        let set = self.marks.get(first..first + ways)?;
+        let mark = key.mark();
+        for (n, eight) in set.chunks(8).enumerate() {
+            // Every way is looked at: which of them it is cannot be foreseen, and a wrong guess costs
+            // more than the rest of the set.
+            let mut fits = match <[u32; 8]>::try_from(eight) {
+                Ok(eight) => fitting(eight, mark),
+                Err(_) => fitting(eight.iter().copied(), mark),
+            };
+            while fits != 0 {
+                let at = first + n * 8 + fits.trailing_zeros() as usize;
+                if self.heads[at].key.is(&key) {
+                    return Some(at);
+                }
+                fits &= fits - 1;
+            }
+        }
+        None
     }
 
     /// What a slot is searched by.
@@ -272,6 +300,9 @@ impl<V: Copy + Default> Store<V> {
                 self.place(key)
             }
         };
+        if let Some(mark) = self.marks.get_mut(at) {
+            *mark = key.mark();
+        }
         self.clock += 1;
         let head = std::mem::replace(&mut self.heads[at], Head { key, epoch, used: self.clock });
         let body = std::mem::replace(&mut self.bodies[at], Body { value, killer: 0 });
@@ -335,4 +366,17 @@ impl<V: Copy + Default> Store<V> {
     pub const fn unbounded(&self) -> bool {
         self.shape.is_none()
     }
+}
+
+/// The marks of heads that lie in sets.
+fn marks(heads: &[Head], shape: Option<(usize, usize)>) -> Vec<u32> {
+    let all = heads.iter().map(|head| head.key.mark());
+    all.take(if shape.is_some() { heads.len() } else { 0 }).collect()
+}
+
+/// Which of up to eight marks fit: a bit for each.
+#[inline]
+fn fitting(marks: impl IntoIterator<Item = u32>, mark: u32) -> u32 {
+    let bits = marks.into_iter().zip([1, 2, 4, 8, 16, 32, 64, 128]);
+    bits.fold(0, |all, (of, bit)| all | if of == mark { bit } else { 0 })
 }
