@@ -11,6 +11,7 @@ use tlbscope_analyze::replay;
 use tlbscope_trace::addr::VcpuId;
 use tlbscope_trace::feed::Feed;
 use tlbscope_trace::import::{Moment, VmChoice};
+use tlbscope_trace::passes::Passes;
 use tlbscope_trace::{Options, Recording, source};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -60,6 +61,12 @@ pub fn open(path: &Path, reading: &Reading) -> Result<(Recording, Input)> {
     let input = Input::of_file(path)?;
     let recording = tlbscope_trace::open_with(path, &options(reading)?)?;
     Ok((recording, input))
+}
+
+/// Opens the wanted part of a trace of any form, to be read several times.
+pub fn passes(path: &Path, reading: &Reading) -> Result<(Passes, Input)> {
+    let input = Input::of_file(path)?;
+    Ok((Passes::open(path, &options(reading)?)?, input))
 }
 
 /// What was typed of how to read.

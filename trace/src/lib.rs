@@ -6,7 +6,8 @@
 //!
 //! [`text`] is the event list of scenarios, [`source`] opens anything that can be read,
 //! [`import`] turns other programs' recordings into a [`Recording`], [`native`] keeps one in a file,
-//! [`generate`] makes traces of any length up, and [`feed`] hands a trace to a replay batch by batch.
+//! [`generate`] makes traces of any length up, [`feed`] hands a trace to a replay batch by batch, and
+//! [`passes`] reads one several times.
 
 pub mod act;
 pub mod addr;
@@ -19,6 +20,7 @@ pub mod native;
 pub mod nested;
 pub mod observe;
 pub mod op;
+pub mod passes;
 pub mod record;
 pub mod recording;
 pub mod regs;
@@ -103,9 +105,46 @@ pub fn open(path: &Path) -> Result<Recording, Error> {
 /// # Errors
 /// As for [`open`], and when several VMs are in it.
 pub fn open_with(path: &Path, options: &Options) -> Result<Recording, Error> {
-    let mut records = Vec::new();
-    let imported = stream(path, options, &mut records)?;
-    Ok(Recording { meta: imported.meta, census: imported.census, records })
+    match open_lazily(path, options)? {
+        Opened::Whole(recording) => Ok(*recording),
+        Opened::Native(reader) => {
+            let recording = reader.into_recording()?;
+            let mut order = Order::default();
+            order.follow(&recording.records, &recording.meta.source)?;
+            order.end(&recording.meta)?;
+            Ok(recording)
+        }
+    }
+}
+
+/// Whether records are in the order of their times, and whether there are any.
+#[derive(Default)]
+struct Order {
+    last: addr::Time,
+    any: bool,
+}
+
+impl Order {
+    fn follow(&mut self, records: &[Record], name: &str) -> Result<(), Error> {
+        for record in records {
+            if record.time < self.last {
+                let (from, to, line) = (self.last.0, record.time.0, record.line);
+                return Err(Error::Backwards { name: name.to_owned(), line, from, to });
+            }
+            self.last = record.time;
+        }
+        self.any |= !records.is_empty();
+        Ok(())
+    }
+
+    /// The last record has come.
+    fn end(&self, meta: &Meta) -> Result<(), Error> {
+        if self.any || !meta.losses.is_empty() {
+            return Ok(());
+        }
+        let what = "it holds no events at all".to_owned();
+        Err(import::ImportError::Nothing { name: meta.source.clone(), what }.into())
+    }
 }
 
 /// Opens the part of a trace that somebody wants and hands its records on as they come: a
@@ -236,17 +275,10 @@ fn part(recording: Recording, options: &Options, sink: &mut dyn Sink) -> Result<
             import::ImportError::NoVm { name, vm, list: " one, without a number".into() }.into()
         );
     }
-    if records.is_empty() && meta.losses.is_empty() {
-        let what = "it holds no events at all".to_owned();
-        return Err(import::ImportError::Nothing { name, what }.into());
-    }
-    let mut last = addr::Time(0);
+    let mut order = Order::default();
+    order.follow(&records, &name)?;
+    order.end(&meta)?;
     for record in records {
-        if record.time < last {
-            let (from, to, line) = (last.0, record.time.0, record.line);
-            return Err(Error::Backwards { name, line, from, to });
-        }
-        last = record.time;
         if options.wants(record.actor) && options.when(record.time, None).is_eq() {
             sink.record(record)
                 .map_err(|error| import::ImportError::Sink { name: name.clone(), error })?;

@@ -4,7 +4,7 @@
 use rustc_hash::{FxHashMap, FxHashSet};
 use tlbscope_trace::act::{Act, Hook, HookBy, Request};
 use tlbscope_trace::op::{Actor, InvpcidType, Op};
-use tlbscope_trace::recording::{Body, Recording};
+use tlbscope_trace::recording::{Body, Record};
 
 /// The general-protection fault.
 const GP: u8 = 13;
@@ -93,6 +93,9 @@ pub struct First {
     old: FxHashMap<usize, u64>,
     /// INVPCIDs whose operand no line tells.
     blind: FxHashSet<usize>,
+    /// Records read.
+    pub records: usize,
+    under: Vec<Under>,
 }
 
 /// The operation under way on one vCPU.
@@ -103,14 +106,13 @@ struct Under {
 }
 
 impl First {
-    /// Reads a recording.
-    pub fn of(recording: &Recording) -> Self {
-        let mut first = Self::default();
-        let mut under: Vec<Under> = Vec::new();
-        for (index, record) in recording.records.iter().enumerate() {
+    /// Reads the next records.
+    pub fn read(&mut self, records: &[Record]) {
+        let mut under = std::mem::take(&mut self.under);
+        for (index, record) in (self.records..).zip(records) {
             let Actor::Vcpu(vcpu) = record.actor else {
                 if let Body::Act(act) = &record.body {
-                    first.probes.see(act);
+                    self.probes.see(act);
                 }
                 continue;
             };
@@ -119,15 +121,16 @@ impl First {
                 under.resize(id + 1, Under::default());
             }
             match &record.body {
-                Body::Op(op) => first.op(index, bare(op), &mut under[id]),
+                Body::Op(op) => self.op(index, bare(op), &mut under[id]),
                 Body::Act(act) => {
-                    first.probes.see(act);
-                    first.act(act, &mut under[id]);
+                    self.probes.see(act);
+                    self.act(act, &mut under[id]);
                 }
                 Body::Gap(_) => under.fill(Under::default()),
             }
         }
-        first
+        self.under = under;
+        self.records += records.len();
     }
 
     fn op(&mut self, index: usize, op: &Op, under: &mut Under) {

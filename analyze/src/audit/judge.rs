@@ -4,7 +4,7 @@ use tlbscope_trace::act::{Act, At, Class, Context, Hook, HookBy, Inv, RootLookup
 use tlbscope_trace::addr::{Asid, Ep4ta, Hpa, PcpuId, Sp, Time, VcpuId};
 use tlbscope_trace::observe::Observer as _;
 use tlbscope_trace::op::{Actor, HostOp, Op};
-use tlbscope_trace::recording::{Body, Record, Recording};
+use tlbscope_trace::recording::{Body, Meta, Record};
 use tlbscope_trace::regs::{Cr4, MmuKind, Regs, Vendor};
 
 use super::first::{First, bare};
@@ -59,7 +59,7 @@ struct Vcpu {
     told: bool,
 }
 
-struct Auditor<'a> {
+pub struct Auditor<'a> {
     first: &'a First,
     world: Shown,
     oracle: Oracle,
@@ -73,38 +73,44 @@ struct Auditor<'a> {
     next_tag: u32,
     /// Findings of the oracle that were taken over.
     taken: usize,
+    /// Records judged.
+    records: usize,
     audit: Audit,
 }
 
-pub fn judge(
-    recording: &Recording,
-    first: &First,
-    vendor: Vendor,
-    mmu: MmuKind,
-    max: usize,
-) -> Audit {
-    let mut auditor = Auditor {
-        first,
-        world: Shown::new(recording, vendor, mmu),
-        oracle: Oracle::auditor(recording.meta.vcpus, max),
-        max,
-        vpid_used: recording.meta.vpid != Some(false),
-        vcpus: Vec::new(),
-        pages: Pages::default(),
-        unsync: None,
-        next_tag: 1,
-        taken: 0,
-        audit: Audit::default(),
-    };
-    for (index, record) in recording.records.iter().enumerate() {
-        auditor.record(index, record);
+impl<'a> Auditor<'a> {
+    pub fn new(meta: &Meta, first: &'a First, vendor: Vendor, mmu: MmuKind, max: usize) -> Self {
+        Self {
+            first,
+            world: Shown::new(meta, vendor, mmu),
+            oracle: Oracle::auditor(meta.vcpus, max),
+            max,
+            vpid_used: meta.vpid != Some(false),
+            vcpus: Vec::new(),
+            pages: Pages::default(),
+            unsync: None,
+            next_tag: 1,
+            taken: 0,
+            records: 0,
+            audit: Audit::default(),
+        }
     }
-    auditor.end("recording-ends");
-    auditor.audit.transitions.finish();
-    auditor.audit
-}
 
-impl Auditor<'_> {
+    /// Judges the next records.
+    pub fn judge(&mut self, records: &[Record]) {
+        for (index, record) in (self.records..).zip(records) {
+            self.record(index, record);
+        }
+        self.records += records.len();
+    }
+
+    /// There are no more.
+    pub fn finish(mut self) -> Audit {
+        self.end("recording-ends");
+        self.audit.transitions.finish();
+        self.audit
+    }
+
     fn record(&mut self, index: usize, record: &Record) {
         match (&record.body, record.actor) {
             (Body::Gap(_), _) => self.gap(),

@@ -29,13 +29,16 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Serialize;
 use thiserror::Error;
-use tlbscope_trace::recording::Recording;
+use tlbscope_trace::recording::{Record, Recording};
 use tlbscope_trace::regs::{MmuKind, Vendor};
 
 use crate::finding::{Finding, Group, Kind};
 use crate::suppress::Suppressions;
 
+use first::First;
+use judge::Auditor;
 pub use probes::Lack;
+use story::Teller;
 pub use story::{Line, Story};
 pub(crate) use transitions::name as transition_name;
 pub use transitions::{COLUMNS, Row, Transitions};
@@ -119,6 +122,8 @@ pub struct Audit {
     pub summary: Summary,
     /// The findings that were kept, in the order in which they were found.
     pub found: Vec<Found>,
+    /// Their stories.
+    pub stories: Vec<Story>,
     /// Exact numbers of each kind.
     pub groups: BTreeMap<Group, u64>,
     /// Those of them that are accepted, with the number of the suppression.
@@ -157,28 +162,58 @@ impl Audit {
     }
 }
 
+/// Takes some records, in order.
+pub type Each<'a> = dyn FnMut(&[Record]) + Send + 'a;
+
 /// Audits a recording, keeping the first `max_findings` of each kind.
 ///
 /// # Errors
 ///
 /// The recording does not show whose hardware it is, or whether it shadows.
 pub fn run(recording: &Recording, trace: &str, max_findings: usize) -> Result<Audit, AuditError> {
+    let whole = |each: &mut Each<'_>| {
+        each(&recording.records);
+        Ok(())
+    };
+    over(recording, whole, trace, max_findings)
+}
+
+/// Audits a recording whose records need not be in memory: `pass` hands all of them on each time it
+/// is called. Of `head` the records are not looked at.
+///
+/// # Errors
+///
+/// As for [`run`], and what `pass` gives.
+pub fn over<E: From<AuditError>>(
+    head: &Recording,
+    mut pass: impl FnMut(&mut Each<'_>) -> Result<(), E>,
+    trace: &str,
+    max_findings: usize,
+) -> Result<Audit, E> {
     let missing = |what, hint| AuditError { trace: trace.to_owned(), what, hint };
-    let meta = &recording.meta;
+    let meta = &head.meta;
     let vendor = meta.vendor.ok_or_else(|| {
         missing("the vendor", "record exits (kvm:kvm_exit) or functions of kvm_intel or kvm_amd")
     })?;
     let mmu = meta.mmu.ok_or_else(|| {
         missing("whether it shadows or uses TDP", "record exits (kvm:kvm_exit) or page faults")
     })?;
-    let first = first::First::of(recording);
-    let mut audit = judge::judge(recording, &first, vendor, mmu, max_findings);
-    audit.lacks = probes::lacks(recording, &first, vendor, mmu);
+    let mut first = First::default();
+    pass(&mut |records| first.read(records))?;
+    let mut auditor = Auditor::new(meta, &first, vendor, mmu, max_findings);
+    pass(&mut |records| auditor.judge(records))?;
+    let mut audit = auditor.finish();
+    audit.lacks = probes::lacks(head, &first, vendor, mmu);
     let summary = &mut audit.summary;
     trace.clone_into(&mut summary.trace);
     (summary.vendor, summary.mmu) = (vendor, mmu);
     summary.kernel.clone_from(&meta.kernel);
-    summary.events = recording.records.len() as u64;
+    summary.events = first.records as u64;
     probes::silent(&first, vendor, mmu, &mut summary.unjudged);
+    if !audit.found.is_empty() {
+        let mut teller = Teller::new(&audit.found);
+        pass(&mut |records| teller.read(records))?;
+        audit.stories = teller.finish();
+    }
     Ok(audit)
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use tlbscope_trace::act::Act;
 use tlbscope_trace::addr::VcpuId;
 use tlbscope_trace::op::{Actor, Event};
-use tlbscope_trace::recording::{Body, Recording};
+use tlbscope_trace::recording::{Body, Record};
 use tlbscope_trace::text;
 
 use super::Found;
@@ -14,6 +14,8 @@ use crate::finding::Kind;
 
 /// Acts of a window that are told.
 const WINDOW: usize = 24;
+/// Records behind the operation within which they are looked for.
+const REACH: usize = 4097;
 
 /// One line of a recording, in a story.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
@@ -42,33 +44,89 @@ pub struct Story {
 }
 
 impl Story {
-    /// The story of a finding.
-    #[must_use]
-    pub fn of(recording: &Recording, found: &Found) -> Self {
-        let cause = usize::try_from(found.finding.cause).unwrap_or(usize::MAX);
-        let (mut acts, mut more) = (Vec::new(), 0);
-        let actor = Actor::Vcpu(VcpuId(found.finding.vcpu));
-        let window = recording.records.iter().enumerate().skip(cause.saturating_add(1));
-        for (index, record) in window.take(4096).filter(|(_, r)| r.actor == actor) {
-            match &record.body {
-                Body::Act(Act::EntrySeen | Act::Entry(_)) => break,
-                Body::Act(act) if told(act) => {
-                    if acts.len() < WINDOW {
-                        acts.push(line(recording, index))
-                    } else {
-                        more += 1
-                    }
-                }
-                _ => {}
-            }
-        }
+    fn new(found: &Found) -> Self {
+        let unknown = Line { line: 0, time: 0, what: "before the first record".to_owned() };
         Self {
-            cause: line(recording, cause),
-            acts,
-            more,
-            seen: line(recording, found.seen),
+            cause: unknown.clone(),
+            acts: Vec::new(),
+            more: 0,
+            seen: unknown,
             verdict: verdict(found),
         }
+    }
+
+    /// An act of the window. False: the window ends before it.
+    fn tell(&mut self, record: &Record) -> bool {
+        match &record.body {
+            Body::Act(Act::EntrySeen | Act::Entry(_)) => return false,
+            Body::Act(act) if told(act) && self.acts.len() < WINDOW => {
+                self.acts.push(line(record));
+            }
+            Body::Act(act) => self.more += usize::from(told(act)),
+            _ => {}
+        }
+        true
+    }
+}
+
+/// Tells the stories of findings while the records go by.
+pub struct Teller {
+    stories: Vec<Story>,
+    /// Whose acts each tells.
+    actors: Vec<Actor>,
+    /// The records at which one begins or ends, and which, latest first.
+    places: Vec<(usize, Place, usize)>,
+    /// The windows that are open: its vCPU, how many records it may still go on, its story.
+    open: Vec<(Actor, usize, usize)>,
+    records: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Cause,
+    Seen,
+}
+
+impl Teller {
+    pub fn new(found: &[Found]) -> Self {
+        let places = found.iter().enumerate().flat_map(|(n, found)| {
+            let cause = usize::try_from(found.finding.cause).unwrap_or(usize::MAX);
+            [(cause, Place::Cause, n), (found.seen, Place::Seen, n)]
+        });
+        let mut places: Vec<_> = places.collect();
+        places.sort_unstable_by(|a, b| b.cmp(a));
+        let stories = found.iter().map(Story::new).collect();
+        let actor = |found: &Found| Actor::Vcpu(VcpuId(found.finding.vcpu));
+        let actors = found.iter().map(actor).collect();
+        Self { stories, actors, places, open: Vec::new(), records: 0 }
+    }
+
+    /// Reads the next records.
+    pub fn read(&mut self, records: &[Record]) {
+        for record in records {
+            let Self { stories, open, .. } = self;
+            open.retain_mut(|(actor, left, story)| {
+                *left -= 1;
+                *left > 0 && (record.actor != *actor || stories[*story].tell(record))
+            });
+            while let Some(&(at, place, n)) = self.places.last()
+                && at == self.records
+            {
+                self.places.pop();
+                match place {
+                    Place::Cause => {
+                        self.stories[n].cause = line(record);
+                        self.open.push((self.actors[n], REACH, n));
+                    }
+                    Place::Seen => self.stories[n].seen = line(record),
+                }
+            }
+            self.records += 1;
+        }
+    }
+
+    pub fn finish(self) -> Vec<Story> {
+        self.stories
     }
 }
 
@@ -107,10 +165,7 @@ fn verdict(found: &Found) -> String {
     }
 }
 
-fn line(recording: &Recording, index: usize) -> Line {
-    let Some(record) = recording.records.get(index) else {
-        return Line { line: 0, time: 0, what: "before the first record".to_owned() };
-    };
+fn line(record: &Record) -> Line {
     let what = match &record.body {
         Body::Op(op) => {
             let event = Event { time: record.time, actor: record.actor, op: op.clone() };

@@ -3,7 +3,7 @@
 use tlbscope_trace::addr::{Gpa, Hpa, VcpuId};
 use tlbscope_trace::observe::World;
 use tlbscope_trace::op::RegWrite;
-use tlbscope_trace::recording::Recording;
+use tlbscope_trace::recording::Meta;
 use tlbscope_trace::regs::{Cr0, Efer, MmuKind, Regs, Vendor};
 
 /// What a recording shows of the architecture's state.
@@ -21,12 +21,12 @@ pub struct Shown {
 
 impl Shown {
     /// The state before the first record.
-    pub fn new(recording: &Recording, vendor: Vendor, mmu: MmuKind) -> Self {
+    pub fn new(meta: &Meta, vendor: Vendor, mmu: MmuKind) -> Self {
         let start = |mut regs: Regs| {
             follow_lma(&mut regs);
             regs
         };
-        let regs = recording.meta.initial_regs.iter().copied().map(start).collect();
+        let regs = meta.initial_regs.iter().copied().map(start).collect();
         Self { vendor, mmu, regs, none: Regs::default() }
     }
 

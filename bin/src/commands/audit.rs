@@ -26,6 +26,7 @@ use crate::showing::Showing;
 
 /// One recording with its audit.
 struct Audited {
+    /// Without its records, unless a report shows them.
     recording: Recording,
     input: Input,
     audit: Audit,
@@ -88,8 +89,21 @@ pub fn run(command: &args::Audit, global: &Global) -> Result<Verdict> {
 }
 
 fn one(path: &Path, command: &args::Audit, showing: &Showing) -> Result<Audited> {
-    let (recording, input) = input::open(path, &command.reading)?;
-    let mut audit = audit::run(&recording, &input.path, command.max_findings)?;
+    let (recording, input, mut audit) = if command.report.is_some() {
+        let (recording, input) = input::open(path, &command.reading)?;
+        let audit = audit::run(&recording, &input.path, command.max_findings)?;
+        (recording, input, audit)
+    } else {
+        let (mut passes, input) = input::passes(path, &command.reading)?;
+        let head = passes.head_alone();
+        let audit = audit::over(
+            &head,
+            |each| Ok::<_, anyhow::Error>(passes.pass(each)?),
+            &input.path,
+            command.max_findings,
+        )?;
+        (passes.head_alone(), input, audit)
+    };
     audit.accept(&showing.suppressions);
     Ok(Audited { recording, input, audit })
 }
@@ -133,8 +147,7 @@ fn detail_of(command: &args::Audit, one: &Audited, run: &document::Run) -> Value
 fn documented(command: &args::Audit, one: &Audited, showing: &Showing) -> Result<document::Run> {
     let audit = &one.audit;
     let by = |group: &Group| showing.suppression(audit.suppressed.get(group).copied()).cloned();
-    let item = |(n, found): (usize, &Found)| {
-        let story = Story::of(&one.recording, found);
+    let item = |(n, (found, story)): (usize, (&Found, &Story))| {
         let place = |line: &Line, event: u64| Place {
             event,
             line: line.line,
@@ -151,7 +164,7 @@ fn documented(command: &args::Audit, one: &Audited, showing: &Showing) -> Result
             suppressed: by(&found.finding.group()),
             cause: place(&story.cause, found.finding.cause),
             seen: Some(place(&story.seen, found.seen as u64)),
-            text: finding(&one.recording, &audit.summary.trace, found),
+            text: finding(one.recording.meta.vendor, &audit.summary.trace, found, story),
             detail,
             finding: found.finding.clone(),
         }
@@ -168,7 +181,7 @@ fn documented(command: &args::Audit, one: &Audited, showing: &Showing) -> Result
         policy: None,
         summary: serde_json::to_value(&audit.summary)?,
         losses: one.recording.meta.losses.clone(),
-        items: audit.found.iter().enumerate().map(item).collect(),
+        items: audit.found.iter().zip(&audit.stories).enumerate().map(item).collect(),
         groups: audit.groups.iter().map(|(group, count)| (*group, *count)).collect(),
         suppressed: audit.groups.keys().filter_map(|g| Some((*g, by(g)?))).collect(),
         more,
@@ -228,9 +241,8 @@ fn text(command: &args::Audit, global: &Global, one: &Audited, run: &document::R
 }
 
 /// One finding, as a compiler would put it.
-fn finding(recording: &Recording, trace: &str, found: &Found) -> String {
+fn finding(vendor: Option<Vendor>, trace: &str, found: &Found, story: &Story) -> String {
     let f = &found.finding;
-    let story = Story::of(recording, found);
     let mut out = String::new();
     let head = match f.kind {
         Kind::Missed { harmful: true } => "missed flush, harmful".to_owned(),
@@ -259,7 +271,7 @@ fn finding(recording: &Recording, trace: &str, found: &Found) -> String {
     let _ =
         writeln!(out, "{}", render::hanging("  so:    ", &format!("{}{address}", story.verdict)));
     if let Some(rule) = RULES.iter().find(|rule| rule.id == f.rule) {
-        let _ = writeln!(out, "{}", render::rule_lines(rule, recording.meta.vendor));
+        let _ = writeln!(out, "{}", render::rule_lines(rule, vendor));
     }
     out
 }

@@ -131,8 +131,9 @@ fn transitions(audit: &Audit) -> Table {
 
 fn run(one: &Recorded<'_>, budget: usize) -> Run {
     let (timeline, spans) = timeline::of_recording(one.recording, one.audit, budget);
+    let told = one.audit.found.iter().zip(&one.audit.stories).zip(&spans);
     let findings: Vec<Finding> =
-        one.audit.found.iter().zip(&spans).map(|(found, span)| finding(one, found, span)).collect();
+        told.map(|((found, story), span)| finding(one, found, story, span)).collect();
     let total: u64 = one.audit.groups.values().sum();
     let more = total.saturating_sub(findings.len() as u64);
     let ids = one.audit.found.iter().map(|found| found.finding.rule);
@@ -152,9 +153,8 @@ fn run(one: &Recorded<'_>, budget: usize) -> Run {
     }
 }
 
-fn finding(one: &Recorded<'_>, found: &Found, span: &Span) -> Finding {
+fn finding(one: &Recorded<'_>, found: &Found, story: &Story, span: &Span) -> Finding {
     let f = &found.finding;
-    let story = Story::of(one.recording, found);
     let (kind, tone) = verdict(f.kind);
     let accepted = one.audit.suppressed.contains_key(&f.group());
     let place = |line: &Line| format!("line {}, {}", line.line, instant(line.time));

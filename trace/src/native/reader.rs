@@ -80,6 +80,8 @@ pub struct Reader<R> {
     spent: u64,
     /// Time and actor of the operation before, where they are in order.
     last: Option<(Time, Actor)>,
+    /// Time and actor of the last record that was appended.
+    tail: Option<(Time, Actor)>,
     raw: Vec<u8>,
 }
 
@@ -107,6 +109,7 @@ impl<R: Read> Reader<R> {
             hole: None,
             spent: 0,
             last: None,
+            tail: None,
             raw: Vec::new(),
         };
         let have = reader.fill(8)?;
@@ -191,11 +194,10 @@ impl<R: Read> Reader<R> {
     /// # Errors
     /// None so far: damage is read around.
     pub fn append(&mut self, records: &mut Vec<Record>) -> Result<bool, NativeError> {
-        let last = records.last().map(|last| (last.time, last.actor));
         let lost = self.lost;
         let found = self.next_block()?;
         if self.lost > lost {
-            records.push(gap_after(last, self.lost - lost));
+            records.push(gap_after(self.tail, self.lost - lost));
         }
         let Some(frame) = found else {
             return Ok(false);
@@ -203,7 +205,10 @@ impl<R: Read> Reader<R> {
         let before = records.len();
         if !self.unpack(&frame, records) {
             records.truncate(before);
-            records.push(gap_after(last, u64::from(frame.records)));
+            records.push(gap_after(self.tail, u64::from(frame.records)));
+        }
+        if let Some(last) = records.last() {
+            self.tail = Some((last.time, last.actor));
         }
         Ok(true)
     }
