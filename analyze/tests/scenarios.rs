@@ -6,11 +6,16 @@ use std::path::{Path, PathBuf};
 use tlbscope_analyze::scenario::Scenario;
 
 fn files() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/scenarios");
     let mut files = Vec::new();
-    for folder in ["golden", "mechanics", "ops", "oracle", "races", "rules"] {
-        for entry in fs::read_dir(root.join(folder)).expect("the folder exists") {
-            files.push(entry.expect("it can be read").path());
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/scenarios")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("the folder exists") {
+            let path = entry.expect("it can be read").path();
+            match path.extension().and_then(|end| end.to_str()) {
+                _ if path.is_dir() => folders.push(path),
+                Some("toml") => files.push(path),
+                _ => {}
+            }
         }
     }
     files.sort();
