@@ -562,22 +562,18 @@ impl Observer for Oracle {
         if fill.kind != FillKind::Translation {
             return stamp.mark();
         }
-        let of = if fill.tag.class == Class::GuestPhysical { stamp.h } else { stamp.g };
+        let guest_physical = fill.tag.class == Class::GuestPhysical;
+        let of = if guest_physical { stamp.h } else { stamp.g };
         self.hardware.filled(&fill.tag, fill.global, self.now, of);
-        if fill.kind == FillKind::Translation {
-            let guest_physical = fill.tag.class == Class::GuestPhysical;
-            let frame = fill.copy.gpa.0;
-            let (shift, hpa) = (fill.size.shift(), fill.copy.hpa.0);
-            self.host.filled(frame, hpa, shift, fill.copy.write, self.now);
-            if guest_physical {
-                let shift = fill.size.shift();
-                let stamps = (stamp.h, stamp.n);
-                self.physical.insert(&fill.tag, frame >> shift, shift as u8, stamps);
-                // In L2 the walk goes on through it (`nested`).
-                if stamp.n != 0 && self.used_h_count < self.used_h.len() {
-                    self.used_h[self.used_h_count] = (stamp.h, stamp.n);
-                    self.used_h_count += 1;
-                }
+        let (frame, shift) = (fill.copy.gpa.0, fill.size.shift());
+        self.host.filled(frame, fill.copy.hpa.0, shift, fill.copy.write, self.now);
+        if guest_physical {
+            let stamps = (stamp.h, stamp.n);
+            self.physical.insert(&fill.tag, frame >> shift, shift as u8, stamps);
+            // In L2 the walk goes on through it (`nested`).
+            if stamp.n != 0 && self.used_h_count < self.used_h.len() {
+                self.used_h[self.used_h_count] = (stamp.h, stamp.n);
+                self.used_h_count += 1;
             }
         }
         stamp.mark()
