@@ -22,7 +22,7 @@ use crate::args::Reading;
 pub struct Input {
     /// As it was typed.
     pub path: String,
-    /// xxh3 of its bytes, 16 hexadecimal digits; empty for standard input.
+    /// xxh3 of its bytes, 16 hexadecimal digits; empty for standard input and pipes.
     pub digest: String,
 }
 
@@ -30,7 +30,7 @@ impl Input {
     /// The digest of a file.
     pub fn of_file(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        if name == "-" {
+        if source::once(path) {
             return Ok(Self { path: name, digest: String::new() });
         }
         let failed = || format!("cannot read {}", path.display());

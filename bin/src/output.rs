@@ -29,8 +29,13 @@ pub fn report(error: &anyhow::Error, color: Color) {
     let word = if coloured { "\x1b[1;31merror\x1b[0m" } else { "error" };
     // There is nowhere to report a failure to write to standard error.
     let _ = writeln!(io::stderr(), "{word}: {error}");
-    for cause in error.chain().skip(1) {
-        let _ = writeln!(io::stderr(), "  because: {cause}");
+    let mut said = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // Some errors tell their cause themselves.
+        if !said.contains(&cause) {
+            let _ = writeln!(io::stderr(), "  because: {cause}");
+        }
+        said = cause;
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::native::{Batch, Header, NativeError, Reader};
 use crate::op::Event;
 use crate::recording::{Census, Meta, Recording};
-use crate::source::Stream;
+use crate::source::{Stream, once};
 use crate::{Error, Opened, Options};
 
 /// Operations of a batch that is cut from a trace in memory.
@@ -134,14 +134,14 @@ impl Feed {
         }
     }
 
-    /// Begins again; false if that cannot be: standard input, read as a stream, is gone.
+    /// Begins again; false if that cannot be: standard input or a pipe, read as a stream, is gone.
     ///
     /// # Errors
     /// The file cannot be opened again.
     pub fn rewind(&mut self, path: &Path) -> Result<bool, Error> {
         match &mut self.source {
             Source::Memory { given, .. } => *given = 0,
-            Source::Native(_) if path.as_os_str() == "-" => return Ok(false),
+            Source::Native(_) if once(path) => return Ok(false),
             Source::Native(reader) => match crate::open_lazily(path, &Options::default())? {
                 Opened::Native(again) => *reader = again,
                 Opened::Whole(_) => return Ok(false),
@@ -170,7 +170,7 @@ impl Feed {
                     }
                 }
             }
-            Source::Native(_) if path.as_os_str() == "-" => {}
+            Source::Native(_) if once(path) => {}
             Source::Native(_) => {
                 let Opened::Native(mut reader) = crate::open_lazily(path, &Options::default())?
                 else {

@@ -240,7 +240,7 @@ fn anywhere(
     sink: &mut dyn Sink,
 ) -> Result<Imported, Error> {
     // A plain file needs no copy.
-    let mut file = std::fs::File::open(path).ok();
+    let mut file = if source::once(path) { None } else { std::fs::File::open(path).ok() };
     let mut magic = [0; 10];
     let plain = file.as_mut().is_some_and(|file| file.read_exact(&mut magic).is_ok());
     let plain = plain && (import::dat::looks_like(&magic) || import::perf::looks_like(&magic));

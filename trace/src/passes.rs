@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::native::Reader;
 use crate::recording::{Record, Recording};
-use crate::source::Stream;
+use crate::source::{Stream, once};
 use crate::{Error, Opened, Options, Order, open_lazily};
 
 /// A trace to be read several times.
@@ -22,7 +22,7 @@ impl Passes {
     /// # Errors
     /// As for [`crate::open_with`].
     pub fn open(path: &Path, options: &Options) -> Result<Self, Error> {
-        if path.as_os_str() == "-" {
+        if once(path) {
             return Ok(Self { head: crate::open_with(path, options)?, file: None });
         }
         match open_lazily(path, options)? {

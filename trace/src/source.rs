@@ -55,6 +55,12 @@ pub enum SourceError {
 /// A stream of unpacked bytes. The dynamic call behind it happens once a buffer.
 pub type Stream = BufReader<Box<dyn Read + Send>>;
 
+/// Whether an input can be read only once: standard input, a pipe.
+#[must_use]
+pub fn once(path: &Path) -> bool {
+    path.as_os_str() == "-" || path.metadata().is_ok_and(|of| !of.is_file() && !of.is_dir())
+}
+
 /// Opens a file, or standard input for `-`.
 ///
 /// # Errors

@@ -59,6 +59,26 @@ fn a_damaged_file_has_its_gaps_in_every_pass() {
 }
 
 #[test]
+fn a_pipe_is_read_once_and_kept() {
+    let whole = open(Path::new(RECORDING)).expect("the recording");
+    let file = native_file(&whole);
+    let folder = tempfile::tempdir().expect("a folder");
+    let pipe = folder.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo runs").success());
+    let bytes = std::fs::read(file.path()).expect("it is there");
+    let writer = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::write(pipe, bytes)
+    });
+    let mut passes = Passes::open(&pipe, &Options::default()).expect("it opens");
+    for _ in 0..2 {
+        assert_eq!(pass(&mut passes).expect("it reads"), whole.records);
+    }
+    writer.join().expect("no panic").expect("it is written");
+}
+
+#[test]
 fn times_out_of_order_are_an_error_that_names_the_line() {
     let mut whole = open(Path::new(RECORDING)).expect("the recording");
     whole.records[100].time.0 = u64::MAX / 2;

@@ -12,7 +12,7 @@ use crate::{input, output};
 
 /// Runs the command.
 pub fn run(command: &Import, global: &Global) -> Result<Verdict> {
-    // The digest takes a reading of its own, for which a pipe has nothing left.
+    // The digest takes a reading of its own.
     let read = match global.format {
         Format::Json => Some(input::Input::of_file(&command.input)?),
         _ => None,
