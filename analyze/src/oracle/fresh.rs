@@ -264,3 +264,35 @@ pub fn fresh<W: World>(world: &W, regs: &Regs, access: &Access) -> Fresh {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// SDM vol. 3, 4.6.2: WD refuses data writes, of a supervisor only with CR0.WP = 1; AD refuses both;
+    /// fetches and supervisor pages know no key. Error codes: P, W/R, U/S and PK are bits 0, 1, 2, 5.
+    #[test]
+    fn protection_keys() {
+        let code = |kind, user, wp: bool, pkru, page_user| {
+            let mut regs = Regs { pkru, ..Regs::default() };
+            regs.cr0 = (Cr0::PE | Cr0::PG).bits() | if wp { Cr0::WP.bits() } else { 0 };
+            regs.cr4 = (Cr4::PAE | Cr4::PKE).bits();
+            regs.efer = (Efer::LME | Efer::LMA).bits();
+            let access = Access { gva: Gva(0x7000), kind, user, ac: false };
+            refused(&regs, &access, true, page_user, false, 1)
+        };
+        let (read, write, exec) = (AccessKind::Read, AccessKind::Write, AccessKind::Exec);
+        // Key 1: AD is bit 2, WD bit 3.
+        let (ad, wd) = (0b0100, 0b1000);
+        assert_eq!(code(read, true, true, wd, true), None);
+        assert_eq!(code(write, true, true, wd, true), Some(0x27));
+        assert_eq!(code(write, true, false, wd, true), Some(0x27), "WP is a supervisor's");
+        assert_eq!(code(write, false, true, wd, true), Some(0x23));
+        assert_eq!(code(write, false, false, wd, true), None);
+        assert_eq!(code(read, true, true, ad, true), Some(0x25));
+        assert_eq!(code(read, false, false, ad, true), Some(0x21));
+        assert_eq!(code(exec, true, true, ad, true), None);
+        assert_eq!(code(write, false, true, wd, false), None);
+        assert_eq!(code(write, true, true, wd << 2, true), None, "another key's");
+    }
+}
