@@ -259,3 +259,23 @@ fn probes_with_an_address_only_are_taken_by_well_known_names_and_that_is_said() 
     assert_eq!(r.census.understood["kvm_set_cr0 (return)"], 1);
     assert!(r.meta.evidence.iter().any(|e| e.starts_with("assumption: 2 events")));
 }
+
+/// More text than all blocks in hand hold: every line is read, in order, and keeps its number.
+#[test]
+fn long_text_is_read_line_by_line() {
+    let lines = 100_000_u32;
+    let line = |n: u32| {
+        let (seconds, rest) = (n / 1_000_000, n % 1_000_000);
+        format!("vmm-1 [000] ..... {seconds}.{rest:06}: kvm_cr: cr_write 3 = 0x{n:x}000\n")
+    };
+    // The thread's vCPU is known from an entry.
+    let entry = "vmm-1 [000] ..... 0.000000: kvm_entry: vcpu 0, rip 0x7000\n".to_owned();
+    let text: String = std::iter::once(entry).chain((0..lines).map(line)).collect();
+    assert!(text.len() > 5 << 20, "{}", text.len());
+    let recording = import(text.as_bytes(), "long").expect("it imports");
+    let written = recording.ops().filter_map(|(record, op)| match op {
+        Op::Cr3(value) => Some((record.line, *value)),
+        _ => None,
+    });
+    assert!(written.eq((0..lines).map(|n| (n + 2, u64::from(n) << 12))));
+}
