@@ -637,3 +637,24 @@ fn a_walk_through_a_released_table_is_missed() {
     assert_eq!(structure_use(MmuKind::Tdp, release(0x3000)), Some(false), "a table above it");
     assert_eq!(structure_use(MmuKind::Tdp, release(0x5000)), None);
 }
+
+/// What a walk was found to give is asked again as soon as the tables are stored to or the registers
+/// change: each makes a copy impossible that was possible a moment ago.
+#[test]
+fn what_is_known_of_a_shadow_entry_is_asked_again_after_a_change() {
+    let impossible = |change: &dyn Fn(&mut Stage)| {
+        let mut s = shadowed();
+        for _ in 0..2 {
+            let held = s.fill(7, 0x50000, ALL, LEAF);
+            assert_eq!(s.access(&held, AccessKind::Read, Outcome::Gpa(held.copy.gpa)), None);
+        }
+        change(&mut s);
+        let held = s.fill(7, 0x50000, ALL, LEAF);
+        s.access(&held, AccessKind::Read, Outcome::Gpa(held.copy.gpa)).is_some()
+    };
+    assert!(!impossible(&|_| {}), "nothing has changed");
+    // Another page stands in the guest's entry, which the hypervisor lets stand as it was.
+    assert!(impossible(&|s| s.map(7, 0x60000, ALL)), "a store");
+    // The copy of another table than the one behind CR3.
+    assert!(impossible(&|s| s.w.regs[0].cr3 = 0x8001), "the registers");
+}
