@@ -778,6 +778,11 @@ pub struct Mark {
     pub n: u64,
 }
 
+impl Mark {
+    /// No bit set.
+    pub const ZERO: Self = Self { g: 0, h: 0, n: 0 };
+}
+
 /// What was read to make a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Source {

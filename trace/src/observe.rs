@@ -88,11 +88,55 @@ pub trait Observer {
         let _ = (at, access, world);
     }
 
-    /// Whether an access that a cached copy with this mark permits means nothing to this observer: it
-    /// then need not be told. Most accesses are of this kind.
-    fn indifferent<W: World>(&self, vcpu: VcpuId, mark: Mark, world: &W) -> bool {
-        let _ = (vcpu, mark, world);
+    /// The copies of which this observer need not be told that an access of `vcpu` used one which
+    /// permits it: most accesses are of this kind. That holds until anything else happens. `None`:
+    /// it wants to be told of every access.
+    fn indifferent<W: World>(&self, vcpu: VcpuId, world: &W) -> Option<Marks> {
+        let _ = (vcpu, world);
+        None
+    }
+
+    /// Whether there was nothing to say of the copy that the access told last used, so that
+    /// [`Marks::note`] may be noted on it.
+    fn approves(&self) -> bool {
         false
+    }
+}
+
+/// Copies of which an observer need not be told: those with a mark in which the bits that are set in
+/// `bits` are as in `are`, and either no word is less than in `least`, or the note on the copy is `note`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// Lower bound of each word.
+    pub least: Mark,
+    /// The bits that must be as in [`Marks::are`].
+    pub bits: Mark,
+    /// What they must be.
+    pub are: Mark,
+    /// What is noted on copies that were [approved](Observer::approves) and would be again. 0: nothing is.
+    pub note: u64,
+}
+
+impl Marks {
+    /// Any mark.
+    pub const ALL: Self = Self { least: Mark::ZERO, bits: Mark::ZERO, are: Mark::ZERO, note: 0 };
+
+    /// Whether a copy with this mark and this note on it is one of them.
+    #[inline]
+    #[must_use]
+    pub const fn has(&self, mark: Mark, note: u64) -> bool {
+        let Self { least, bits, are, .. } = self;
+        let differ = (mark.g ^ are.g) & bits.g | (mark.h ^ are.h) & bits.h | (mark.n ^ are.n) & bits.n;
+        let young = mark.g >= least.g && mark.h >= least.h && mark.n >= least.n;
+        differ == 0 && (young || note != 0 && note == self.note)
+    }
+
+    /// Marks that are among both: all of them where one of the two is [`Marks::ALL`], else none.
+    fn and(self, other: Self) -> Option<Self> {
+        match (self, other) {
+            (marks, Self::ALL) | (Self::ALL, marks) => Some(marks),
+            _ => None,
+        }
     }
 }
 
@@ -101,8 +145,8 @@ pub trait Observer {
 pub struct Nobody;
 
 impl Observer for Nobody {
-    fn indifferent<W: World>(&self, _: VcpuId, _: Mark, _: &W) -> bool {
-        true
+    fn indifferent<W: World>(&self, _: VcpuId, _: &W) -> Option<Marks> {
+        Some(Marks::ALL)
     }
 }
 
@@ -150,7 +194,11 @@ impl<A: Observer, B: Observer> Observer for (A, B) {
     }
 
     #[inline]
-    fn indifferent<W: World>(&self, vcpu: VcpuId, mark: Mark, world: &W) -> bool {
-        self.0.indifferent(vcpu, mark, world) && self.1.indifferent(vcpu, mark, world)
+    fn indifferent<W: World>(&self, vcpu: VcpuId, world: &W) -> Option<Marks> {
+        self.0.indifferent(vcpu, world)?.and(self.1.indifferent(vcpu, world)?)
+    }
+
+    fn approves(&self) -> bool {
+        self.0.approves()
     }
 }

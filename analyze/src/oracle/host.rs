@@ -239,6 +239,13 @@ impl Host {
         if due > reused { due } else { reused }
     }
 
+    /// When anything last became due or was released.
+    #[must_use]
+    pub const fn latest_ruled(&self) -> u64 {
+        let (dead, reused) = (self.latest_dead, self.reused.latest());
+        if dead > reused { dead } else { reused }
+    }
+
     /// When the backing of some frame changed last.
     #[must_use]
     pub fn latest_change(&self) -> u64 {

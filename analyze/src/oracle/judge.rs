@@ -40,7 +40,8 @@ pub(super) enum Cause {
 
 impl Oracle {
     pub(super) fn judge<W: World>(&mut self, at: &At, id: usize, a: &Accessed, world: &W) {
-        if !self.uses.is_empty() {
+        let by_structures = !self.uses.is_empty();
+        if by_structures {
             self.judge_structures(at, id, a, world);
         }
         let Via::Copy { mark, tag, global, copy, .. } = a.via else { return };
@@ -61,6 +62,7 @@ impl Oracle {
         let regs = world.regs(VcpuId(id as u16));
         let other_mode = shadow && stamp.mode != STRAYED && stamp.mode != mode(regs);
         if cause.is_none() && !faulted && !other_mode {
+            self.approved = !by_structures && stamp.mode != STRAYED;
             return;
         }
         let now = fresh_now(world, id, regs, &a.access);

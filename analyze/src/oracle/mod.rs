@@ -39,7 +39,7 @@ use tlbscope_trace::act::{
     Accessed, Act, ArchOp, At, Class, Context, Fill, FillKind, FreeWhy, Instead, Mark, Source, Tag,
 };
 use tlbscope_trace::addr::{Ep4ta, Gpa, Hpa, PageSize, Sp, VcpuId};
-use tlbscope_trace::observe::{Observer, World};
+use tlbscope_trace::observe::{Marks, Observer, World};
 use tlbscope_trace::op::Actor;
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs};
 use tlbscope_trace::state::Word;
@@ -121,6 +121,8 @@ pub struct Oracle {
     physical: Physical,
     /// Verdict on the last access: whether it was a missed flush, and harmful.
     verdict: Option<bool>,
+    /// The last access used a copy, and nothing outlawed it.
+    approved: bool,
     /// What is known of shadow entries that are filled from again and again.
     #[serde(skip)]
     known: Known,
@@ -174,6 +176,13 @@ impl Stamp {
             h: self.h << 8 | u64::from(self.mode),
             n: self.n,
         }
+    }
+
+    /// The marks of possible copies, outside L2, with stamps no older than these, and of this mode.
+    fn marks(g: u64, h: u64, mode: Option<u8>, note: u64) -> Marks {
+        let bits = Mark { g: 8, h: mode.map_or(0, |_| 0xff), n: !0 };
+        let are = Mark { h: mode.map_or(0, u64::from), ..Mark::ZERO };
+        Marks { least: Mark { g: g << 4, h: h << 8, n: 0 }, bits, are, note }
     }
 
     const fn of(mark: Mark) -> Self {
@@ -279,6 +288,18 @@ impl Oracle {
     #[must_use]
     pub const fn verdict(&self) -> Option<bool> {
         self.verdict
+    }
+
+    /// What a copy that nothing outlaws on this vCPU carries until anything is owed, due, released or
+    /// given away once more: each of these happens at an instant of its own. 0 under a tag of L1's
+    /// processor, where other floors hold.
+    fn note(&self, vcpu: VcpuId) -> u64 {
+        let floors = &self.vcpus[usize::from(vcpu.0)].floors;
+        if floors.tag() != 0 {
+            return 0;
+        }
+        let ruled = self.hardware.latest_birth().max(self.host.latest_ruled());
+        (ruled.max(floors.latest) + 1) << 16 | u64::from(vcpu.0)
     }
 
     /// The vCPU an observation is about; unknown ones are made.
@@ -582,6 +603,7 @@ impl Observer for Oracle {
     fn access<W: World>(&mut self, at: &At, access: &Accessed, world: &W) {
         self.now += 1;
         self.verdict = None;
+        self.approved = false;
         if let Some(id) = self.vcpu(at) {
             self.judge(at, id, access, world);
             self.judge_freed_table(at, id, access, world);
@@ -593,18 +615,20 @@ impl Observer for Oracle {
     /// The copy is younger than everything which could outlaw one. Nothing is left of the access
     /// before, so nothing has to be noted.
     #[inline]
-    fn indifferent<W: World>(&self, vcpu: VcpuId, mark: Mark, world: &W) -> bool {
-        let Some(of) = self.vcpus.get(usize::from(vcpu.0)) else { return false };
-        let stamp = Stamp::of(mark);
-        let oldest = stamp.g.min(stamp.h);
-        stamp.g > of.floors.latest
-            && oldest >= self.hardware.latest_birth()
-            && oldest >= self.host.latest()
-            && !stamp.impossible
-            && stamp.n == 0
-            && (world.mmu() == MmuKind::Tdp || stamp.mode == mode(world.regs(vcpu)))
-            && self.verdict.is_none()
-            && self.uses.is_empty()
+    fn indifferent<W: World>(&self, vcpu: VcpuId, world: &W) -> Option<Marks> {
+        let of = self.vcpus.get(usize::from(vcpu.0))?;
+        if self.verdict.is_some() || !self.uses.is_empty() {
+            return None;
+        }
+        let since = self.hardware.latest_birth().max(self.host.latest());
+        let (g, h) = (since.max(of.floors.latest + 1), since);
+        let shadow = world.mmu() == MmuKind::Shadow;
+        let mode = shadow.then(|| mode(world.regs(vcpu)));
+        Some(Stamp::marks(g, h, mode, self.note(vcpu)))
+    }
+
+    fn approves(&self) -> bool {
+        self.approved
     }
 }
 

@@ -120,7 +120,13 @@ impl Run {
     ///
     /// The first event that the machine cannot carry out.
     pub fn feed(&mut self, first: u64, events: &[Event], lines: &[u32]) -> Result<(), ReplayError> {
-        for (at, event) in events.iter().enumerate() {
+        let mut at = 0;
+        loop {
+            // A run that is taken apart counts each event.
+            if self.breakdown.is_none() {
+                at += self.machine.hits(&events[at..], first + at as u64, &self.watching);
+            }
+            let Some(event) = events.get(at) else { break };
             let index = first + at as u64;
             let line = || lines.get(at).copied().unwrap_or(0);
             match self.step(event, index) {
@@ -132,6 +138,7 @@ impl Run {
                     return Err(self.setup.refused(&self.policy, index, line(), refused));
                 }
             }
+            at += 1;
         }
         self.events += events.len() as u64;
         Ok(())

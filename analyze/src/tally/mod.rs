@@ -7,9 +7,9 @@
 mod key;
 mod window;
 
-use tlbscope_trace::act::{Act, At, Hook, HookBy, Inv, Mark, Request, RootLookup};
+use tlbscope_trace::act::{Act, At, Hook, HookBy, Inv, Request, RootLookup};
 use tlbscope_trace::addr::VcpuId;
-use tlbscope_trace::observe::{Observer, World};
+use tlbscope_trace::observe::{Marks, Observer, World};
 use tlbscope_trace::op::Actor;
 
 pub use key::{Counts, Key};
@@ -190,8 +190,8 @@ impl Observer for Tally {
 
     /// Accesses are not counted.
     #[inline]
-    fn indifferent<W: World>(&self, _: VcpuId, _: Mark, _: &W) -> bool {
-        true
+    fn indifferent<W: World>(&self, _: VcpuId, _: &W) -> Option<Marks> {
+        Some(Marks::ALL)
     }
 }
 

@@ -41,9 +41,13 @@ impl Rights {
 /// What of the registers an access is checked against, whatever its translation.
 #[derive(Clone, Copy, Debug)]
 pub struct Live {
-    cr0: Cr0,
-    cr4: Cr4,
-    efer: Efer,
+    paging: bool,
+    wp: bool,
+    smep: bool,
+    smap: bool,
+    nxe: bool,
+    /// Protection keys are in force: only in 4- and 5-level paging.
+    keys: bool,
     pkru: u32,
 }
 
@@ -52,52 +56,51 @@ impl Live {
     #[inline]
     #[must_use]
     pub const fn of(regs: &Regs) -> Self {
-        Self { cr0: regs.cr0(), cr4: regs.cr4(), efer: regs.efer(), pkru: regs.pkru }
+        let (cr0, cr4, efer) = (regs.cr0(), regs.cr4(), regs.efer());
+        Self {
+            paging: cr0.contains(Cr0::PG),
+            wp: cr0.contains(Cr0::WP),
+            smep: cr4.contains(Cr4::SMEP),
+            smap: cr4.contains(Cr4::SMAP),
+            nxe: efer.contains(Efer::NXE),
+            keys: cr4.contains(Cr4::PKE) && efer.contains(Efer::LMA),
+            pkru: regs.pkru,
+        }
     }
 
     /// Of the registers that the hardware runs with in shadow mode: WP is forced on (facts/kvm.md
-    /// 1.2), and the shadow tables have 8-byte entries with XD whatever the guest's mode (7.2).
+    /// 1.2), and the shadow tables have XD whatever the guest's mode (7.2).
     #[inline]
     #[must_use]
     pub const fn shadowed(self) -> Self {
-        let (cr0, cr4) = (self.cr0.union(Cr0::WP), self.cr4.union(Cr4::PAE));
-        Self { cr0, cr4, efer: self.efer.union(Efer::NXE), ..self }
+        Self { wp: true, nxe: true, ..self }
     }
 }
 
 /// Whether a key refuses a data access: AD, or WD on a write of a user access or with CR0.WP = 1.
-/// Only 4- and 5-level paging has keys; IA32_PKRS is not modelled, so supervisor pages have none.
+/// IA32_PKRS is not modelled, so supervisor pages have no keys.
 #[inline]
 fn key_refuses(rights: Rights, access: &Access, live: Live) -> bool {
-    if access.kind == AccessKind::Exec
-        || !rights.user
-        || !live.cr4.contains(Cr4::PKE)
-        || !live.efer.contains(Efer::LMA)
-    {
+    if !live.keys || access.kind == AccessKind::Exec || !rights.user {
         return false;
     }
     let pair = live.pkru >> (2 * u32::from(rights.key & 15));
-    let obeys_wd = access.user || live.cr0.contains(Cr0::WP);
+    let obeys_wd = access.user || live.wp;
     pair & 1 != 0 || (pair & 2 != 0 && access.kind == AccessKind::Write && obeys_wd)
 }
 
-/// Whether R/W, U/S and XD refuse the access.
+/// Whether R/W, U/S and XD refuse the access. Without a branch: what the next access is cannot be
+/// foreseen.
 #[inline]
 fn path_refuses(rights: Rights, access: &Access, live: Live) -> bool {
-    let cr4 = live.cr4;
+    let (write, exec) = (access.kind == AccessKind::Write, access.kind == AccessKind::Exec);
+    let kernel_page = access.user & !rights.user;
+    let no_user_page = exec & live.smep | !exec & live.smap & !access.ac;
+    let user_page = !access.user & rights.user & no_user_page;
+    let read_only = write & !rights.write & (access.user | live.wp);
     // XD counts only while NXE = 1; an entry cached before NXE was cleared keeps translating.
-    let xd = rights.xd && live.efer.contains(Efer::NXE);
-    let user_page_bars = match access.kind {
-        _ if access.user => !rights.user,
-        AccessKind::Exec => rights.user && cr4.contains(Cr4::SMEP),
-        _ => rights.user && cr4.contains(Cr4::SMAP) && !access.ac,
-    };
-    let kind_bars = match access.kind {
-        AccessKind::Read => false,
-        AccessKind::Write => !rights.write && (access.user || live.cr0.contains(Cr0::WP)),
-        AccessKind::Exec => xd,
-    };
-    user_page_bars || kind_bars
+    let no_exec = exec & rights.xd & live.nxe;
+    kernel_page | user_page | read_only | no_exec
 }
 
 /// Checks an access against the rights of its translation. With paging off nothing is refused.
@@ -126,8 +129,7 @@ pub fn refused(rights: Rights, access: &Access, regs: &Regs) -> u32 {
 #[inline]
 #[must_use]
 pub fn permits(rights: Rights, access: &Access, live: Live) -> bool {
-    !live.cr0.contains(Cr0::PG)
-        || !path_refuses(rights, access, live) && !key_refuses(rights, access, live)
+    !live.paging || !path_refuses(rights, access, live) && !key_refuses(rights, access, live)
 }
 
 /// The error code of an access to an address without a translation: P = 0.

@@ -124,7 +124,8 @@ impl Machine {
         }
         let offset = access.gva.0 & (entry.size.bytes() - 1);
         let (outcome, hpa) = (Outcome::Gpa(Gpa(copy.gpa.0 + offset)), Hpa(copy.hpa.0 + offset));
-        if self.config.apic_page || !o.indifferent(VcpuId(v as u16), entry.mark, self) {
+        let untold = o.indifferent(VcpuId(v as u16), self);
+        if self.config.apic_page || !untold.is_some_and(|marks| marks.has(entry.mark, 0)) {
             self.report(v, access, self.via(v, entry, fresh), outcome, hpa, o);
         }
         Used::Done(outcome)

@@ -1,17 +1,50 @@
 //! The access that most traces are made of: a vCPU that runs in the guest finds a translation which
 //! permits it. Nothing moves but what the TLB remembers of its use, so none of what surrounds other
-//! events (entries, waiting operations, the choice among orders) needs a look. The rest of the way
-//! leads through [`super::access`], which comes to the same result.
+//! events (entries, waiting operations, the choice among orders) needs a look, and what decides about
+//! one such access ([`Lane`]) decides about the next. The rest of the way leads through
+//! [`super::access`], which comes to the same result.
 
 use tlbscope_trace::act::{Accessed, At, Outcome, Tag, Via};
-use tlbscope_trace::addr::{Gpa, Hpa};
-use tlbscope_trace::observe::Observer;
-use tlbscope_trace::op::{AccessKind, Actor, Event, Op};
+use tlbscope_trace::addr::{Gpa, Hpa, VcpuId};
+use tlbscope_trace::observe::{Marks, Observer};
+use tlbscope_trace::op::{Access, AccessKind, Actor, Event, Op};
 use tlbscope_trace::regs::MmuKind;
 
 use super::{Machine, Step};
-use crate::arch::access::{self, Rights};
-use crate::tlb::Entry;
+use crate::arch::access::{self, Live, Rights};
+use crate::tlb::{Entry, Tlb};
+
+/// What decides whether an access of a vCPU is a hit. It stays as it is while nothing but hits happens.
+#[derive(Clone, Copy)]
+struct Lane {
+    id: VcpuId,
+    pcpu: usize,
+    live: Live,
+}
+
+/// What an access meets in the TLB.
+enum Met {
+    /// No translation.
+    Nothing,
+    /// One that does not permit it, or that a write has to set dirty first.
+    Obstacle,
+    /// One that permits it, in this slot.
+    Hit(usize),
+}
+
+impl Lane {
+    #[inline]
+    fn meets(&self, tlb: &Tlb, access: &Access) -> Met {
+        let Some(slot) = tlb.probe(access.gva) else { return Met::Nothing };
+        let copy = &tlb.entry(slot).copy;
+        let rights = Rights { write: copy.write, user: copy.user, xd: copy.xd, key: copy.key };
+        let clean_write = access.kind == AccessKind::Write && !copy.dirty;
+        if clean_write || !access::permits(rights, access, self.live) {
+            return Met::Obstacle;
+        }
+        Met::Hit(slot)
+    }
+}
 
 impl Machine {
     /// Whether nothing but the operation of a running vCPU itself can happen at an event: no order to
@@ -26,6 +59,65 @@ impl Machine {
             && !self.config.apic_page
     }
 
+    /// The lane of a vCPU that runs in the guest; its TLB is ready for it.
+    #[inline]
+    fn lane(&mut self, id: VcpuId) -> Option<Lane> {
+        let vcpu = self.vcpus.get(usize::from(id.0)).filter(|vcpu| vcpu.in_guest)?;
+        let pcpu = usize::from(vcpu.pcpu.0);
+        self.pcpus[pcpu].tlb.select(&vcpu.context.tag);
+        let live = Live::of(&vcpu.regs);
+        let live = if self.config.mmu == MmuKind::Shadow { live.shadowed() } else { live };
+        Some(Lane { id, pcpu, live })
+    }
+
+    /// Carries out events from the first on, as long as they are hits of which the observer need not be
+    /// told. Returns how many those were; the event behind them is for [`Machine::run`]. `first` is the
+    /// number of the first in the trace.
+    pub fn hits<O: Observer>(&mut self, events: &[Event], first: u64, o: &O) -> usize {
+        let mut done = 0;
+        while self.quiet
+            && let Some(Event { op: Op::Access(_), actor: Actor::Vcpu(id), .. }) = events.get(done)
+            && let Some(untold) = o.indifferent(*id, self)
+            && let Some(lane) = self.lane(*id)
+        {
+            let before = done;
+            let other = self.hits_of(&lane, untold, events, &mut done);
+            if done > before {
+                let Event { time, actor, .. } = events[done - 1];
+                self.at = At { event: first + done as u64 - 1, time, actor };
+            }
+            if !other {
+                break;
+            }
+        }
+        done
+    }
+
+    /// Those of one vCPU. Whether they end at an access of another one.
+    fn hits_of(&mut self, lane: &Lane, untold: Marks, events: &[Event], done: &mut usize) -> bool {
+        let tlb = &mut self.pcpus[lane.pcpu].tlb;
+        for event in &events[*done..] {
+            let (Op::Access(access), Actor::Vcpu(id)) = (&event.op, event.actor) else {
+                return false;
+            };
+            if id != lane.id {
+                return true;
+            }
+            match lane.meets(tlb, access) {
+                Met::Hit(slot) if untold.has(tlb.entry(slot).mark, tlb.note(slot)) => {
+                    tlb.touch(slot);
+                }
+                Met::Nothing => {
+                    self.missed = true;
+                    return false;
+                }
+                _ => return false,
+            }
+            *done += 1;
+        }
+        false
+    }
+
     /// Carries the event out if it is such an access; else nothing has happened.
     #[inline]
     pub(super) fn hit<O: Observer>(
@@ -35,27 +127,34 @@ impl Machine {
         o: &mut O,
     ) -> Option<Step> {
         let (Op::Access(access), Actor::Vcpu(id)) = (&event.op, event.actor) else { return None };
-        let vcpu = self.vcpus.get(usize::from(id.0)).filter(|vcpu| vcpu.in_guest)?;
-        let tlb = &mut self.pcpus[usize::from(vcpu.pcpu.0)].tlb;
-        let Some(entry) = tlb.lookup(&vcpu.context.tag, access.gva) else {
-            self.missed = true;
-            return None;
-        };
-        let Entry { copy, mark, size, global, pcid, .. } = *entry;
-        let rights = Rights { write: copy.write, user: copy.user, xd: copy.xd, key: copy.key };
-        let live = access::Live::of(&vcpu.regs);
-        let live = if self.config.mmu == MmuKind::Shadow { live.shadowed() } else { live };
-        let clean_write = access.kind == AccessKind::Write && !copy.dirty;
-        if clean_write || !access::permits(rights, access, live) {
+        if self.missed {
             return None;
         }
+        let lane = self.lane(id)?;
+        let tlb = &mut self.pcpus[lane.pcpu].tlb;
+        let slot = match lane.meets(tlb, access) {
+            Met::Hit(slot) => slot,
+            Met::Obstacle => return None,
+            Met::Nothing => {
+                self.missed = true;
+                return None;
+            }
+        };
+        tlb.touch(slot);
+        let Entry { copy, mark, size, global, pcid, .. } = *tlb.entry(slot);
+        let note = tlb.note(slot);
         let offset = access.gva.0 & (size.bytes() - 1);
         let (outcome, hpa) = (Outcome::Gpa(Gpa(copy.gpa.0 + offset)), Hpa(copy.hpa.0 + offset));
         self.at = At { event: index, time: event.time, actor: event.actor };
-        if !o.indifferent(id, mark, self) {
-            let tag = Tag { pcid, ..vcpu.context.tag };
+        if !o.indifferent(id, self).is_some_and(|marks| marks.has(mark, note)) {
+            let tag = Tag { pcid, ..self.vcpus[usize::from(id.0)].context.tag };
             let via = Via::Copy { mark, tag, global, copy, fresh: false };
             o.access(&self.at, &Accessed { access: *access, via, outcome, hpa }, self);
+            if o.approves()
+                && let Some(untold) = o.indifferent(id, self)
+            {
+                self.pcpus[lane.pcpu].tlb.set_note(slot, untold.note);
+            }
         }
         Some(Step { outcome: Some(outcome), ..Step::default() })
     }
@@ -65,9 +164,9 @@ impl Machine {
 mod tests {
     use proptest::prelude::*;
     use tlbscope_trace::act::Act;
-    use tlbscope_trace::addr::{Gva, PageSize, Time, VcpuId};
+    use tlbscope_trace::addr::{Gva, PageSize, Time};
     use tlbscope_trace::observe::World;
-    use tlbscope_trace::op::{Access, Perms, RegWrite};
+    use tlbscope_trace::op::{Perms, RegWrite};
     use tlbscope_trace::regs::{Cr0, Cr4, Efer, Vendor};
 
     use super::*;

@@ -131,6 +131,7 @@ impl Tlb {
         event: u64,
         dropped: &mut impl FnMut(&Tag, bool, u32),
     ) {
+        self.probes.tag = None;
         for c in self.containers.iter_mut().filter(|c| hit(c)) {
             c.psc_epoch = next_epoch(c.psc_epoch);
             if c.live == 0 {

@@ -6,6 +6,7 @@ mod invalidate;
 pub mod processors;
 mod store;
 
+use std::fmt;
 use std::ops::RangeInclusive;
 
 use rustc_hash::FxHashMap;
@@ -127,6 +128,8 @@ pub struct Tlb {
     psc: [Option<Store<PscEntry>>; 4],
     /// The last tag looked up and its PCID and global containers.
     last: Option<(Tag, [Option<u32>; 2])>,
+    #[serde(skip)]
+    probes: Probes,
     /// The last tag of guest-physical mappings and its container.
     last_physical: Option<(Tag, u32)>,
     sweep_at: [usize; 2],
@@ -138,6 +141,41 @@ const SWEEP: usize = 1 << 16;
 const SIZES: [PageSize; 4] =
     [PageSize::Size4K, PageSize::Size2M, PageSize::Size4M, PageSize::Size1G];
 
+/// One place where a translation is looked for: pages of one size in one container.
+#[derive(Clone, Copy, Debug, Default)]
+struct Probe {
+    /// Of page 0.
+    key: Key,
+    shift: u32,
+    epoch: u32,
+}
+
+impl Probe {
+    /// The live slot of this address.
+    #[inline]
+    fn find(&self, store: &Store<Entry>, address: u64) -> Option<usize> {
+        let at = store.find(self.key.of_page(address >> self.shift))?;
+        (store.head(at).epoch == self.epoch).then_some(at)
+    }
+}
+
+/// All places where a translation is looked for under one tag, its own PCID's before global ones. They
+/// follow from the containers, and hold until one of these is flushed or gets its first page of a size.
+#[derive(Clone, Default)]
+struct Probes {
+    /// `None`: to be made.
+    tag: Option<Tag>,
+    all: [Probe; 8],
+    count: usize,
+}
+
+impl fmt::Debug for Probes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Probes")
+    }
+}
+
+#[inline]
 fn key(container: u32, address: u64, size: PageSize) -> Key {
     Key::new(address >> size.shift(), container, size as u8)
 }
@@ -159,6 +197,7 @@ impl Tlb {
             nested: Store::new(geometry),
             psc: psc.map(|geometry| geometry.map(Store::new)),
             last: None,
+            probes: Probes::default(),
             last_physical: None,
             sweep_at: [SWEEP; 2],
             psc_sweep_at: [SWEEP; 4],
@@ -177,6 +216,7 @@ impl Tlb {
         let at = *self.by_key.entry(container_key(tag, space)).or_insert(next);
         if at == next {
             self.last = None;
+            self.probes.tag = None;
             self.containers.push(Container {
                 tag: *tag,
                 space,
@@ -232,33 +272,76 @@ impl Tlb {
         if space == Space::Physical { &mut self.nested } else { &mut self.entries }
     }
 
+    /// Where translations of a container are looked for: one place for each size that it has any of.
+    #[inline]
+    fn places(&self, container: u32) -> impl Iterator<Item = Probe> {
+        let c = &self.containers[container as usize];
+        let sizes = if c.live == 0 { &[][..] } else { &SIZES };
+        let held = sizes.iter().filter(|size| c.sizes[**size as usize] != 0);
+        held.map(move |size| Probe {
+            key: key(container, 0, *size),
+            shift: size.shift(),
+            epoch: c.epoch,
+        })
+    }
+
     /// The live slot that translates an address in a container, whose translations lie in `store`.
     #[inline]
     fn find_in(&self, store: &Store<Entry>, container: u32, address: u64) -> Option<usize> {
-        let c = &self.containers[container as usize];
-        if c.live == 0 {
-            return None;
+        self.places(container).find_map(|probe| probe.find(store, address))
+    }
+
+    /// Makes ready for lookups under this tag.
+    #[inline]
+    pub(crate) fn select(&mut self, tag: &Tag) {
+        if self.probes.tag != Some(*tag) {
+            self.make_probes(tag);
         }
-        for size in SIZES {
-            if c.sizes[size as usize] != 0
-                && let Some(at) = store.find(key(container, address, size))
-                && store.head(at).epoch == c.epoch
-            {
-                return Some(at);
-            }
+    }
+
+    fn make_probes(&mut self, tag: &Tag) {
+        let mut probes = Probes { tag: Some(*tag), ..Probes::default() };
+        for place in self.pair(tag).into_iter().flatten().flat_map(|of| self.places(of)) {
+            probes.all[probes.count] = place;
+            probes.count += 1;
         }
-        None
+        self.probes = probes;
+    }
+
+    /// The slot of the translation of `gva` under the tag that was [selected](Tlb::select).
+    #[inline]
+    pub(crate) fn probe(&self, gva: Gva) -> Option<usize> {
+        let Probes { all, count, .. } = &self.probes;
+        all[..*count].iter().find_map(|probe| probe.find(&self.entries, gva.0))
     }
 
     #[inline]
     fn find(&mut self, tag: &Tag, gva: Gva) -> Option<usize> {
-        let [pcid, global] = self.pair(tag);
-        if let Some(of) = pcid
-            && let Some(at) = self.find_in(&self.entries, of, gva.0)
-        {
-            return Some(at);
-        }
-        self.find_in(&self.entries, global?, gva.0)
+        self.select(tag);
+        self.probe(gva)
+    }
+
+    /// The translation in a slot.
+    #[inline]
+    pub(crate) fn entry(&self, slot: usize) -> &Entry {
+        self.entries.value(slot)
+    }
+
+    /// What the observer had noted on it.
+    #[inline]
+    pub(crate) fn note(&self, slot: usize) -> u64 {
+        self.entries.note(slot)
+    }
+
+    /// Notes it.
+    pub(crate) fn set_note(&mut self, slot: usize, note: u64) {
+        self.entries.set_note(slot, note);
+    }
+
+    /// Marks a slot most recently used.
+    #[inline]
+    pub(crate) fn touch(&mut self, slot: usize) {
+        self.entries.touch(slot);
     }
 
     /// The translation of `gva` under this tag's PCID, or a global one.
@@ -307,6 +390,9 @@ impl Tlb {
         }
         let c = &mut self.containers[at as usize];
         c.live += 1;
+        if c.sizes[entry.size as usize] == 0 {
+            self.probes.tag = None;
+        }
         c.sizes[entry.size as usize] += 1;
         c.fragments += u32::from(entry.guest_size > entry.size);
         ghost

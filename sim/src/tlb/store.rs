@@ -2,8 +2,8 @@
 //! its epoch is its container's; flushing a container is one increment.
 //!
 //! What is searched lies apart from what is found (`bodies`): a set is searched by `marks`, of which
-//! those of eight ways are half a cache line, and a way whose mark fits by its head; the unbounded table
-//! is one probe and one head.
+//! those of eight ways are one word, and a way whose mark fits by its head; the unbounded table is one
+//! probe and one head.
 
 use std::fmt;
 
@@ -13,11 +13,48 @@ use super::Geometry;
 pub(super) const DEAD: u32 = u32::MAX;
 /// Slots that an unbounded table begins with.
 const FIRST: usize = 16;
+/// In every mark of a way that something was put into.
+const OCCUPIED: u8 = 0x80;
+/// Ways whose marks are one word.
+const ROW: usize = 8;
+
+/// Sets and ways.
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
+struct Shape {
+    sets: usize,
+    ways: usize,
+    /// Words of marks of a set.
+    rows: usize,
+}
+
+impl Shape {
+    fn new(entries: u32, ways: u32) -> Self {
+        let ways = (ways as usize).max(1);
+        Self { sets: (entries as usize / ways).max(1), ways, rows: ways.div_ceil(ROW) }
+    }
+
+    /// The set of a page.
+    #[inline]
+    const fn set(self, page: u64) -> usize {
+        let sets = self.sets as u64;
+        (if sets.is_power_of_two() { page & (sets - 1) } else { page % sets }) as usize
+    }
+}
 
 /// What a slot is found by: a page (or region) of one size in one container. Two words, to be
 /// compared without a branch.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
 )]
 pub(super) struct Key {
     /// Address shifted right by the size.
@@ -47,11 +84,22 @@ impl Key {
         self.of as u8
     }
 
-    /// A word that tells most keys of a set apart.
+    /// The same of another page.
     #[inline]
-    const fn mark(&self) -> u32 {
-        let of = self.of as u32;
-        self.page as u32 ^ (self.page >> 32) as u32 ^ of.rotate_left(16)
+    pub const fn of_page(self, page: u64) -> Self {
+        Self { page, ..self }
+    }
+
+    /// A word of which every part tells keys apart.
+    #[inline]
+    const fn hash(&self) -> u64 {
+        (self.page ^ self.of.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// A byte that tells most keys of a set apart, and is none of an empty way.
+    #[inline]
+    const fn mark(&self) -> u8 {
+        (self.hash() >> 56) as u8 | OCCUPIED
     }
 
     #[inline]
@@ -82,8 +130,9 @@ impl Head {
 #[derive(Clone, Copy, Debug, Default, serde::Serialize, serde::Deserialize)]
 struct Body<V> {
     value: V,
-    /// The event that killed it by address; meaningful if the epoch is [`DEAD`].
-    killer: u64,
+    /// Of a dead one, whose epoch is [`DEAD`]: the event that killed it by address. Of a live one: what the
+    /// observer noted on it.
+    word: u64,
 }
 
 /// A slot that something was put into, as a state is written down.
@@ -99,6 +148,7 @@ struct Used<V> {
 pub(super) struct Evicted<V> {
     pub key: Key,
     pub epoch: u32,
+    /// Meaningful if the epoch is [`DEAD`].
     pub killer: u64,
     pub value: V,
 }
@@ -116,12 +166,13 @@ pub(super) struct Evicted<V> {
 pub(super) struct Store<V> {
     heads: Vec<Head>,
     bodies: Vec<Body<V>>,
-    /// The mark of each head, for sets of ways; else empty.
-    marks: Vec<u32>,
+    /// The marks of the heads of each set, in rows of eight bytes, 0 where there is no copy or no way;
+    /// empty for an unbounded table.
+    marks: Vec<u64>,
     /// Slots that something was put into.
     occupied: usize,
-    /// Sets and ways; `None`: unbounded, `heads` is a table with linear probing, half empty at least.
-    shape: Option<(usize, usize)>,
+    /// `None`: unbounded, `heads` is a table with linear probing, half empty at least.
+    shape: Option<Shape>,
     clock: u64,
 }
 
@@ -129,7 +180,7 @@ pub(super) struct Store<V> {
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 struct Written<V> {
     slots: usize,
-    shape: Option<(usize, usize)>,
+    shape: Option<Shape>,
     clock: u64,
     used: Vec<Used<V>>,
 }
@@ -171,28 +222,17 @@ impl<V: Copy + Default> Store<V> {
     pub fn new(geometry: Geometry) -> Self {
         let shape = match geometry {
             Geometry::Unbounded => None,
-            Geometry::Sets { entries, ways } => {
-                let ways = (ways as usize).max(1);
-                Some(((entries as usize / ways).max(1), ways))
-            }
+            Geometry::Sets { entries, ways } => Some(Shape::new(entries, ways)),
         };
-        let slots = shape.map_or(0, |(sets, ways)| sets * ways);
+        let slots = shape.map_or(0, |Shape { sets, ways, .. }| sets * ways);
         let (heads, bodies) = (vec![Head::EMPTY; slots], vec![Body::default(); slots]);
         let marks = marks(&heads, shape);
         Self { heads, bodies, marks, occupied: 0, shape, clock: 0 }
     }
 
-    /// The first way of the set of a page.
-    fn set(page: u64, (sets, ways): (usize, usize)) -> usize {
-        let sets = sets as u64;
-        let set = if sets.is_power_of_two() { page & (sets - 1) } else { page % sets };
-        set as usize * ways
-    }
-
     /// Where the probing of an unbounded table that is not empty begins.
     fn probe(&self, key: Key) -> usize {
-        let hash = (key.page ^ key.of.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (hash >> (64 - self.heads.len().trailing_zeros())) as usize
+        (key.hash() >> (64 - self.heads.len().trailing_zeros())) as usize
     }
 
     /// The slot of an unbounded table that has this key, or the empty one where it belongs.
@@ -209,8 +249,7 @@ impl<V: Copy + Default> Store<V> {
     #[inline]
     pub fn find(&self, key: Key) -> Option<usize> {
         if let Some(shape) = self.shape {
-            let first = Self::set(key.page, shape);
-            return self.way_of(key, first, shape.1);
+            return self.way_of(key, shape);
         }
         if self.heads.is_empty() {
             return None;
@@ -219,20 +258,18 @@ impl<V: Copy + Default> Store<V> {
         self.heads[at].occupied().then_some(at)
     }
 
-    /// The slot of this key among these ways.
+    /// The slot of this key in its set.
     #[inline]
-    fn way_of(&self, key: Key, first: usize, ways: usize) -> Option<usize> {
-        let set = self.marks.get(first..first + ways)?;
-        let mark = key.mark();
-        for (n, eight) in set.chunks(8).enumerate() {
+    fn way_of(&self, key: Key, shape: Shape) -> Option<usize> {
+        let Shape { ways, rows, .. } = shape;
+        let set = shape.set(key.page);
+        let marks = &self.marks[set * rows..][..rows];
+        for (row, marks) in marks.iter().enumerate() {
             // Every way is looked at: which of them it is cannot be foreseen, and a wrong guess costs
             // more than the rest of the set.
-            let mut fits = match <[u32; 8]>::try_from(eight) {
-                Ok(eight) => fitting(eight, mark),
-                Err(_) => fitting(eight.iter().copied(), mark),
-            };
+            let mut fits = fitting(*marks, key.mark());
             while fits != 0 {
-                let at = first + n * 8 + fits.trailing_zeros() as usize;
+                let at = set * ways + row * ROW + fits.trailing_zeros() as usize / 8;
                 if self.heads[at].key.is(&key) {
                     return Some(at);
                 }
@@ -257,6 +294,17 @@ impl<V: Copy + Default> Store<V> {
         &mut self.bodies[at].value
     }
 
+    /// What is noted on the live copy in a slot.
+    #[inline]
+    pub fn note(&self, at: usize) -> u64 {
+        self.bodies[at].word
+    }
+
+    /// Notes it.
+    pub fn set_note(&mut self, at: usize, note: u64) {
+        self.bodies[at].word = note;
+    }
+
     /// The numbers of all slots.
     pub fn slots(&self) -> std::ops::Range<usize> {
         0..self.heads.len()
@@ -271,7 +319,7 @@ impl<V: Copy + Default> Store<V> {
     /// An address-sized invalidation drops a copy in this event.
     pub fn kill(&mut self, at: usize, event: u64) {
         self.heads[at].epoch = DEAD;
-        self.bodies[at].killer = event;
+        self.bodies[at].word = event;
     }
 
     /// Marks a slot most recently used, where that decides what is evicted.
@@ -292,7 +340,12 @@ impl<V: Copy + Default> Store<V> {
         alive: impl Fn(&Head) -> bool,
     ) -> Option<Evicted<V>> {
         let at = match self.shape {
-            Some(shape) => self.way(key, shape, alive),
+            Some(shape) => {
+                let set = shape.set(key.page);
+                let way = self.way(key, set * shape.ways, shape.ways, alive);
+                set_mark(&mut self.marks[set * shape.rows + way / ROW], way % ROW, key.mark());
+                set * shape.ways + way
+            }
             None => {
                 if (self.occupied + 1) * 2 > self.heads.len() {
                     self.rebuild(|_| true);
@@ -300,25 +353,21 @@ impl<V: Copy + Default> Store<V> {
                 self.place(key)
             }
         };
-        if let Some(mark) = self.marks.get_mut(at) {
-            *mark = key.mark();
-        }
         self.clock += 1;
         let head = std::mem::replace(&mut self.heads[at], Head { key, epoch, used: self.clock });
-        let body = std::mem::replace(&mut self.bodies[at], Body { value, killer: 0 });
+        let body = std::mem::replace(&mut self.bodies[at], Body { value, word: 0 });
         if !head.occupied() {
             self.occupied += 1;
             return None;
         }
-        let (Head { key, epoch, .. }, Body { value, killer }) = (head, body);
+        let (Head { key, epoch, .. }, Body { value, word: killer }) = (head, body);
         Some(Evicted { key, epoch, killer, value })
     }
 
-    /// The way of its set that a key goes to: its own, else an empty or dead one, else the least
-    /// recently used.
-    fn way(&self, key: Key, shape: (usize, usize), alive: impl Fn(&Head) -> bool) -> usize {
-        let first = Self::set(key.page, shape);
-        let set = &self.heads[first..first + shape.1];
+    /// The way of a set, which begins at this slot, that a key goes to: its own, else an empty or dead
+    /// one, else the least recently used.
+    fn way(&self, key: Key, first: usize, ways: usize, alive: impl Fn(&Head) -> bool) -> usize {
+        let set = &self.heads[first..][..ways];
         // One word, to be compared at once: the clock stays far below its two high bits.
         let age = |head: &Head| match head {
             _ if head.key.is(&key) => 0,
@@ -332,7 +381,7 @@ impl<V: Copy + Default> Store<V> {
                 best = (age, way);
             }
         }
-        first + best.1
+        best.1
     }
 
     /// Forgets every copy that is not kept (unbounded only: sets are bounded as they are).
@@ -369,14 +418,75 @@ impl<V: Copy + Default> Store<V> {
 }
 
 /// The marks of heads that lie in sets.
-fn marks(heads: &[Head], shape: Option<(usize, usize)>) -> Vec<u32> {
-    let all = heads.iter().map(|head| head.key.mark());
-    all.take(if shape.is_some() { heads.len() } else { 0 }).collect()
+fn marks(heads: &[Head], shape: Option<Shape>) -> Vec<u64> {
+    let Some(shape) = shape else { return Vec::new() };
+    let mut marks = vec![0; shape.sets * shape.rows];
+    for (at, head) in heads.iter().enumerate().filter(|(_, head)| head.occupied()) {
+        let (set, way) = (at / shape.ways, at % shape.ways);
+        set_mark(&mut marks[set * shape.rows + way / ROW], way % ROW, head.key.mark());
+    }
+    marks
 }
 
-/// Which of up to eight marks fit: a bit for each.
+/// Writes one mark of a row.
 #[inline]
-fn fitting(marks: impl IntoIterator<Item = u32>, mark: u32) -> u32 {
-    let bits = marks.into_iter().zip([1, 2, 4, 8, 16, 32, 64, 128]);
-    bits.fold(0, |all, (of, bit)| all | if of == mark { bit } else { 0 })
+const fn set_mark(row: &mut u64, place: usize, mark: u8) {
+    let shift = 8 * place as u32;
+    *row = *row & !(0xff << shift) | (mark as u64) << shift;
+}
+
+/// The marks of a row that equal this one: the top bit of each byte that does. A byte above one that
+/// does may be among them though it differs; a byte that is 0 never is.
+#[inline]
+const fn fitting(row: u64, mark: u8) -> u64 {
+    const ONES: u64 = u64::MAX / 0xff;
+    // A byte is 0 where the marks are equal. Taking 1 from each sets the top bit of these, and of none
+    // that had it set: of no byte where one mark is occupied and the other empty.
+    let differs = row ^ ONES * mark as u64;
+    differs.wrapping_sub(ONES) & !differs & ONES << 7
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_gives_the_places_of_a_mark_and_no_empty_one() {
+        let mut row = 0;
+        for (place, mark) in [(0, 0x93), (2, 0x80), (3, 0x81), (7, 0x93)] {
+            set_mark(&mut row, place, mark);
+        }
+        assert_eq!(row, 0x9300_0000_8180_0093);
+        assert_eq!(fitting(row, 0x93), 1 << 63 | 1 << 7);
+        assert_eq!(fitting(row, 0x94), 0);
+        // 0x81 in the place above differs in one bit: it may be named, and the key then refuses it.
+        assert_eq!(fitting(row, 0x80) & (1 << 23), 1 << 23);
+        assert_eq!(fitting(row, 0x80) & !(1 << 23 | 1 << 31), 0);
+        set_mark(&mut row, 7, 0x85);
+        assert_eq!(row, 0x8500_0000_8180_0093);
+        assert_eq!(fitting(row, 0x93), 1 << 7);
+        assert_eq!(fitting(0, OCCUPIED), 0);
+    }
+
+    /// Every way of every set is found again, and the least recently used makes room.
+    #[test]
+    fn sets_of_any_width_find_what_they_hold() {
+        for (entries, ways) in [(1, 1), (6, 3), (64, 8), (96, 12), (40, 20), (16, 16)] {
+            let mut store = Store::<u32>::new(Geometry::Sets { entries, ways });
+            let sets = u64::from(entries / ways);
+            for page in 0..u64::from(entries) {
+                assert!(store.put(Key::new(page, 0, 0), 1, page as u32, |_| true).is_none());
+            }
+            for page in 0..u64::from(entries) {
+                let at = store.find(Key::new(page, 0, 0)).expect("it was put there");
+                assert_eq!(*store.value(at), page as u32);
+                assert_eq!(store.find(Key::new(page, 1, 0)), None);
+                store.touch(at);
+            }
+            let evicted = store.put(Key::new(u64::from(entries), 0, 0), 1, 0, |_| true);
+            assert_eq!(evicted.expect("the set is full").key.page, u64::from(entries) % sets);
+            let again = Store::from(Written::from(store.clone()));
+            assert_eq!(again.marks, store.marks);
+        }
+    }
 }

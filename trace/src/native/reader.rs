@@ -178,14 +178,16 @@ impl<R: Read> Reader<R> {
         if !self.header.as_ref().is_some_and(|header| header.ordered) {
             return Ok(());
         }
+        let Some(first) = batch.events.first() else { return Ok(()) };
+        let (mut time, mut actor) = self.last.unwrap_or((first.time, first.actor));
         for (at, event) in batch.events.iter().enumerate() {
-            let now = (event.time, event.actor);
-            if self.last.is_some_and(|last| now < last) {
+            if event.time < time || event.time == time && event.actor < actor {
                 let record = batch.first + at as u64;
                 return Err(NativeError::Order { name: self.name.clone(), record });
             }
-            self.last = Some(now);
+            (time, actor) = (event.time, event.actor);
         }
+        self.last = Some((time, actor));
         Ok(())
     }
 
