@@ -4,13 +4,15 @@
 //! addresses make local|uniform PAGES ACCESSES SEED OUT.tlbt     a native trace of loads
 //! addresses loop LOOPS OUT.tlbt                                unmap, flush, map, over and over
 //! addresses list TRACE > LIST                                  its accesses, one a line
+//! addresses from LIST TIMES OUT.tlbt                           a list of another program, so many times over
 //! ```
 //!
 //! A line of the list is `r`, `w` or `x` and the linear address: `r 0x40001008`.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::error::Error;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
@@ -27,9 +29,13 @@ const GVA: u64 = 0x4000_0000;
 const GPA: u64 = 0x100_0000;
 const PERMS: Perms = Perms { read: true, write: true, exec: true, user: false, global: false };
 
-fn map(page: u64, frame: u64) -> Op {
-    let (gva, gpa) = (Gva(GVA + page * 4096), Gpa(GPA + frame * 4096));
+fn mapped(gva: Gva, frame: u64) -> Op {
+    let gpa = Gpa(GPA + frame * 4096);
     Op::Map { gva, gpa, size: PageSize::Size4K, perms: PERMS, root: None }
+}
+
+fn map(page: u64, frame: u64) -> Op {
+    mapped(Gva(GVA + page * 4096), frame)
 }
 
 /// Numbers below a bound, the same on every machine (splitmix64).
@@ -59,6 +65,21 @@ fn accesses(local: bool, pages: u64, count: u64, seed: u64) -> impl Iterator<Ite
         Op::Access(Access { gva, kind: AccessKind::Read, user: false, ac: false })
     });
     (0..pages).map(|page| map(page, page)).chain(loads)
+}
+
+/// The addresses of a list as loads, so many times over, from pages that are mapped first.
+fn listed(list: &str, times: usize) -> Result<Vec<Op>, Box<dyn Error>> {
+    let address = |line: &str| {
+        let digits = line.split_whitespace().nth(1)?.strip_prefix("0x")?;
+        u64::from_str_radix(digits, 16).ok().map(Gva)
+    };
+    let read = |(n, line)| address(line).ok_or_else(|| format!("line {}: {line}", n + 1));
+    let addresses = (0..).zip(list.lines()).map(read).collect::<Result<Vec<Gva>, _>>()?;
+    let pages: BTreeSet<u64> = addresses.iter().map(|gva| gva.0 / 4096).collect();
+    let loads = (0..times).flat_map(|_| &addresses).map(|gva| {
+        Op::Access(Access { gva: *gva, kind: AccessKind::Read, user: false, ac: false })
+    });
+    Ok((0..).zip(pages).map(|(frame, page)| mapped(Gva(page * 4096), frame)).chain(loads).collect())
 }
 
 /// One page that is unmapped, flushed and mapped to another frame.
@@ -121,8 +142,14 @@ fn main() -> Result<(), Box<dyn Error>> {
             write(remaps(loops), 1 + 3 * loops, MmuKind::Tdp, path)
         }
         ["list", path] => list(path),
+        ["from", list, times, path] => {
+            let ops = listed(&fs::read_to_string(list)?, times.parse()?)?;
+            let count = ops.len() as u64;
+            write(ops.into_iter(), count, MmuKind::Shadow, path)
+        }
         _ => {
-            Err("addresses make KIND PAGES ACCESSES SEED OUT | loop LOOPS OUT | list TRACE".into())
+            let forms = "make KIND PAGES ACCESSES SEED OUT | loop LOOPS OUT | list TRACE | from LIST TIMES OUT";
+            Err(format!("addresses {forms}").into())
         }
     }
 }

@@ -126,7 +126,8 @@ impl Marks {
     #[must_use]
     pub const fn has(&self, mark: Mark, note: u64) -> bool {
         let Self { least, bits, are, .. } = self;
-        let differ = (mark.g ^ are.g) & bits.g | (mark.h ^ are.h) & bits.h | (mark.n ^ are.n) & bits.n;
+        let differ =
+            (mark.g ^ are.g) & bits.g | (mark.h ^ are.h) & bits.h | (mark.n ^ are.n) & bits.n;
         let young = mark.g >= least.g && mark.h >= least.h && mark.n >= least.n;
         differ == 0 && (young || note != 0 && note == self.note)
     }

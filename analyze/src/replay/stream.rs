@@ -43,8 +43,23 @@ pub fn open(path: &Path, options: &Options) -> Result<Feed, Error> {
     Ok(Feed::of(guest_work(recording)))
 }
 
-/// Runs a trace under every policy, in parallel. While the runs work on one batch the next is
-/// decoded; no more than these two are ever in memory. Each run sees every event in order, so the
+/// Batches that each of several runs works through before it is another one's turn. A run alone keeps
+/// pace with the decoder and finds its events in the second-level cache. Several displace each other's
+/// machines there, which costs more than to fetch the events from further away.
+const TURN: usize = 16;
+
+/// Reads as many batches as there is room for. Returns how many there were.
+fn read(feed: &mut Feed, batches: &mut [Batch]) -> Result<usize, NativeError> {
+    for (count, batch) in batches.iter_mut().enumerate() {
+        if !feed.next_batch(batch)? {
+            return Ok(count);
+        }
+    }
+    Ok(batches.len())
+}
+
+/// Runs a trace under every policy, in parallel. While the runs work on some batches the next are
+/// decoded; no more than these are ever in memory. Each run sees every event in order, so the
 /// results, which come in the order of the policies, do not depend on the number of threads.
 /// `wanted` says what is kept of each run.
 /// `progress` is told the number of events that one more run has done.
@@ -63,22 +78,25 @@ pub fn stream(
     let runs: Result<Vec<Run>, _> =
         policies.iter().map(|policy| Run::new(setup, policy, &wanted)).collect();
     let mut runs = runs?;
-    let (mut now, mut next) = (Batch::default(), Batch::default());
-    let mut more = feed.next_batch(&mut now)?;
-    while more {
+    let turn = if runs.len() > 1 { TURN } else { 1 };
+    let (mut now, mut next) = (vec![Batch::default(); turn], vec![Batch::default(); turn]);
+    let mut count = read(feed, &mut now)?;
+    while count > 0 {
         let (decoded, done) = rayon::join(
-            || feed.next_batch(&mut next),
+            || read(feed, &mut next),
             || {
                 let work = |run: &mut Run| {
-                    let done = run.batch(&now);
-                    progress(now.events.len() as u64);
-                    done
+                    now[..count].iter().try_for_each(|batch| {
+                        let done = run.batch(batch);
+                        progress(batch.events.len() as u64);
+                        done
+                    })
                 };
                 runs.par_iter_mut().with_max_len(1).map(work).collect::<Vec<_>>()
             },
         );
         done.into_iter().collect::<Result<(), _>>()?;
-        more = decoded?;
+        count = decoded?;
         std::mem::swap(&mut now, &mut next);
     }
     Ok(runs.into_par_iter().map(Run::finish).collect())

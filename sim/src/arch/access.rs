@@ -2,6 +2,9 @@
 //! (facts A.4, A.5; SDM vol. 3, 4.6 and 4.7). CR0.WP, SMEP, SMAP, EFLAGS.AC, PKRU and CPL are
 //! evaluated live, the rest comes from the translation.
 
+use std::fmt;
+
+use tlbscope_trace::addr::Gva;
 use tlbscope_trace::op::{Access, AccessKind};
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, Regs};
 
@@ -39,7 +42,7 @@ impl Rights {
 }
 
 /// What of the registers an access is checked against, whatever its translation.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Live {
     paging: bool,
     wp: bool,
@@ -132,6 +135,73 @@ pub fn permits(rights: Rights, access: &Access, live: Live) -> bool {
     !live.paging || !path_refuses(rights, access, live) && !key_refuses(rights, access, live)
 }
 
+/// What is [permitted](permits) under some registers, in a table: a bit for each combination of
+/// rights, a byte for each kind of access.
+#[derive(Clone, Copy)]
+pub struct Permitted {
+    live: Live,
+    by_access: [u8; 12],
+}
+
+impl Permitted {
+    /// Under these registers.
+    #[must_use]
+    pub fn under(live: Live) -> Self {
+        let kinds = [AccessKind::Read, AccessKind::Write, AccessKind::Exec];
+        let mut by_access = [0; 12];
+        for (kind, user, ac) in kinds.into_iter().flat_map(|kind| {
+            [(kind, false, false), (kind, false, true), (kind, true, false), (kind, true, true)]
+        }) {
+            let access = Access { gva: Gva(0), kind, user, ac };
+            for rights in 0..8 {
+                let [write, user, xd] = [1, 2, 4].map(|bit| rights & bit != 0);
+                let rights = Rights { write, user, xd, key: 0 };
+                if permits(rights, &access, Live { keys: false, ..live }) {
+                    by_access[place(&access)] |= 1 << index(rights);
+                }
+            }
+        }
+        Self { live, by_access }
+    }
+
+    /// The registers.
+    #[must_use]
+    pub const fn live(&self) -> Live {
+        self.live
+    }
+
+    /// As [`permits`].
+    #[inline]
+    #[must_use]
+    pub fn permits(&self, rights: Rights, access: &Access) -> bool {
+        let allowed = self.by_access[place(access)] >> index(rights) & 1 != 0;
+        allowed && !(self.live.keys && self.live.paging && key_refuses(rights, access, self.live))
+    }
+}
+
+/// The row of a kind of access.
+const fn place(access: &Access) -> usize {
+    (access.kind as usize) << 2 | (access.user as usize) << 1 | access.ac as usize
+}
+
+/// The bit of a combination of rights.
+const fn index(rights: Rights) -> u32 {
+    rights.write as u32 | (rights.user as u32) << 1 | (rights.xd as u32) << 2
+}
+
+/// No part of a state: it follows from the registers.
+impl Default for Permitted {
+    fn default() -> Self {
+        Self::under(Live::default())
+    }
+}
+
+impl fmt::Debug for Permitted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Permitted")
+    }
+}
+
 /// The error code of an access to an address without a translation: P = 0.
 #[must_use]
 pub fn not_present_code(access: &Access, regs: &Regs) -> u32 {
@@ -158,7 +228,6 @@ pub fn reserved_code(access: &Access, regs: &Regs) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tlbscope_trace::addr::Gva;
 
     fn regs(cr0: Cr0, cr4: Cr4, efer: Efer) -> Regs {
         let cr0 = (cr0 | Cr0::PG | Cr0::PE).bits();
@@ -256,6 +325,31 @@ mod tests {
         assert_eq!(check(page, &access(AccessKind::Write, true), &without_pke), Ok(()));
         let pae = all(regs(Cr0::WP, Cr4::PAE | Cr4::PKE, Efer::empty()));
         assert_eq!(check(page, &access(AccessKind::Write, true), &pae), Ok(()));
+    }
+
+    /// The table says of every access under every combination of registers what the rules say.
+    #[test]
+    fn the_table_is_the_rules() {
+        let kinds = [AccessKind::Read, AccessKind::Write, AccessKind::Exec];
+        let bit = |of: u32, n: u32| of >> n & 1 != 0;
+        for of in 0..1 << 6 {
+            let [paging, wp, smep, smap, nxe, keys] = [0, 1, 2, 3, 4, 5].map(|n| bit(of, n));
+            let live = Live { paging, wp, smep, smap, nxe, keys, pkru: 0b11 << 4 | 0b10 << 2 };
+            let table = Permitted::under(live);
+            for of in 0..1 << 7 {
+                let [write, page, xd, user, ac] = [0, 1, 2, 3, 4].map(|n| bit(of, n));
+                let rights = Rights { write, user: page, xd, key: (of >> 5) as u8 };
+                for kind in kinds {
+                    let access = Access { gva: Gva(0), kind, user, ac };
+                    let expected = permits(rights, &access, live);
+                    assert_eq!(
+                        table.permits(rights, &access),
+                        expected,
+                        "{rights:?} {access:?} {live:?}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tlbscope_trace::op::{Access, AccessKind, Actor, Event, Op};
 use tlbscope_trace::regs::MmuKind;
 
 use super::{Machine, Step};
-use crate::arch::access::{self, Live, Rights};
+use crate::arch::access::{Live, Permitted, Rights};
 use crate::tlb::{Entry, Tlb};
 
 /// What decides whether an access of a vCPU is a hit. It stays as it is while nothing but hits happens.
@@ -19,7 +19,7 @@ use crate::tlb::{Entry, Tlb};
 struct Lane {
     id: VcpuId,
     pcpu: usize,
-    live: Live,
+    permitted: Permitted,
 }
 
 /// What an access meets in the TLB.
@@ -39,7 +39,7 @@ impl Lane {
         let copy = &tlb.entry(slot).copy;
         let rights = Rights { write: copy.write, user: copy.user, xd: copy.xd, key: copy.key };
         let clean_write = access.kind == AccessKind::Write && !copy.dirty;
-        if clean_write || !access::permits(rights, access, self.live) {
+        if clean_write || !self.permitted.permits(rights, access) {
             return Met::Obstacle;
         }
         Met::Hit(slot)
@@ -67,7 +67,10 @@ impl Machine {
         self.pcpus[pcpu].tlb.select(&vcpu.context.tag);
         let live = Live::of(&vcpu.regs);
         let live = if self.config.mmu == MmuKind::Shadow { live.shadowed() } else { live };
-        Some(Lane { id, pcpu, live })
+        if self.permitted.live() != live {
+            self.permitted = Permitted::under(live);
+        }
+        Some(Lane { id, pcpu, permitted: self.permitted })
     }
 
     /// Carries out events from the first on, as long as they are hits of which the observer need not be

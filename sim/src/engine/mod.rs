@@ -13,6 +13,7 @@ use tlbscope_trace::observe::{Observer, World};
 use tlbscope_trace::op::{Actor, Event};
 use tlbscope_trace::regs::{Cr0, Efer, MmuKind, Regs, Vendor};
 
+use crate::arch::access::Permitted;
 use crate::arch::fault::{Gp, Limits};
 use crate::kvm::shadow::ShadowPages;
 use crate::kvm::tdp::Trees;
@@ -126,6 +127,9 @@ pub struct Machine {
     /// The event under way looked for its translation and found none.
     #[serde(skip)]
     missed: bool,
+    /// What the registers of the vCPU that hit last permit.
+    #[serde(skip)]
+    permitted: Permitted,
     /// The last event left everything [undisturbed](Self::undisturbed).
     quiet: bool,
     /// The EPTPs that L1 used, in the order of first use: the EPTP list of VMFUNC.
@@ -223,6 +227,7 @@ impl Machine {
             at: At { event: BOOT, time: Time(0), actor },
             booted: false,
             missed: false,
+            permitted: Permitted::default(),
             quiet: false,
             eptps: Vec::new(),
             emulated: false,

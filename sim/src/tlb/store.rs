@@ -17,6 +17,8 @@ const FIRST: usize = 16;
 const OCCUPIED: u8 = 0x80;
 /// Ways whose marks are one word.
 const ROW: usize = 8;
+/// Pages of which it is remembered where one lay last.
+const HINTS: usize = 1 << 10;
 
 /// Sets and ways.
 #[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
@@ -169,6 +171,9 @@ pub(super) struct Store<V> {
     /// The marks of the heads of each set, in rows of eight bytes, 0 where there is no copy or no way;
     /// empty for an unbounded table.
     marks: Vec<u64>,
+    /// Where a page with these low bits was put or used last: what most lookups want. A hint is no more
+    /// than that; the head says what lies there. Empty until there is one.
+    hints: Vec<u32>,
     /// Slots that something was put into.
     occupied: usize,
     /// `None`: unbounded, `heads` is a table with linear probing, half empty at least.
@@ -208,7 +213,7 @@ impl<V: Copy + Default> From<Written<V>> for Store<V> {
             }
         }
         let marks = marks(&heads, shape);
-        Self { heads, bodies, marks, occupied, shape, clock }
+        Self { heads, bodies, marks, hints: Vec::new(), occupied, shape, clock }
     }
 }
 
@@ -227,7 +232,7 @@ impl<V: Copy + Default> Store<V> {
         let slots = shape.map_or(0, |Shape { sets, ways, .. }| sets * ways);
         let (heads, bodies) = (vec![Head::EMPTY; slots], vec![Body::default(); slots]);
         let marks = marks(&heads, shape);
-        Self { heads, bodies, marks, occupied: 0, shape, clock: 0 }
+        Self { heads, bodies, marks, hints: Vec::new(), occupied: 0, shape, clock: 0 }
     }
 
     /// Where the probing of an unbounded table that is not empty begins.
@@ -248,6 +253,16 @@ impl<V: Copy + Default> Store<V> {
     /// The slot with this key, dead or alive.
     #[inline]
     pub fn find(&self, key: Key) -> Option<usize> {
+        if let Some(&hint) = self.hints.get(key.page as usize % HINTS)
+            && let Some(head) = self.heads.get(hint as usize)
+            && head.key.is(&key)
+        {
+            return Some(hint as usize);
+        }
+        self.search(key)
+    }
+
+    fn search(&self, key: Key) -> Option<usize> {
         if let Some(shape) = self.shape {
             return self.way_of(key, shape);
         }
@@ -322,12 +337,16 @@ impl<V: Copy + Default> Store<V> {
         self.bodies[at].word = event;
     }
 
-    /// Marks a slot most recently used, where that decides what is evicted.
+    /// Marks a slot most recently used.
     #[inline]
     pub fn touch(&mut self, at: usize) {
+        let head = &mut self.heads[at];
         if self.shape.is_some() {
             self.clock += 1;
-            self.heads[at].used = self.clock;
+            head.used = self.clock;
+        }
+        if let Some(hint) = self.hints.get_mut(head.key.page as usize % HINTS) {
+            *hint = at as u32;
         }
     }
 
@@ -341,10 +360,11 @@ impl<V: Copy + Default> Store<V> {
     ) -> Option<Evicted<V>> {
         let at = match self.shape {
             Some(shape) => {
+                let at = self.room(key, shape, alive);
                 let set = shape.set(key.page);
-                let way = self.way(key, set * shape.ways, shape.ways, alive);
+                let way = at - set * shape.ways;
                 set_mark(&mut self.marks[set * shape.rows + way / ROW], way % ROW, key.mark());
-                set * shape.ways + way
+                at
             }
             None => {
                 if (self.occupied + 1) * 2 > self.heads.len() {
@@ -353,6 +373,10 @@ impl<V: Copy + Default> Store<V> {
                 self.place(key)
             }
         };
+        if self.hints.is_empty() {
+            self.hints.resize(HINTS, 0);
+        }
+        self.hints[key.page as usize % HINTS] = at as u32;
         self.clock += 1;
         let head = std::mem::replace(&mut self.heads[at], Head { key, epoch, used: self.clock });
         let body = std::mem::replace(&mut self.bodies[at], Body { value, word: 0 });
@@ -364,24 +388,28 @@ impl<V: Copy + Default> Store<V> {
         Some(Evicted { key, epoch, killer, value })
     }
 
-    /// The way of a set, which begins at this slot, that a key goes to: its own, else an empty or dead
-    /// one, else the least recently used.
-    fn way(&self, key: Key, first: usize, ways: usize, alive: impl Fn(&Head) -> bool) -> usize {
-        let set = &self.heads[first..][..ways];
-        // One word, to be compared at once: the clock stays far below its two high bits.
-        let age = |head: &Head| match head {
-            _ if head.key.is(&key) => 0,
-            _ if !head.occupied() => 1,
-            _ => (2 + u64::from(alive(head))) << 62 | head.used,
-        };
+    /// The slot of its set that a key goes to: its own, else an empty or dead one, else the least recently
+    /// used.
+    fn room(&self, key: Key, shape: Shape, alive: impl Fn(&Head) -> bool) -> usize {
+        if let Some(own) = self.way_of(key, shape) {
+            return own;
+        }
+        let first = shape.set(key.page) * shape.ways;
+        let set = &self.heads[first..][..shape.ways];
+        if self.occupied < self.heads.len()
+            && let Some(empty) = set.iter().position(|head| !head.occupied())
+        {
+            return first + empty;
+        }
+        // One word, to be compared at once: the clock stays far below the high bit.
         let mut best = (u64::MAX, 0);
         for (way, head) in set.iter().enumerate() {
-            let age = age(head);
+            let age = u64::from(alive(head)) << 63 | head.used;
             if age < best.0 {
                 best = (age, way);
             }
         }
-        best.1
+        first + best.1
     }
 
     /// Forgets every copy that is not kept (unbounded only: sets are bounded as they are).
