@@ -8,10 +8,7 @@ use std::ops::{Deref, DerefMut};
 use tlbscope_sim::arch::nested::Whose;
 use tlbscope_sim::arch::required::Scope;
 
-use super::floors::{Floors, Obligation, address};
-
-/// How many obligations of a tag may wait for the invalidation that serves them.
-const RECENT: usize = 64;
+use super::floors::{Floors, Obligation};
 
 /// The floors of one vCPU by virtual tag. It acts as the floors of the tag that is current.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
@@ -101,12 +98,7 @@ impl Contexts {
     /// tag that are owed for it are served there.
     pub fn served(&mut self, gva: u64, done: (u16, u32)) {
         for floors in std::iter::once(&mut self.here).chain(self.away.values_mut()) {
-            let from = floors.log.len().saturating_sub(RECENT);
-            for o in floors.log.range_mut(from..) {
-                if address(&o.scope).is_some_and(|owed| owed >> 12 == gva >> 12) {
-                    o.done = Some(done);
-                }
-            }
+            floors.served(gva, done);
         }
     }
 

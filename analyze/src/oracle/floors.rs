@@ -185,7 +185,15 @@ pub struct Floors {
     pub deferred: Vec<u64>,
     /// What can be named, oldest first.
     pub log: VecDeque<Obligation>,
+    /// The pages of the last of them, [`NO_PAGE`] where there is none: they are looked through at each
+    /// invalidation of a page.
+    recent: VecDeque<u64>,
 }
+
+/// How many obligations may wait for the invalidation that serves them.
+const RECENT: usize = 64;
+/// No page number.
+const NO_PAGE: u64 = u64::MAX;
 
 impl Floors {
     /// A copy of this size was filled: address floors are kept for the size from now on.
@@ -206,6 +214,23 @@ impl Floors {
             self.log.pop_front();
         }
         self.log.push_back(obligation);
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(address(&scope).map_or(NO_PAGE, |gva| gva >> 12));
+    }
+
+    /// The page of this address was invalidated in the group `done`: so the latest obligations that
+    /// are owed for it are served. Those of a page are always served together, so behind one that was
+    /// served there before they all were.
+    pub fn served(&mut self, gva: u64, done: (u16, u32)) {
+        let first = self.log.len() - self.recent.len();
+        let of_page = |(_, page): &(usize, &u64)| **page == gva >> 12;
+        for (n, _) in self.recent.iter().enumerate().rev().filter(of_page) {
+            if self.log[first + n].done.replace(done) == Some(done) {
+                break;
+            }
+        }
     }
 
     fn raise_page(&mut self, scope: &Scope, gva: u64, time: u64, must: bool) {

@@ -1,7 +1,6 @@
 //! Containers: what caches of the hardware may hold copies, since when, and how old at most.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use tlbscope_trace::act::{Class, Context, GuestInv, Inv, Tag};
 
@@ -56,6 +55,9 @@ pub struct Held {
     pub judged: u64,
 }
 
+/// Up to so many are looked through in their order, which is faster than to divide them.
+const FEW: usize = 8;
+
 /// Containers of a group, by PCID and whether global, in that order. Few, so that a flat list is
 /// found through faster than a tree.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
@@ -77,12 +79,21 @@ impl Group {
         self.0.iter().map(|(_, held)| held)
     }
 
-    /// Where the container of this PCID stands, `new` if there was none.
-    fn place(&mut self, of: (u16, bool), new: Held) -> usize {
-        self.0.binary_search_by_key(&of, |(of, _)| *of).unwrap_or_else(|place| {
-            self.0.insert(place, (of, new));
-            place
-        })
+    /// The container of this PCID, `new` if there was none.
+    fn held(&mut self, of: (u16, bool), new: Held) -> &mut Held {
+        let place = if self.0.len() <= FEW {
+            let same = |(pcid, global): (u16, bool)| pcid == of.0 && global == of.1;
+            self.0.iter().position(|(other, _)| same(*other))
+        } else {
+            None
+        };
+        let place = place.unwrap_or_else(|| {
+            self.0.binary_search_by_key(&of, |(of, _)| *of).unwrap_or_else(|place| {
+                self.0.insert(place, (of, new));
+                place
+            })
+        });
+        &mut self.0[place].1
     }
 }
 
@@ -130,28 +141,13 @@ pub struct Hardware {
     known_roots: BTreeSet<u64>,
     /// The latest change of owner.
     latest_birth: u64,
-    #[serde(skip)]
-    last: Last,
-}
-
-/// Where the container that was filled last stands: no part of a state.
-#[derive(Clone, Copy, Default)]
-struct Last {
-    group: usize,
-    place: usize,
-}
-
-impl fmt::Debug for Last {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Last")
-    }
 }
 
 impl Hardware {
     /// From now on copies as old as `stamp` may be in this container.
     pub fn resident(&mut self, key: GroupKey, pcid: u16, global: bool, now: u64, stamp: u64) {
         let new = Held { since: now, stamp, filled: u64::MAX, judged: 0 };
-        let held = self.held_or_new(key, (pcid, global), new);
+        let held = self.group_or_new(key).held((pcid, global), new);
         if stamp < held.stamp {
             held.stamp = stamp;
             held.judged = 0;
@@ -163,7 +159,7 @@ impl Hardware {
         let key = GroupKey::of(tag);
         let pcid = if tag.class == Class::GuestPhysical { 0 } else { tag.pcid.0 };
         let new = Held { since: now, stamp, filled: stamp, judged: 0 };
-        let held = self.held_or_new(key, (pcid, global), new);
+        let held = self.group_or_new(key).held((pcid, global), new);
         if stamp < held.stamp {
             held.stamp = stamp;
             held.judged = 0;
@@ -174,23 +170,12 @@ impl Hardware {
     /// Where a group stands among those of its pCPU, or would.
     fn place(&self, key: &GroupKey) -> Option<Result<usize, usize>> {
         let groups = self.groups.get(usize::from(key.pcpu))?;
-        Some(groups.binary_search_by(|(of, _)| of.cmp(key)))
-    }
-
-    /// A container, `new` if there was none. Most fills are into the one that was filled before.
-    fn held_or_new(&mut self, key: GroupKey, of: (u16, bool), new: Held) -> &mut Held {
-        let (pcpu, Last { group, place }) = (usize::from(key.pcpu), self.last);
-        let same = self.groups.get(pcpu).and_then(|groups| groups.get(group)).is_some_and(
-            |(last, group)| *last == key && group.0.get(place).is_some_and(|(last, _)| *last == of),
-        );
-        if !same {
-            let group = self.group_or_new(key);
-            let place = group.place(of, new);
-            let group = self.place(&key).and_then(Result::ok).unwrap_or(0);
-            self.last = Last { group, place };
+        if groups.len() <= FEW
+            && let Some(place) = groups.iter().position(|(of, _)| of == key)
+        {
+            return Some(Ok(place));
         }
-        let Last { group, place } = self.last;
-        &mut self.groups[pcpu][group].1.0[place].1
+        Some(groups.binary_search_by(|(of, _)| of.cmp(key)))
     }
 
     fn group_or_new(&mut self, key: GroupKey) -> &mut Group {

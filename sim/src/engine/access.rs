@@ -263,7 +263,7 @@ impl Machine {
     }
 
     /// What of them an access is checked against.
-    fn live(&self, v: usize) -> Live {
+    pub(super) fn live(&self, v: usize) -> Live {
         let live = Live::of(&self.vcpus[v].regs);
         if self.config.mmu == MmuKind::Shadow { live.shadowed() } else { live }
     }

@@ -8,10 +8,9 @@ use tlbscope_trace::act::{Accessed, At, Outcome, Tag, Via};
 use tlbscope_trace::addr::{Gpa, Hpa, VcpuId};
 use tlbscope_trace::observe::{Marks, Observer};
 use tlbscope_trace::op::{Access, AccessKind, Actor, Event, Op};
-use tlbscope_trace::regs::MmuKind;
 
 use super::{Machine, Step};
-use crate::arch::access::{Live, Permitted, Rights};
+use crate::arch::access::{Permitted, Rights};
 use crate::tlb::{Entry, Tlb};
 
 /// What decides whether an access of a vCPU is a hit. It stays as it is while nothing but hits happens.
@@ -62,11 +61,11 @@ impl Machine {
     /// The lane of a vCPU that runs in the guest; its TLB is ready for it.
     #[inline]
     fn lane(&mut self, id: VcpuId) -> Option<Lane> {
-        let vcpu = self.vcpus.get(usize::from(id.0)).filter(|vcpu| vcpu.in_guest)?;
+        let v = usize::from(id.0);
+        let vcpu = self.vcpus.get(v).filter(|vcpu| vcpu.in_guest)?;
         let pcpu = usize::from(vcpu.pcpu.0);
         self.pcpus[pcpu].tlb.select(&vcpu.context.tag);
-        let live = Live::of(&vcpu.regs);
-        let live = if self.config.mmu == MmuKind::Shadow { live.shadowed() } else { live };
+        let live = self.live(v);
         if self.permitted.live() != live {
             self.permitted = Permitted::under(live);
         }
@@ -76,10 +75,17 @@ impl Machine {
     /// Carries out events from the first on, as long as they are hits of which the observer need not be
     /// told. Returns how many those were; the event behind them is for [`Machine::run`]. `first` is the
     /// number of the first in the trace.
+    #[inline]
     pub fn hits<O: Observer>(&mut self, events: &[Event], first: u64, o: &O) -> usize {
+        match events {
+            [Event { op: Op::Access(_), .. }, ..] if self.quiet => self.hits_from(events, first, o),
+            _ => 0,
+        }
+    }
+
+    fn hits_from<O: Observer>(&mut self, events: &[Event], first: u64, o: &O) -> usize {
         let mut done = 0;
-        while self.quiet
-            && let Some(Event { op: Op::Access(_), actor: Actor::Vcpu(id), .. }) = events.get(done)
+        while let Some(Event { op: Op::Access(_), actor: Actor::Vcpu(id), .. }) = events.get(done)
             && let Some(untold) = o.indifferent(*id, self)
             && let Some(lane) = self.lane(*id)
         {
@@ -170,7 +176,7 @@ mod tests {
     use tlbscope_trace::addr::{Gva, PageSize, Time};
     use tlbscope_trace::observe::World;
     use tlbscope_trace::op::{Perms, RegWrite};
-    use tlbscope_trace::regs::{Cr0, Cr4, Efer, Vendor};
+    use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Vendor};
 
     use super::*;
     use crate::machine::config::MachineConfig;

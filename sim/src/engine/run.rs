@@ -113,7 +113,7 @@ impl Machine {
                 return Ok(Step { waits: true, ..Step::default() });
             }
         }
-        let regs = self.vcpus[v].regs;
+        let regs = &self.vcpus[v].regs;
         let step = match op {
             Op::Cr0(w) => Self::step(self.write_cr0(v, w.apply(regs.cr0), o)),
             Op::Clts => Self::step(self.write_cr0(v, self.clts(v), o)),
