@@ -30,6 +30,11 @@ pub struct Lockless {
 }
 
 impl Lockless {
+    /// Whether the access that comes may act on what was read in a freed page.
+    pub const fn reads(&self) -> bool {
+        self.read.is_some()
+    }
+
     /// Takes an act in; `id`: the vCPU whose it is.
     pub fn act(&mut self, at: &At, act: &Act, id: Option<usize>) {
         match act {

@@ -617,7 +617,7 @@ impl Observer for Oracle {
     #[inline]
     fn indifferent<W: World>(&self, vcpu: VcpuId, world: &W) -> Option<Marks> {
         let of = self.vcpus.get(usize::from(vcpu.0))?;
-        if self.verdict.is_some() || !self.uses.is_empty() {
+        if self.verdict.is_some() || !self.uses.is_empty() || self.lockless.reads() {
             return None;
         }
         let since = self.hardware.latest_birth().max(self.host.latest());

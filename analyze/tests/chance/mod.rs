@@ -15,7 +15,7 @@ use tlbscope_trace::regs::{MmuKind, Vendor};
 use tlbscope_trace::text::write_event;
 
 pub use policies::{Pick, policy};
-pub use watch::{Run, alone, run, run_list};
+pub use watch::{Run, alone, alone_list, run, run_list};
 
 /// Events of one list at most; half of it on average.
 const LIST: usize = 60;

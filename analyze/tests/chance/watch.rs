@@ -113,12 +113,17 @@ pub fn run_list(config: &MachineConfig, policy: &Policy, events: &[Event]) -> Ru
 /// The same case as a replay carries it out, runs of hits at once, watched by the fast oracle alone,
 /// which need not be told of most accesses.
 pub fn alone(case: &Case) -> (Findings, u64) {
-    let mut oracle = Oracle::with_max_findings(case.machine.vcpus, 10_000);
-    let mut machine = Machine::new(&case.machine, &policy(&case.policy)).expect("a machine");
+    alone_list(&case.machine, &policy(&case.policy), &case.events)
+}
+
+/// The same of a list.
+pub fn alone_list(config: &MachineConfig, policy: &Policy, events: &[Event]) -> (Findings, u64) {
+    let mut oracle = Oracle::with_max_findings(config.vcpus, 10_000);
+    let mut machine = Machine::new(config, policy).expect("a machine");
     let mut at = 0;
     loop {
-        at += machine.hits(&case.events[at..], at as u64, &oracle);
-        let Some(event) = case.events.get(at) else { break };
+        at += machine.hits(&events[at..], at as u64, &oracle);
+        let Some(event) = events.get(at) else { break };
         let _refused = machine.run(event, at as u64, &mut oracle);
         at += 1;
     }
