@@ -189,7 +189,7 @@ impl Machine {
                     // An address that was not present owes no flush, so nothing else would make
                     // what hangs below a found table equal to the guest's (65855ed8b034).
                     if self.policy.mechanics.link_unsync == LinkUnsync::Sync && !self.never() {
-                        self.sync_below(child, o);
+                        self.sync_below(v, child, o);
                     }
                     self.link_page(sp, at, child, o);
                     child

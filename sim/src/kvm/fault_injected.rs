@@ -62,7 +62,7 @@ impl Machine {
     /// The shadow side, in the active root alone.
     fn sync_active<O: Observer>(&mut self, v: usize, gva: Gva, o: &mut O) {
         match self.vcpus[v].mmu.root.and_then(|root| root.sp) {
-            Some(root) => self.sync_address(root, gva, o),
+            Some(root) => self.sync_address(v, root, gva, o),
             None => {
                 self.hinted_address(o);
             }

@@ -138,7 +138,7 @@ impl Machine {
             if let Some(sp) = root.sp
                 && self.root_has(v, root.pgd, pcid)
             {
-                self.sync_address(sp, gva, o);
+                self.sync_address(v, sp, gva, o);
             }
         }
         match self.policy.mechanics.scope {

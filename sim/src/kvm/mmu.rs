@@ -289,7 +289,7 @@ impl Machine {
                 self.post(v, Request::MmuSync, o);
             }
             let sync = self.policy.mechanics.link_unsync == LinkUnsync::Sync && !self.never();
-            let changed = self.shadow.page(sp).unsync && sync && self.sync_page(sp, o);
+            let changed = self.shadow.page(sp).unsync && sync && self.sync_page(v, sp, o);
             if changed && self.policy.mechanics.remote_flush.sync {
                 self.remote_flush(o);
             }

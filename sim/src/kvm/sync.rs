@@ -6,6 +6,7 @@ use tlbscope_trace::observe::Observer;
 
 use super::shadow::{Leaf, Spte};
 use crate::engine::Machine;
+use crate::paging::walk;
 use crate::policy::Ideal;
 use crate::policy::mechanics::{InvlpgKind, InvlpgRemoteFlush};
 
@@ -18,13 +19,15 @@ impl Machine {
         (Gpa(page.gfn * PAGE_BYTES + u64::from(slot) * u64::from(bytes)), bytes)
     }
 
-    /// What the guest's present entry makes of a leaf SPTE, if it is still present, accessed and
-    /// of the same frame.
-    fn reread(&self, sp: Sp, index: u16, old: Leaf) -> Option<Leaf> {
+    /// What the guest's present entry makes of a leaf SPTE, if it is still present, accessed, of the
+    /// same frame, and has no bit set that is reserved for the vCPU which syncs: another one may run
+    /// with other registers on the same tables.
+    fn reread(&self, v: usize, sp: Sp, index: u16, old: Leaf) -> Option<Leaf> {
         let (gpa, bytes) = self.guest_entry(sp, index);
         let raw = self.memory.read_entry(gpa, bytes);
         let entry = match self.shadow.page(sp).role.nested_format() {
             Some(format) => crate::paging::nested::ordinary(format, raw),
+            None if walk::reserved_in_page(self, &self.vcpus[v].regs, bytes, raw) => return None,
             None => raw,
         };
         let (present, accessed) = (entry & 1 != 0, entry & 1 << 5 != 0);
@@ -47,8 +50,8 @@ impl Machine {
     }
 
     /// Re-reads one leaf entry. True if it changed.
-    fn sync_entry<O: Observer>(&mut self, sp: Sp, index: u16, old: Leaf, o: &mut O) -> bool {
-        let new = self.reread(sp, index, old);
+    fn sync_entry<O: Observer>(&mut self, v: usize, sp: Sp, index: u16, old: Leaf, o: &mut O) -> bool {
+        let new = self.reread(v, sp, index, old);
         match new {
             Some(leaf) => {
                 // A changed entry is taken away before the new one stands: other vCPUs may hold
@@ -69,11 +72,11 @@ impl Machine {
 
     /// Write-protects the guest's table again and re-reads the whole page. True if some SPTE
     /// changed or went.
-    pub(crate) fn sync_page<O: Observer>(&mut self, sp: Sp, o: &mut O) -> bool {
+    pub(crate) fn sync_page<O: Observer>(&mut self, v: usize, sp: Sp, o: &mut O) -> bool {
         let mut changed = false;
         for index in 0..512 {
             if let Spte::Leaf(old) = self.shadow.spte(sp, index) {
-                let new = self.reread(sp, index, old);
+                let new = self.reread(v, sp, index, old);
                 self.shadow.set(sp, index, new.map_or(Spte::None, Spte::Leaf));
                 match new {
                     None => self.act(o, Act::SpteClear { sp, index }),
@@ -92,7 +95,7 @@ impl Machine {
     }
 
     /// mmu_sync_children over the unsync pages of `root`.
-    pub(crate) fn sync_below<O: Observer>(&mut self, root: Sp, o: &mut O) {
+    pub(crate) fn sync_below<O: Observer>(&mut self, v: usize, root: Sp, o: &mut O) {
         let pages = self.shadow.unsync_below(root);
         if pages.is_empty() {
             return;
@@ -115,7 +118,7 @@ impl Machine {
         }
         let mut changed = false;
         for sp in pages {
-            changed |= self.sync_page(sp, o);
+            changed |= self.sync_page(v, sp, o);
         }
         if changed && self.policy.mechanics.remote_flush.sync {
             self.remote_flush(o);
@@ -170,7 +173,7 @@ impl Machine {
             return;
         }
         if let Some(sp) = root.sp {
-            self.sync_below(sp, o);
+            self.sync_below(v, sp, o);
         }
     }
 
@@ -193,7 +196,13 @@ impl Machine {
     }
 
     /// The shadow side of INVLPG in one root: the leaf is re-read if its page is unsync.
-    pub(crate) fn sync_address<O: Observer>(&mut self, root: Sp, gva: Gva, o: &mut O) {
+    pub(crate) fn sync_address<O: Observer>(
+        &mut self,
+        v: usize,
+        root: Sp,
+        gva: Gva,
+        o: &mut O,
+    ) {
         if self.hinted_address(o) {
             return;
         }
@@ -201,7 +210,7 @@ impl Machine {
         if !self.shadow.page(sp).unsync {
             return;
         }
-        let changed = self.sync_entry(sp, index, leaf, o);
+        let changed = self.sync_entry(v, sp, index, leaf, o);
         let mechanics = &self.policy.mechanics;
         let always = mechanics.invlpg_remote_flush == InvlpgRemoteFlush::Always;
         let wanted = always || changed && mechanics.remote_flush.sync;

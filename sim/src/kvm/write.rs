@@ -405,7 +405,7 @@ impl Machine {
         if !self.never() {
             let cached = self.policy.mechanics.invlpg_roots == InvlpgRoots::All;
             for root in self.roots_of(v, cached) {
-                self.sync_address(root, gva, o);
+                self.sync_address(v, root, gva, o);
             }
         }
     }
@@ -490,7 +490,7 @@ impl Machine {
         self.flush_hook(v, Hook::Gva(gva), HookBy::Direct, o);
         for sp in matching.iter().filter_map(|r| r.sp) {
             if !self.never() {
-                self.sync_address(sp, gva, o);
+                self.sync_address(v, sp, gva, o);
             }
         }
     }

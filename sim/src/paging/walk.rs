@@ -289,6 +289,13 @@ fn descend<W: World>(world: &W, regs: &Regs, access: &Access, start: Start) -> W
     walk
 }
 
+/// Whether an entry of a page table, of this many bytes, has a bit set that is reserved under these
+/// registers (facts A.2).
+pub fn reserved_in_page<W: World>(world: &W, regs: &Regs, bytes: u8, value: u64) -> bool {
+    let format = Format::of(world, regs);
+    format.mode.entry_bytes() == bytes && value & format.reserved(1, value) != 0
+}
+
 /// PDPTEs of PAE paging have no A; its place is reserved.
 fn no_accessed(mode: Mode, level: u8) -> bool {
     mode == Mode::Pae && level == 3
