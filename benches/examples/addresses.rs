@@ -4,6 +4,7 @@
 //! addresses make local|uniform PAGES ACCESSES SEED OUT.tlbt     a native trace of loads
 //! addresses loop LOOPS OUT.tlbt                                unmap, flush, map, over and over
 //! addresses list TRACE > LIST                                  its accesses, one a line
+//! addresses model LIST ENTRIES WAYS ROUNDS                      the TLB alone, without machine and judge
 //! addresses from LIST TIMES OUT.tlbt                           a list of another program, so many times over
 //! ```
 //!
@@ -15,8 +16,11 @@ use std::error::Error;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
+use std::time::Instant;
 
 use tlbscope_analyze::replay;
+use tlbscope_sim::tlb::{Entry, Geometry, Tlb};
+use tlbscope_trace::act::Tag;
 use tlbscope_trace::addr::{Gpa, Gva, PageSize, Time, VcpuId};
 use tlbscope_trace::generate::{Options, Profile};
 use tlbscope_trace::native::{Batch, Packing, Writer};
@@ -67,14 +71,42 @@ fn accesses(local: bool, pages: u64, count: u64, seed: u64) -> impl Iterator<Ite
     (0..pages).map(|page| map(page, page)).chain(loads)
 }
 
-/// The addresses of a list as loads, so many times over, from pages that are mapped first.
-fn listed(list: &str, times: usize) -> Result<Vec<Op>, Box<dyn Error>> {
+/// The addresses of a list.
+fn addresses(list: &str) -> Result<Vec<Gva>, Box<dyn Error>> {
     let address = |line: &str| {
         let digits = line.split_whitespace().nth(1)?.strip_prefix("0x")?;
         u64::from_str_radix(digits, 16).ok().map(Gva)
     };
     let read = |(n, line)| address(line).ok_or_else(|| format!("line {}: {line}", n + 1));
-    let addresses = (0..).zip(list.lines()).map(read).collect::<Result<Vec<Gva>, _>>()?;
+    Ok((0..).zip(list.lines()).map(read).collect::<Result<Vec<Gva>, _>>()?)
+}
+
+/// Looks each address up in a TLB with LRU, and puts in what is not there.
+fn model(list: &str, geometry: Geometry, rounds: usize) -> Result<(), Box<dyn Error>> {
+    let addresses = addresses(list)?;
+    let tag = Tag::default();
+    for _ in 0..rounds {
+        let mut tlb = Tlb::with_structures(geometry, [None; 4]);
+        let (start, mut misses) = (Instant::now(), 0);
+        for gva in &addresses {
+            if tlb.lookup(&tag, *gva).is_none() {
+                tlb.insert(&tag, Gva(gva.0 & !0xfff), Entry::default());
+                misses += 1;
+            }
+        }
+        let (seconds, all) = (start.elapsed().as_secs_f64(), addresses.len());
+        let speed = all as f64 / seconds / 1e6;
+        println!(
+            "{all} lookups {seconds:.3} s {speed:.1} M/s hits {} misses {misses}",
+            all - misses
+        );
+    }
+    Ok(())
+}
+
+/// The addresses of a list as loads, so many times over, from pages that are mapped first.
+fn listed(list: &str, times: usize) -> Result<Vec<Op>, Box<dyn Error>> {
+    let addresses = addresses(list)?;
     let pages: BTreeSet<u64> = addresses.iter().map(|gva| gva.0 / 4096).collect();
     let loads = (0..times).flat_map(|_| &addresses).map(|gva| {
         Op::Access(Access { gva: *gva, kind: AccessKind::Read, user: false, ac: false })
@@ -142,13 +174,17 @@ fn main() -> Result<(), Box<dyn Error>> {
             write(remaps(loops), 1 + 3 * loops, MmuKind::Tdp, path)
         }
         ["list", path] => list(path),
+        ["model", list, entries, ways, rounds] => {
+            let geometry = Geometry::Sets { entries: entries.parse()?, ways: ways.parse()? };
+            model(&fs::read_to_string(list)?, geometry, rounds.parse()?)
+        }
         ["from", list, times, path] => {
             let ops = listed(&fs::read_to_string(list)?, times.parse()?)?;
             let count = ops.len() as u64;
             write(ops.into_iter(), count, MmuKind::Shadow, path)
         }
         _ => {
-            let forms = "make KIND PAGES ACCESSES SEED OUT | loop LOOPS OUT | list TRACE | from LIST TIMES OUT";
+            let forms = "make KIND PAGES ACCESSES SEED OUT | loop LOOPS OUT | list TRACE | model LIST ENTRIES WAYS ROUNDS | from LIST TIMES OUT";
             Err(format!("addresses {forms}").into())
         }
     }

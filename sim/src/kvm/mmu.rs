@@ -1,5 +1,7 @@
 //! Resets, unloads, root switches and LOAD (facts/kvm.md 0.3, 2.1 to 2.5, 5.5).
 
+use std::collections::BTreeSet;
+
 use tlbscope_trace::act::{Act, FreeWhy, Hook, HookBy, Request, RootLookup, RootSlot};
 use tlbscope_trace::addr::{Gpa, Hpa, PAGE_BYTES, Pcid, Sp};
 use tlbscope_trace::observe::Observer;
@@ -134,6 +136,23 @@ impl Machine {
         self.shadow.kill(sp);
         self.act(o, Act::SpZap { sp });
         self.page_zapped(sp);
+        if self.shadow.crowded() {
+            self.forget_zapped();
+        }
+    }
+
+    /// Zapped pages that nobody stands in are no longer kept.
+    fn forget_zapped(&mut self) {
+        let mut used = BTreeSet::new();
+        for vcpu in &self.vcpus {
+            for mmu in [&vcpu.mmu, &vcpu.nested.parked] {
+                let roots = mmu.root.iter().chain(mmu.prev.iter().flatten());
+                used.extend(roots.filter_map(|root| root.sp));
+            }
+            used.extend(vcpu.context.shadow_root);
+            used.extend(vcpu.pause.reader.map(|reader| reader.sp));
+        }
+        self.shadow.forget(|sp| used.contains(&sp));
     }
 
     /// Clears an entry and says so. True if something stood there.

@@ -46,9 +46,8 @@ pub struct Page {
     pub gfn: u64,
     /// Its role.
     pub role: Role,
-    /// Its entries.
-    #[serde(with = "tlbscope_trace::state::table")]
-    pub sptes: Box<[Spte; ENTRIES]>,
+    /// Its entries; empty until there is one, and once it is zapped.
+    sptes: Vec<Spte>,
     /// The guest may write its table without an exit.
     pub unsync: bool,
     /// The guest wrote it while it was not write-protected.
@@ -61,16 +60,40 @@ pub struct Page {
     pub special: bool,
 }
 
-/// All shadow pages of a VM.
+/// What is found under the number of a page that is forgotten.
+static GONE: Page = Page {
+    gfn: u64::MAX,
+    role: Role(1),
+    sptes: Vec::new(),
+    unsync: false,
+    unprotected: false,
+    parents: Vec::new(),
+    dead: true,
+    special: false,
+};
+
+/// Pages that are kept and forgotten together.
+const CHUNK: usize = 256;
+/// Zapped pages after which it is worth looking for chunks to forget.
+const MANY: u32 = 4 * CHUNK as u32;
+
+/// All shadow pages of a VM. They are numbered in the order in which they are made; the numbers of zapped
+/// ones are not given again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ShadowPages {
-    pages: Vec<Page>,
+    /// By number, [`CHUNK`] at a time; a chunk of which every page is forgotten is empty.
+    chunks: Vec<Vec<Page>>,
+    /// How many were made.
+    made: u32,
+    /// How many were zapped since chunks were forgotten last.
+    killed: u32,
     #[serde(with = "tlbscope_trace::state::map")]
     by_gfn: FxHashMap<u64, Vec<Sp>>,
     /// Leaf SPTEs by guest frame.
     #[serde(with = "tlbscope_trace::state::map")]
     rmap: FxHashMap<u64, Vec<(Sp, u16)>>,
-    unsync_pages: u32,
+    /// Unsync pages, sorted.
+    unsync: Vec<Sp>,
     /// Guest frames that leaf SPTEs no longer map as they did, if anyone asks: see
     /// [`ShadowPages::take_lost`].
     lost: Option<Vec<u64>>,
@@ -87,25 +110,25 @@ impl ShadowPages {
     /// The page.
     #[must_use]
     pub fn page(&self, sp: Sp) -> &Page {
-        &self.pages[sp.0 as usize]
+        let chunk = self.chunks.get(sp.0 as usize / CHUNK);
+        chunk.and_then(|chunk| chunk.get(sp.0 as usize % CHUNK)).unwrap_or(&GONE)
+    }
+
+    /// The same, to change it; `None`: it is forgotten.
+    fn page_mut(&mut self, sp: Sp) -> Option<&mut Page> {
+        self.chunks.get_mut(sp.0 as usize / CHUNK)?.get_mut(sp.0 as usize % CHUNK)
     }
 
     /// The entry.
     #[must_use]
     pub fn spte(&self, sp: Sp, index: u16) -> Spte {
-        self.pages[sp.0 as usize].sptes[index as usize]
+        self.page(sp).sptes.get(usize::from(index)).copied().unwrap_or_default()
     }
 
     /// The page's own address.
     #[must_use]
     pub fn hpa(sp: Sp) -> Hpa {
         Hpa(TABLES_BASE + u64::from(sp.0) * PAGE_BYTES)
-    }
-
-    /// How many pages are unsync.
-    #[must_use]
-    pub fn unsync_count(&self) -> u32 {
-        self.unsync_pages
     }
 
     /// Live pages that shadow the guest table at `gfn`.
@@ -123,10 +146,13 @@ impl ShadowPages {
 
     /// A new page.
     pub fn create(&mut self, gfn: u64, role: Role, special: bool) -> Sp {
-        let sp = Sp(self.pages.len() as u32);
-        let sptes = Box::new([Spte::None; ENTRIES]);
-        let (parents, unsync, unprotected, dead) = (Vec::new(), false, false, false);
-        self.pages.push(Page { gfn, role, sptes, unsync, unprotected, parents, dead, special });
+        let sp = Sp(self.made);
+        self.made += 1;
+        let page = Page { gfn, role, special, dead: false, ..GONE.clone() };
+        match self.chunks.last_mut() {
+            Some(chunk) if !(sp.0 as usize).is_multiple_of(CHUNK) => chunk.push(page),
+            _ => self.chunks.push(vec![page]),
+        }
         if !special {
             self.by_gfn.entry(gfn).or_default().push(sp);
         }
@@ -166,7 +192,7 @@ impl ShadowPages {
 
     /// Writes an entry and keeps parents and reverse maps in step. Returns what stood there.
     pub fn set(&mut self, sp: Sp, index: u16, new: Spte) -> Spte {
-        let old = std::mem::replace(&mut self.pages[sp.0 as usize].sptes[index as usize], new);
+        let old = self.replace(sp, index, new);
         if self.lost.is_some() && old != new {
             self.note_lost(old);
         }
@@ -178,7 +204,9 @@ impl ShadowPages {
         }
         match old {
             Spte::Link(child) => {
-                self.pages[child.0 as usize].parents.retain(|p| *p != (sp, index));
+                if let Some(child) = self.page_mut(child) {
+                    child.parents.retain(|p| *p != (sp, index));
+                }
             }
             Spte::Leaf(leaf) => {
                 if let Some(list) = self.rmap.get_mut(&(leaf.gpa.0 / PAGE_BYTES)) {
@@ -188,13 +216,28 @@ impl ShadowPages {
             Spte::None => {}
         }
         match new {
-            Spte::Link(child) => self.pages[child.0 as usize].parents.push((sp, index)),
+            Spte::Link(child) => {
+                if let Some(child) = self.page_mut(child) {
+                    child.parents.push((sp, index));
+                }
+            }
             Spte::Leaf(leaf) => {
                 self.rmap.entry(leaf.gpa.0 / PAGE_BYTES).or_default().push((sp, index));
             }
             Spte::None => {}
         }
         old
+    }
+
+    fn replace(&mut self, sp: Sp, index: u16, new: Spte) -> Spte {
+        let Some(page) = self.page_mut(sp) else { return Spte::None };
+        if page.sptes.is_empty() {
+            if new == Spte::None {
+                return Spte::None;
+            }
+            page.sptes.resize(ENTRIES, Spte::None);
+        }
+        std::mem::replace(&mut page.sptes[usize::from(index)], new)
     }
 
     /// From here on [`ShadowPages::take_lost`] knows which frames lost a mapping.
@@ -233,37 +276,65 @@ impl ShadowPages {
 
     /// Marks a page unsync or synced.
     pub fn set_unsync(&mut self, sp: Sp, unsync: bool) {
-        let page = &mut self.pages[sp.0 as usize];
-        if page.unsync != unsync {
-            page.unsync = unsync;
-            page.unprotected = unsync;
-            self.unsync_pages = self.unsync_pages + u32::from(unsync) - u32::from(!unsync);
+        let Some(page) = self.page_mut(sp) else { return };
+        if page.unsync == unsync {
+            return;
+        }
+        page.unsync = unsync;
+        page.unprotected = unsync;
+        match self.unsync.binary_search(&sp) {
+            Ok(place) if !unsync => drop(self.unsync.remove(place)),
+            Err(place) if unsync => self.unsync.insert(place, sp),
+            _ => {}
         }
     }
 
     /// Takes a page out of the hash; its entries and links are the caller's to clear.
     pub fn kill(&mut self, sp: Sp) {
         self.set_unsync(sp, false);
-        let page = &mut self.pages[sp.0 as usize];
+        let Some(page) = self.page_mut(sp) else { return };
         page.dead = true;
+        if page.sptes.iter().all(|spte| *spte == Spte::None) {
+            page.sptes = Vec::new();
+        }
         let gfn = page.gfn;
         if let Some(list) = self.by_gfn.get_mut(&gfn) {
             list.retain(|s| *s != sp);
+            if list.is_empty() {
+                self.by_gfn.remove(&gfn);
+            }
+        }
+        self.killed += 1;
+    }
+
+    /// Whether so many pages were zapped that some can be [forgotten](Self::forget).
+    #[must_use]
+    pub const fn crowded(&self) -> bool {
+        self.killed >= MANY
+    }
+
+    /// Forgets zapped pages, a chunk at a time, but for those that are `used`. A walk that still comes
+    /// to one, through a cached entry, finds nothing there, as it did before: a page is emptied when it
+    /// is zapped.
+    pub fn forget(&mut self, used: impl Fn(Sp) -> bool) {
+        self.killed = 0;
+        let kept = |sp: Sp| self.zapped.contains(&sp) || self.freed.iter().any(|f| f.0 == sp);
+        let whole = self.made as usize / CHUNK;
+        for (n, chunk) in self.chunks.iter_mut().enumerate().take(whole) {
+            let sp = |at: usize| Sp((n * CHUNK + at) as u32);
+            let gone = |(at, page): (usize, &Page)| {
+                page.dead && page.sptes.is_empty() && !used(sp(at)) && !kept(sp(at))
+            };
+            if chunk.iter().enumerate().all(gone) {
+                *chunk = Vec::new();
+            }
         }
     }
 
     /// Unsync pages below (and with) `root`, in the order of their numbers.
     #[must_use]
     pub fn unsync_below(&self, root: Sp) -> Vec<Sp> {
-        if self.unsync_pages == 0 {
-            return Vec::new();
-        }
-        let mut found: Vec<Sp> = (0..self.pages.len() as u32)
-            .map(Sp)
-            .filter(|sp| self.page(*sp).unsync && self.reaches(root, *sp))
-            .collect();
-        found.sort_unstable();
-        found
+        self.unsync.iter().copied().filter(|sp| self.reaches(root, *sp)).collect()
     }
 
     /// Whether `page` is `root` or hangs below it.
@@ -306,12 +377,15 @@ impl ShadowPages {
     /// The number of the next page.
     #[must_use]
     pub fn next(&self) -> Sp {
-        Sp(self.pages.len() as u32)
+        Sp(self.made)
     }
 
     /// Numbers of all pages that live.
     pub fn live(&self) -> impl Iterator<Item = Sp> + '_ {
-        (0..self.pages.len() as u32).map(Sp).filter(|sp| !self.page(*sp).dead)
+        (0..).zip(&self.chunks).flat_map(|(n, chunk)| {
+            let pages = (n * CHUNK as u32..).map(Sp).zip(chunk);
+            pages.filter(|(_, page)| !page.dead).map(|(sp, _)| sp)
+        })
     }
 }
 

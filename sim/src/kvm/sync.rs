@@ -50,7 +50,14 @@ impl Machine {
     }
 
     /// Re-reads one leaf entry. True if it changed.
-    fn sync_entry<O: Observer>(&mut self, v: usize, sp: Sp, index: u16, old: Leaf, o: &mut O) -> bool {
+    fn sync_entry<O: Observer>(
+        &mut self,
+        v: usize,
+        sp: Sp,
+        index: u16,
+        old: Leaf,
+        o: &mut O,
+    ) -> bool {
         let new = self.reread(v, sp, index, old);
         match new {
             Some(leaf) => {
@@ -196,13 +203,7 @@ impl Machine {
     }
 
     /// The shadow side of INVLPG in one root: the leaf is re-read if its page is unsync.
-    pub(crate) fn sync_address<O: Observer>(
-        &mut self,
-        v: usize,
-        root: Sp,
-        gva: Gva,
-        o: &mut O,
-    ) {
+    pub(crate) fn sync_address<O: Observer>(&mut self, v: usize, root: Sp, gva: Gva, o: &mut O) {
         if self.hinted_address(o) {
             return;
         }
