@@ -192,7 +192,7 @@ impl ShadowPages {
 
     /// Writes an entry and keeps parents and reverse maps in step. Returns what stood there.
     pub fn set(&mut self, sp: Sp, index: u16, new: Spte) -> Spte {
-        let old = self.replace(sp, index, new);
+        let Some(old) = self.replace(sp, index, new) else { return Spte::None };
         if self.lost.is_some() && old != new {
             self.note_lost(old);
         }
@@ -229,15 +229,16 @@ impl ShadowPages {
         old
     }
 
-    fn replace(&mut self, sp: Sp, index: u16, new: Spte) -> Spte {
-        let Some(page) = self.page_mut(sp) else { return Spte::None };
+    /// Writes an entry alone. `None`: the page is forgotten.
+    fn replace(&mut self, sp: Sp, index: u16, new: Spte) -> Option<Spte> {
+        let page = self.page_mut(sp)?;
         if page.sptes.is_empty() {
             if new == Spte::None {
-                return Spte::None;
+                return Some(Spte::None);
             }
             page.sptes.resize(ENTRIES, Spte::None);
         }
-        std::mem::replace(&mut page.sptes[usize::from(index)], new)
+        Some(std::mem::replace(&mut page.sptes[usize::from(index)], new))
     }
 
     /// From here on [`ShadowPages::take_lost`] knows which frames lost a mapping.
@@ -393,4 +394,85 @@ impl ShadowPages {
 #[must_use]
 pub const fn index(gva: u64, level: u8) -> u16 {
     ((gva >> (12 + 9 * (level as u32 - 1))) & 511) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaf(frame: u64) -> Spte {
+        Spte::Leaf(Leaf { gpa: Gpa(frame * PAGE_BYTES), ..Leaf::default() })
+    }
+
+    #[test]
+    fn zapped_pages_are_forgotten_by_chunks_that_nobody_uses() {
+        let mut pages = ShadowPages::default();
+        let all: Vec<Sp> =
+            (0..3 * CHUNK as u64 + 5).map(|gfn| pages.create(gfn, Role(1), false)).collect();
+        let (lives, root) = (all[CHUNK + 7], all[2 * CHUNK]);
+        for sp in all.iter().filter(|sp| **sp != lives) {
+            pages.set(*sp, 3, leaf(9));
+            pages.set(*sp, 3, Spte::None);
+            pages.kill(*sp);
+        }
+        assert!(!pages.crowded(), "fewer than are worth the search");
+        pages.set(lives, 3, leaf(9));
+        pages.forget(|sp| sp == root);
+        let sizes: Vec<usize> = pages.chunks.iter().map(Vec::len).collect();
+        assert_eq!(sizes, [0, CHUNK, CHUNK, 5], "the last chunk is not yet full");
+        assert_eq!(pages.spte(lives, 3), leaf(9));
+        assert_eq!(pages.mapping(9), [(lives, 3)]);
+        assert_eq!((pages.page(root).dead, pages.page(root).gfn), (true, 2 * CHUNK as u64));
+        // A walk that comes to a forgotten page finds nothing, and nothing can be put there.
+        assert!(pages.page(all[0]).dead);
+        assert_eq!(pages.spte(all[0], 3), Spte::None);
+        assert_eq!(pages.set(all[0], 3, leaf(8)), Spte::None);
+        assert_eq!((pages.spte(all[0], 3), pages.mapping(8)), (Spte::None, Vec::new()));
+        assert_eq!(pages.live().collect::<Vec<_>>(), [lives]);
+        assert_eq!(pages.find(0, Role(1), 0), None);
+        // No number is given again.
+        assert_eq!(pages.create(0, Role(1), false), Sp(3 * CHUNK as u32 + 5));
+    }
+
+    #[test]
+    fn a_page_with_entries_or_a_reader_is_kept() {
+        let mut pages = ShadowPages::default();
+        let all: Vec<Sp> =
+            (0..2 * CHUNK as u64).map(|gfn| pages.create(gfn, Role(1), false)).collect();
+        pages.set(all[1], 0, leaf(4));
+        for sp in &all {
+            pages.kill(*sp);
+        }
+        pages.leave(all[CHUNK]);
+        pages.forget(|_| false);
+        assert_eq!(pages.spte(all[1], 0), leaf(4), "the caller has not cleared it");
+        assert_eq!(pages.chunks[1].len(), CHUNK, "somebody may be reading it");
+        pages.free_zapped();
+        pages.forget(|_| false);
+        assert_eq!(pages.chunks[1].len(), CHUNK, "it is told whose memory it has");
+        pages.forget_freed();
+        pages.set(all[1], 0, Spte::None);
+        pages.forget(|_| false);
+        assert!(pages.chunks[1].is_empty());
+        assert_eq!(pages.page(all[1]).gfn, 1, "its entries went after it was zapped");
+    }
+
+    #[test]
+    fn unsync_pages_below_a_root_come_in_the_order_of_their_numbers() {
+        let mut pages = ShadowPages::default();
+        let [root, other, a, b] = [4, 4, 1, 1].map(|level| pages.create(0, Role(level), false));
+        for sp in [b, a] {
+            pages.set_unsync(sp, true);
+            pages.set_unsync(sp, true);
+        }
+        assert!(pages.unsync_below(root).is_empty(), "neither hangs below it");
+        pages.set(root, 0, Spte::Link(b));
+        pages.set(root, 1, Spte::Link(a));
+        assert_eq!(pages.unsync_below(root), [a, b]);
+        assert!(pages.unsync_below(other).is_empty());
+        pages.set_unsync(a, false);
+        assert_eq!(pages.unsync_below(root), [b]);
+        pages.kill(b);
+        assert!(pages.unsync_below(root).is_empty());
+    }
 }
