@@ -346,9 +346,10 @@ impl Machine {
         {
             return Ok(step);
         }
-        self.quiet = false;
-        self.boot(o);
-        self.clock_reaches(index);
+        if !std::mem::replace(&mut self.quiet, false) {
+            self.boot(o);
+            self.clock_reaches(index);
+        }
         let step = self.carry_out(event, index, o);
         self.missed = false;
         let step = step?;

@@ -102,7 +102,7 @@ impl Machine {
             let why = "the vCPU is `out`: let it `in` first".into();
             return Err(Refused { op: name(op), why });
         }
-        if guest && !self.emulated {
+        if guest && !self.emulated && !self.vcpus[v].in_guest {
             // As if the host had scheduled it in for this, or an interrupt had woken it.
             self.schedule_in(v, o);
             self.wake(v, o);
