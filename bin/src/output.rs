@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tempfile::NamedTempFile;
@@ -144,17 +144,24 @@ pub fn progress(events: Option<u64>, global: &Global) -> ProgressBar {
     }
     let (bar, template) = match events {
         Some(events) => {
-            let template = "{wide_bar} {human_pos} of {human_len} events, {per_sec}, {eta} left";
+            let template =
+                "{wide_bar} {human_pos} of {human_len} events, {rate} a second, {eta} left";
             (ProgressBar::new(events), template)
         }
-        None => (ProgressBar::new_spinner(), "{spinner} {human_pos} events, {per_sec}"),
+        None => (ProgressBar::new_spinner(), "{spinner} {human_pos} events, {rate} a second"),
     };
     // The templates are constant and sound; without a style the bar has its default look.
     if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
+        bar.set_style(style.with_key("rate", rate));
     }
     interrupt::counts(&bar, events);
     bar
+}
+
+/// Whole events a second.
+fn rate(state: &ProgressState, out: &mut dyn std::fmt::Write) {
+    // It is written to memory.
+    let _ = write!(out, "{}", HumanCount(state.per_sec() as u64));
 }
 
 #[cfg(test)]

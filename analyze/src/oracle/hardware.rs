@@ -81,13 +81,8 @@ impl Group {
 
     /// The container of this PCID, `new` if there was none.
     fn held(&mut self, of: (u16, bool), new: Held) -> &mut Held {
-        let place = if self.0.len() <= FEW {
-            let same = |(pcid, global): (u16, bool)| pcid == of.0 && global == of.1;
-            self.0.iter().position(|(other, _)| same(*other))
-        } else {
-            None
-        };
-        let place = place.unwrap_or_else(|| {
+        let few = self.0.iter().take(if self.0.len() <= FEW { FEW } else { 0 });
+        let place = few.into_iter().position(|(other, _)| *other == of).unwrap_or_else(|| {
             self.0.binary_search_by_key(&of, |(of, _)| *of).unwrap_or_else(|place| {
                 self.0.insert(place, (of, new));
                 place

@@ -470,7 +470,7 @@ const fn fitting(row: u64, mark: u8) -> u64 {
     const ONES: u64 = u64::MAX / 0xff;
     // A byte is 0 where the marks are equal. Taking 1 from each sets the top bit of these, and of none
     // that had it set: of no byte where one mark is occupied and the other empty.
-    let differs = row ^ ONES * mark as u64;
+    let differs = row ^ (ONES * mark as u64);
     differs.wrapping_sub(ONES) & !differs & ONES << 7
 }
 
