@@ -381,6 +381,12 @@ impl ShadowPages {
         Sp(self.made)
     }
 
+    /// Pages in memory, zapped ones among them.
+    #[cfg(test)]
+    pub fn kept(&self) -> usize {
+        self.chunks.iter().map(Vec::len).sum()
+    }
+
     /// Numbers of all pages that live.
     pub fn live(&self) -> impl Iterator<Item = Sp> + '_ {
         (0..).zip(&self.chunks).flat_map(|(n, chunk)| {
