@@ -102,7 +102,9 @@ impl Machine {
             let why = "the vCPU is `out`: let it `in` first".into();
             return Err(Refused { op: name(op), why });
         }
-        if guest && !self.emulated && !self.vcpus[v].in_guest {
+        let pcpu = usize::from(self.vcpus[v].pcpu.0);
+        let runs = self.vcpus[v].in_guest && self.presence.running(pcpu) == Some(v);
+        if guest && !self.emulated && !runs {
             // As if the host had scheduled it in for this, or an interrupt had woken it.
             self.schedule_in(v, o);
             self.wake(v, o);
