@@ -7,12 +7,13 @@
 import { execFileSync } from "node:child_process";
 import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import assert from "node:assert/strict";
 import { chromium } from "playwright-core";
 
-const [program, recording] = process.argv.slice(2);
+// The program is run in another folder.
+const [program, recording] = process.argv.slice(2).map((path) => resolve(path));
 const shots = process.argv.includes("--shots") ? process.argv[process.argv.indexOf("--shots") + 1] : null;
 const folder = mkdtempSync(join(tmpdir(), "tlbscope-report-"));
 if (shots) mkdirSync(shots, { recursive: true });
