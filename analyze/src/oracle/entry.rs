@@ -2,14 +2,14 @@
 //! which obligations are past their deadline with something reachable that may violate them.
 
 use tlbscope_sim::arch::required::{NOFLUSH_RESIDENCE, Scope};
-use tlbscope_trace::act::{At, Class, Context, Inv};
+use tlbscope_trace::act::{At, Context, Inv};
 use tlbscope_trace::addr::{Sp, VcpuId};
 use tlbscope_trace::observe::World;
 use tlbscope_trace::regs::{Cr4, MmuKind};
 
 use super::credit::{By, Open};
 use super::floors::{Floors, Obligation, Target, address, covers};
-use super::hardware::{Group, GroupKey, Held, one_page};
+use super::hardware::{Fillable, Group, GroupKey, Held, one_page};
 use super::{Oracle, Vcpu};
 use crate::finding::{Finding, Findings, Kind};
 
@@ -56,10 +56,10 @@ impl Oracle {
         if matches!(inv, Inv::Guest(_) | Inv::VpidZeroTransition) {
             vcpu.window.hook = None;
         }
-        self.hardware.invalidate(vcpu.pcpu, &context, inv);
         self.physical.invalidate(vcpu.pcpu, inv);
-        if let Some((tag, gva)) = one_page(inv, &context) {
-            vcpu.floors.served(gva, (vcpu.pcpu, tag));
+        match one_page(inv, &context) {
+            Some((tag, gva)) => vcpu.floors.served(gva, (vcpu.pcpu, tag)),
+            None => self.hardware.invalidate(vcpu.pcpu, &context, inv),
         }
         match inv {
             Inv::Guest(_) => {
@@ -96,13 +96,7 @@ impl Oracle {
         let root = vcpu.context.shadow_root.and_then(|root| self.shadow.root_stamp(root));
         let stamp = root.unwrap_or(self.now);
         let globals = world.regs(VcpuId(id as u16)).cr4().contains(Cr4::PGE);
-        self.hardware.resident(key, tag.pcid.0, false, self.now, stamp);
-        if globals {
-            self.hardware.resident(key, tag.pcid.0, true, self.now, stamp);
-        }
-        if tag.class == Class::Combined {
-            self.hardware.resident(key.guest_physical(), 0, false, self.now, self.now);
-        }
+        self.hardware.fillable(self.now, Fillable { key, pcid: tag.pcid.0, globals, stamp });
     }
 
     /// Guest instructions run from here on.

@@ -126,6 +126,8 @@ const NOBODY: Owner = (u16::MAX, 0);
 pub struct Hardware {
     /// By pCPU; those of one pCPU in the order of their keys.
     groups: Vec<Vec<(GroupKey, Group)>>,
+    /// By pCPU: what was declared fillable there last, while nothing was dropped.
+    declared: Vec<Option<Fillable>>,
     /// Owner of (pCPU, VPID or ASID, EP4TA).
     owners: BTreeMap<(u16, u32, u64), Ownership>,
     /// Tags that their owner runs under no more: it was given another ASID.
@@ -138,9 +140,44 @@ pub struct Hardware {
     latest_birth: u64,
 }
 
+/// The containers that what runs on a pCPU can fill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Fillable {
+    /// Their group, of the class that its accesses go through.
+    pub key: GroupKey,
+    /// The current PCID.
+    pub pcid: u16,
+    /// Global translations too (CR4.PGE).
+    pub globals: bool,
+    /// The oldest stamp that a copy filled from here on may have.
+    pub stamp: u64,
+}
+
 impl Hardware {
+    /// These containers can be filled from now on. To say it again changes nothing, however much later
+    /// the stamps are.
+    pub fn fillable(&mut self, now: u64, of: Fillable) {
+        let pcpu = usize::from(of.key.pcpu);
+        if self.declared.len() <= pcpu {
+            self.declared.resize(pcpu + 1, None);
+        }
+        let again =
+            |last: Fillable| last.stamp <= of.stamp && last == Fillable { stamp: last.stamp, ..of };
+        if self.declared[pcpu].is_some_and(again) {
+            return;
+        }
+        self.resident(of.key, of.pcid, false, now, of.stamp);
+        if of.globals {
+            self.resident(of.key, of.pcid, true, now, of.stamp);
+        }
+        if of.key.class == Class::Combined {
+            self.resident(of.key.guest_physical(), 0, false, now, now);
+        }
+        self.declared[pcpu] = Some(of);
+    }
+
     /// From now on copies as old as `stamp` may be in this container.
-    pub fn resident(&mut self, key: GroupKey, pcid: u16, global: bool, now: u64, stamp: u64) {
+    fn resident(&mut self, key: GroupKey, pcid: u16, global: bool, now: u64, stamp: u64) {
         let new = Held { since: now, stamp, filled: u64::MAX, judged: 0 };
         let held = self.group_or_new(key).held((pcid, global), new);
         if stamp < held.stamp {
@@ -304,13 +341,16 @@ impl Hardware {
         [owner.map(|of| (of.since, of.given)), root.map(|born| (born.since, born.given))]
     }
 
-    /// An invalidation on this pCPU; `context` is what ran there last.
+    /// An invalidation of more than a page on this pCPU; `context` is what ran there last.
     pub fn invalidate(&mut self, pcpu: u16, context: &Context, inv: &Inv) {
         let virt = |k: &GroupKey| matches!(k.class, Class::Linear | Class::Combined);
         let asid = |k: &GroupKey, a: u32| k.class == Class::Asid && k.id == a;
         let nested = |k: &GroupKey| matches!(k.class, Class::Combined | Class::GuestPhysical);
         let id = context.tag.id;
         let Some(groups) = self.groups.get_mut(usize::from(pcpu)) else { return };
+        if let Some(declared) = self.declared.get_mut(usize::from(pcpu)) {
+            *declared = None;
+        }
         groups.retain_mut(|(key, group)| {
             let mine = key.class != Class::GuestPhysical && key.id == id;
             let all = match *inv {

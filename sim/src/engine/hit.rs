@@ -58,6 +58,15 @@ impl Machine {
             && !self.config.apic_page
     }
 
+    /// The vCPU whose operation this is, if it runs in the guest: where nothing else can happen, it is
+    /// carried out there and then.
+    #[inline]
+    pub(super) fn running(&self, event: &Event) -> Option<usize> {
+        let Actor::Vcpu(id) = event.actor else { return None };
+        let v = usize::from(id.0);
+        self.vcpus.get(v).is_some_and(|vcpu| vcpu.in_guest).then_some(v)
+    }
+
     /// The lane of a vCPU that runs in the guest; its TLB is ready for it.
     #[inline]
     fn lane(&mut self, id: VcpuId) -> Option<Lane> {

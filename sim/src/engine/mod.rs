@@ -341,22 +341,37 @@ impl Machine {
         index: u64,
         o: &mut O,
     ) -> Result<Step, Refused> {
-        if self.quiet
-            && let Some(step) = self.hit(event, index, o)
-        {
+        let quiet = std::mem::replace(&mut self.quiet, false);
+        if quiet && let Some(step) = self.hit(event, index, o) {
+            self.quiet = true;
             return Ok(step);
         }
-        if !std::mem::replace(&mut self.quiet, false) {
-            self.boot(o);
-            self.clock_reaches(index);
-        }
-        let step = self.carry_out(event, index, o);
+        let step = match self.running(event).filter(|_| quiet) {
+            Some(v) => {
+                self.at = At { event: index, time: event.time, actor: event.actor };
+                let step = self.operate(v, &event.op, o);
+                if matches!(step, Ok(Step { waits: true, .. })) {
+                    self.backlog.push(v, index, event.clone());
+                }
+                step
+            }
+            None => {
+                if !quiet {
+                    self.boot(o);
+                    self.clock_reaches(index);
+                }
+                self.carry_out(event, index, o)
+            }
+        };
         self.missed = false;
         let step = step?;
-        self.settle(o);
-        self.drain(o);
-        self.worker_runs(index);
         self.quiet = self.undisturbed();
+        if !self.quiet {
+            self.settle(o);
+            self.drain(o);
+            self.worker_runs(index);
+            self.quiet = self.undisturbed();
+        }
         Ok(step)
     }
 

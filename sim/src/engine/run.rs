@@ -115,6 +115,16 @@ impl Machine {
                 return Ok(Step { waits: true, ..Step::default() });
             }
         }
+        self.operate(v, op, o)
+    }
+
+    /// The operation of a vCPU that is where it takes place: in the guest, or for some of them outside.
+    pub(super) fn operate<O: Observer>(
+        &mut self,
+        v: usize,
+        op: &Op,
+        o: &mut O,
+    ) -> Result<Step, Refused> {
         let regs = &self.vcpus[v].regs;
         let step = match op {
             Op::Cr0(w) => Self::step(self.write_cr0(v, w.apply(regs.cr0), o)),

@@ -16,8 +16,9 @@ const FIRST_TABLE: u64 = 0x10_0000;
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct GuestMemory {
     bytes: u64,
+    /// Slots of one frame each; the first is what was never written reads as.
     arena: Vec<u64>,
-    /// Frame number to slot + 1; 0 = never written. Grown on demand.
+    /// Frame number to slot, 0 if never written. Grown on demand.
     direct: Vec<u32>,
     #[serde(with = "tlbscope_trace::state::map")]
     far: FxHashMap<u64, u32>,
@@ -32,7 +33,7 @@ impl GuestMemory {
     pub fn new(bytes: u64) -> Self {
         Self {
             bytes,
-            arena: Vec::new(),
+            arena: vec![0; WORDS],
             direct: Vec::new(),
             far: FxHashMap::default(),
             tables: FxHashMap::default(),
@@ -46,17 +47,23 @@ impl GuestMemory {
         self.bytes
     }
 
-    fn slot(&self, frame: u64) -> Option<usize> {
-        let slot = if frame < DIRECT_FRAMES {
-            self.direct.get(frame as usize).copied().unwrap_or(0)
-        } else {
-            self.far.get(&frame).copied().unwrap_or(0)
-        };
-        (slot as usize).checked_sub(1)
+    /// The slot of a frame, 0 if it was never written.
+    #[inline]
+    fn slot(&self, frame: u64) -> usize {
+        match self.direct.get(frame as usize) {
+            Some(slot) => *slot as usize,
+            None => self.far_slot(frame),
+        }
+    }
+
+    #[cold]
+    fn far_slot(&self, frame: u64) -> usize {
+        self.far.get(&frame).copied().unwrap_or(0) as usize
     }
 
     fn slot_or_new(&mut self, frame: u64) -> usize {
-        if let Some(slot) = self.slot(frame) {
+        let slot = self.slot(frame);
+        if slot != 0 {
             return slot;
         }
         let slot = self.arena.len() / WORDS;
@@ -66,29 +73,25 @@ impl GuestMemory {
             if self.direct.len() <= index {
                 self.direct.resize(index + 1, 0);
             }
-            self.direct[index] = slot as u32 + 1;
+            self.direct[index] = slot as u32;
         } else {
-            self.far.insert(frame, slot as u32 + 1);
+            self.far.insert(frame, slot as u32);
         }
         slot
     }
 
     /// The 8 bytes at `gpa`, aligned down; 0 if never written.
+    #[inline]
     #[must_use]
     pub fn read(&self, gpa: Gpa) -> u64 {
-        match self.slot(gpa.0 >> 12) {
-            Some(slot) => self.arena[slot * WORDS + (gpa.0 as usize >> 3) % WORDS],
-            None => 0,
-        }
+        self.arena[self.slot(gpa.0 >> 12) * WORDS + (gpa.0 as usize >> 3) % WORDS]
     }
 
     /// The frame around `gpa`; zeros if never written.
     #[must_use]
     pub fn frame(&self, gpa: Gpa) -> [u64; WORDS] {
-        let words = self.slot(gpa.0 >> 12).and_then(|slot| {
-            let first = slot * WORDS;
-            self.arena.get(first..first + WORDS)?.try_into().ok()
-        });
+        let first = self.slot(gpa.0 >> 12) * WORDS;
+        let words = self.arena.get(first..first + WORDS).and_then(|words| words.try_into().ok());
         words.unwrap_or([0; WORDS])
     }
 
@@ -138,7 +141,7 @@ impl GuestMemory {
     /// writes to it are lost then.
     pub fn allocate_table(&mut self, level: u8) -> Gpa {
         let mut frame = self.next_table >> 12;
-        while self.is_table(frame) || self.slot(frame).is_some() {
+        while self.is_table(frame) || self.slot(frame) != 0 {
             frame += 1;
         }
         self.next_table = (frame + 1) * PAGE_BYTES;
@@ -154,7 +157,7 @@ impl GuestMemory {
             .chain(far)
             .filter(|(_, slot)| *slot != 0)
             .map(|(frame, slot)| {
-                let start = (slot as usize - 1) * WORDS;
+                let start = slot as usize * WORDS;
                 (frame, &self.arena[start..start + WORDS])
             })
             .filter(|(_, words)| words.iter().any(|w| *w != 0))
