@@ -83,6 +83,14 @@ pub trait Observer {
         Mark::default()
     }
 
+    /// An access of which this observer need not be told, because it is [indifferent](Self::indifferent)
+    /// to the copy, caches that copy again as it was cached before. Since then there were only hits
+    /// and such refills. `refs` entries of page tables were read. Whoever counts refills
+    /// ([`Act::Refill`]) and is indifferent counts them here as well.
+    fn refill(&mut self, at: &At, refs: u8) {
+        let _ = (at, refs);
+    }
+
     /// An access finished.
     fn access<W: World>(&mut self, at: &At, access: &Accessed, world: &W) {
         let _ = (at, access, world);
@@ -187,6 +195,11 @@ impl<A: Observer, B: Observer> Observer for (A, B) {
         let mark = self.0.fill(at, fill, world);
         self.1.fill(at, fill, world);
         mark
+    }
+
+    fn refill(&mut self, at: &At, refs: u8) {
+        self.0.refill(at, refs);
+        self.1.refill(at, refs);
     }
 
     fn access<W: World>(&mut self, at: &At, access: &Accessed, world: &W) {

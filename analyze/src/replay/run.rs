@@ -124,7 +124,7 @@ impl Run {
         loop {
             // A run that is taken apart counts each event.
             if self.breakdown.is_none() {
-                at += self.machine.hits(&events[at..], first + at as u64, &self.watching);
+                at += self.machine.hits(&events[at..], first + at as u64, &mut self.watching);
             }
             let Some(event) = events.get(at) else { break };
             let index = first + at as u64;

@@ -142,6 +142,22 @@ impl Tally {
 
 impl Observer for Tally {
     fn act<W: World>(&mut self, at: &At, act: &Act, _world: &W) {
+        self.count(at, act);
+    }
+
+    fn refill(&mut self, at: &At, refs: u8) {
+        self.count(at, &Act::Refill { refs, ghost: None });
+    }
+
+    /// Accesses are not counted.
+    #[inline]
+    fn indifferent<W: World>(&self, _: VcpuId, _: &W) -> Option<Marks> {
+        Some(Marks::ALL)
+    }
+}
+
+impl Tally {
+    fn count(&mut self, at: &At, act: &Act) {
         // The vCPUs enter for the first time before any event: nobody's operation causes that.
         let windowed = self.first_open < self.windows.len() && at.event != BEFORE;
         if windowed {
@@ -186,12 +202,6 @@ impl Observer for Tally {
         if windowed {
             self.after(at, act);
         }
-    }
-
-    /// Accesses are not counted.
-    #[inline]
-    fn indifferent<W: World>(&self, _: VcpuId, _: &W) -> Option<Marks> {
-        Some(Marks::ALL)
     }
 }
 

@@ -14,6 +14,7 @@ use tlbscope_trace::op::Event;
 use tlbscope_trace::regs::{MmuKind, Vendor};
 use tlbscope_trace::text::write_event;
 
+pub use events::PAGES;
 pub use policies::{Pick, policy};
 pub use watch::{Run, alone, alone_list, run, run_list};
 

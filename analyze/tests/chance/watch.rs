@@ -122,7 +122,7 @@ pub fn alone_list(config: &MachineConfig, policy: &Policy, events: &[Event]) -> 
     let mut machine = Machine::new(config, policy).expect("a machine");
     let mut at = 0;
     loop {
-        at += machine.hits(&events[at..], at as u64, &oracle);
+        at += machine.hits(&events[at..], at as u64, &mut oracle);
         let Some(event) = events.get(at) else { break };
         let _refused = machine.run(event, at as u64, &mut oracle);
         at += 1;

@@ -4,7 +4,19 @@ use tlbscope_trace::addr::{Gva, PageSize};
 use tlbscope_trace::regs::{Cr4, Efer, Regs};
 
 /// A paging mode.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub enum Mode {
     /// CR0.PG = 0: linear addresses are physical.
     #[default]

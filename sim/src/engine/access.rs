@@ -11,6 +11,7 @@ use tlbscope_trace::op::{Access, AccessKind};
 use tlbscope_trace::regs::{Cr0, Cr4, Efer, MmuKind, Regs, Vendor};
 
 use super::Machine;
+use super::refill::{Below, Repeatable};
 use super::structures::shadow_mode;
 use crate::arch::access::{self, Live, Rights};
 use crate::arch::mode::Mode;
@@ -23,8 +24,8 @@ const TRIES: u32 = 32;
 
 /// The frame of one page-table walk.
 pub(super) enum Walked {
-    /// A translation to cache.
-    Filled(Entry),
+    /// A translation that is cached now, and how the walk can be repeated, if it can.
+    Filled(Entry, Option<Repeatable>),
     /// The guest's own fault.
     Fault(u32),
     /// The hypervisor repaired something: walk again.
@@ -46,6 +47,9 @@ struct HostLeaf {
 /// Whether an access goes on.
 enum Used {
     Done(Outcome),
+    /// Done, and the observer has nothing to say of the copy as long as it carries this note, whether it
+    /// had to be told or not.
+    Lawful(Outcome, u64),
     Again,
     Wait,
 }
@@ -59,7 +63,7 @@ impl Machine {
         o: &mut O,
     ) -> Option<Outcome> {
         let mut spurious = false;
-        for _ in 0..TRIES {
+        for tries in 0..TRIES {
             if !self.enter(v, false, o) && (self.schedule.is_some() || self.kicks_take_time()) {
                 return None;
             }
@@ -72,8 +76,15 @@ impl Machine {
             };
             let Some(entry) = hit else {
                 match self.walk(v, access, true, o) {
-                    Walked::Filled(entry) => {
+                    Walked::Filled(entry, repeatable) => {
                         match self.use_copy(v, access, &entry, true, &mut spurious, o) {
+                            Used::Lawful(outcome, note) => {
+                                if let Some(of) = repeatable.filter(|_| tries == 0) {
+                                    let of = Repeatable { note, ..of };
+                                    self.refills.fills(pcpu as u16, access.gva, &entry, of);
+                                }
+                                return Some(outcome);
+                            }
                             Used::Done(outcome) => return Some(outcome),
                             Used::Wait => return None,
                             Used::Again => {}
@@ -94,7 +105,7 @@ impl Machine {
                 continue;
             };
             match self.use_copy(v, access, &entry, false, &mut spurious, o) {
-                Used::Done(outcome) => return Some(outcome),
+                Used::Done(outcome) | Used::Lawful(outcome, _) => return Some(outcome),
                 Used::Wait => return None,
                 Used::Again => {}
             }
@@ -125,10 +136,14 @@ impl Machine {
         let offset = access.gva.0 & (entry.size.bytes() - 1);
         let (outcome, hpa) = (Outcome::Gpa(Gpa(copy.gpa.0 + offset)), Hpa(copy.hpa.0 + offset));
         let untold = o.indifferent(VcpuId(v as u16), self);
-        if self.config.apic_page || !untold.is_some_and(|marks| marks.has(entry.mark, 0)) {
-            self.report(v, access, self.via(v, entry, fresh), outcome, hpa, o);
+        if !self.config.apic_page && untold.is_some_and(|marks| marks.has(entry.mark, 0)) {
+            return Used::Lawful(outcome, 0);
         }
-        Used::Done(outcome)
+        self.report(v, access, self.via(v, entry, fresh), outcome, hpa, o);
+        match o.indifferent(VcpuId(v as u16), self).filter(|_| o.approves()) {
+            Some(untold) => Used::Lawful(outcome, untold.note),
+            None => Used::Done(outcome),
+        }
     }
 
     fn via(&self, v: usize, entry: &Entry, fresh: bool) -> Via {
@@ -327,7 +342,12 @@ impl Machine {
         let registers = mode == Mode::Pae && self.config.vendor == Vendor::Intel;
         let refs = start.map_or(levels - u8::from(registers), |entry| entry.level - 1);
         let source = Source::Shadow { sp, index };
-        Walked::Filled(self.fill(v, access.gva, copy, PageSize::Size4K, false, source, refs, o))
+        let below = match start {
+            Some(entry) => descent.is_short().then_some(Below::Structure(mode, entry.level)),
+            None => (!self.keeps_structures(v)).then_some(Below::Root),
+        };
+        let entry = self.fill(v, access.gva, copy, PageSize::Size4K, false, source, refs, o);
+        Walked::Filled(entry, below.map(|below| Repeatable { below, refs, note: 0 }))
     }
 
     fn walk_nested<O: Observer>(
@@ -390,7 +410,13 @@ impl Machine {
         let refs = walk.count * 5 + if start.is_some() { 0 } else { 4 };
         let (size, global) = (leaf.size, leaf.global);
         let entry = self.fill(v, access.gva, copy, size, global, Source::Guest, refs, o);
-        Walked::Filled(if host.write { entry } else { self.host_forbids(v, access.gva, entry) })
+        if !host.write {
+            return Walked::Filled(self.host_forbids(v, access.gva, entry), None);
+        }
+        // Only the page itself was looked up among the mappings of guest-physical addresses.
+        let short = start.filter(|_| walk.count == 1);
+        let below = short.map(|entry| Below::Structure(walk.mode, entry.level));
+        Walked::Filled(entry, below.map(|below| Repeatable { below, refs, note: 0 }))
     }
 
     /// Notes in a translation just cached that the host's tables, not the guest's, forbid writes.
@@ -410,6 +436,12 @@ impl Machine {
         Tag { class: Class::GuestPhysical, id: 0, pcid: Pcid(0), ..context }
     }
 
+    /// Whether mappings of guest-physical addresses are cached by themselves: AMD keeps none; a hypervisor
+    /// below may.
+    pub(super) fn keeps_physical(&self) -> bool {
+        self.config.vendor == Vendor::Intel || self.config.enlightened_npt
+    }
+
     /// Translates a guest-physical address of a walk; an error if the hypervisor has to act first.
     fn nested<O: Observer>(
         &mut self,
@@ -421,8 +453,7 @@ impl Machine {
         let pcpu = self.vcpus[v].pcpu.0 as usize;
         let tag = self.physical_tag(v);
         let at = self.at_vcpu(v);
-        // AMD keeps no mappings of its own for guest-physical addresses; a hypervisor below may.
-        let kept = self.config.vendor == Vendor::Intel || self.config.enlightened_npt;
+        let kept = self.keeps_physical();
         if kept && let Some(entry) = self.pcpus[pcpu].tlb.lookup_gpa(&tag, gpa).copied() {
             let Copied { hpa, write: writable, dirty, .. } = entry.copy;
             if !write || writable && dirty {

@@ -8,7 +8,9 @@ use tlbscope_trace::act::{Accessed, At, Outcome, Tag, Via};
 use tlbscope_trace::addr::{Gpa, Hpa, VcpuId};
 use tlbscope_trace::observe::{Marks, Observer};
 use tlbscope_trace::op::{Access, AccessKind, Actor, Event, Op};
+use tlbscope_trace::regs::MmuKind;
 
+use super::refill::Under;
 use super::{Machine, Step};
 use crate::arch::access::{Permitted, Rights};
 use crate::tlb::{Entry, Tlb};
@@ -82,24 +84,24 @@ impl Machine {
     }
 
     /// Carries out events from the first on, as long as they are hits of which the observer need not be
-    /// told. Returns how many those were; the event behind them is for [`Machine::run`]. `first` is the
-    /// number of the first in the trace.
+    /// told, or refills of that kind ([`super::refill`]). Returns how many those were; the event behind
+    /// them is for [`Machine::run`]. `first` is the number of the first in the trace.
     #[inline]
-    pub fn hits<O: Observer>(&mut self, events: &[Event], first: u64, o: &O) -> usize {
+    pub fn hits<O: Observer>(&mut self, events: &[Event], first: u64, o: &mut O) -> usize {
         match events {
             [Event { op: Op::Access(_), .. }, ..] if self.quiet => self.hits_from(events, first, o),
             _ => 0,
         }
     }
 
-    fn hits_from<O: Observer>(&mut self, events: &[Event], first: u64, o: &O) -> usize {
+    fn hits_from<O: Observer>(&mut self, events: &[Event], first: u64, o: &mut O) -> usize {
         let mut done = 0;
         while let Some(Event { op: Op::Access(_), actor: Actor::Vcpu(id), .. }) = events.get(done)
             && let Some(untold) = o.indifferent(*id, self)
             && let Some(lane) = self.lane(*id)
         {
             let before = done;
-            let other = self.hits_of(&lane, untold, events, &mut done);
+            let other = self.hits_of(&lane, untold, events, first, &mut done, o);
             if done > before {
                 let Event { time, actor, .. } = events[done - 1];
                 self.at = At { event: first + done as u64 - 1, time, actor };
@@ -112,28 +114,58 @@ impl Machine {
     }
 
     /// Those of one vCPU. Whether they end at an access of another one.
-    fn hits_of(&mut self, lane: &Lane, untold: Marks, events: &[Event], done: &mut usize) -> bool {
-        let tlb = &mut self.pcpus[lane.pcpu].tlb;
-        for event in &events[*done..] {
+    fn hits_of<O: Observer>(
+        &mut self,
+        lane: &Lane,
+        untold: Marks,
+        events: &[Event],
+        first: u64,
+        done: &mut usize,
+        o: &mut O,
+    ) -> bool {
+        while let Some(event) = events.get(*done) {
             let (Op::Access(access), Actor::Vcpu(id)) = (&event.op, event.actor) else {
                 return false;
             };
             if id != lane.id {
                 return true;
             }
+            let tlb = &mut self.pcpus[lane.pcpu].tlb;
             match lane.meets(tlb, access) {
                 Met::Hit(slot) if untold.has(tlb.entry(slot).mark, tlb.note(slot)) => {
                     tlb.touch(slot);
                 }
                 Met::Nothing => {
-                    self.missed = true;
-                    return false;
+                    let Some(refs) = self.refill(lane, &untold, access) else {
+                        self.missed = true;
+                        return false;
+                    };
+                    let index = first + *done as u64;
+                    o.refill(&At { event: index, time: event.time, actor: event.actor }, refs);
                 }
                 _ => return false,
             }
             *done += 1;
         }
         false
+    }
+
+    /// Caches a translation that had to make room as it was; gives the entries that the walk read.
+    fn refill(&mut self, lane: &Lane, untold: &Marks, access: &Access) -> Option<u8> {
+        let v = usize::from(lane.id.0);
+        let tdp = self.config.mmu == MmuKind::Tdp && self.keeps_physical();
+        let (tag, physical) = (self.vcpus[v].context.tag, tdp.then(|| self.physical_tag(v)));
+        let under = Under {
+            pcpu: lane.pcpu as u16,
+            tag: &tag,
+            physical: physical.as_ref(),
+            permitted: &lane.permitted,
+            untold,
+        };
+        let tlb = &mut self.pcpus[lane.pcpu].tlb;
+        let refs = self.refills.again(tlb, &under, access)?;
+        tlb.select(&tag);
+        Some(refs)
     }
 
     /// Carries the event out if it is such an access; else nothing has happened.

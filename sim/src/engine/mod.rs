@@ -34,6 +34,7 @@ mod host;
 mod hostops;
 mod nested;
 mod presence;
+mod refill;
 mod resume;
 mod run;
 mod schedule;
@@ -130,6 +131,8 @@ pub struct Machine {
     /// What the registers of the vCPU that hit last permit.
     #[serde(skip)]
     permitted: Permitted,
+    /// Fills that can be repeated without a walk.
+    refills: refill::Refills,
     /// The last event left everything [undisturbed](Self::undisturbed).
     quiet: bool,
     /// The EPTPs that L1 used, in the order of first use: the EPTP list of VMFUNC.
@@ -228,6 +231,7 @@ impl Machine {
             booted: false,
             missed: false,
             permitted: Permitted::default(),
+            refills: refill::Refills::default(),
             quiet: false,
             eptps: Vec::new(),
             emulated: false,
@@ -364,8 +368,10 @@ impl Machine {
             }
         };
         self.missed = false;
+        let undisturbed = self.undisturbed();
+        self.refills.over(quiet && undisturbed);
         let step = step?;
-        self.quiet = self.undisturbed();
+        self.quiet = undisturbed;
         if !self.quiet {
             self.settle(o);
             self.drain(o);

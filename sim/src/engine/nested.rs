@@ -98,7 +98,8 @@ impl Machine {
         };
         let refs = (walk.count + 1) * 5 - 1;
         let entry = self.fill(v, access.gva, copy, leaf.size, leaf.global, source, refs, o);
-        Walked::Filled(if mapped.write { entry } else { self.host_forbids(v, access.gva, entry) })
+        let entry = if mapped.write { entry } else { self.host_forbids(v, access.gva, entry) };
+        Walked::Filled(entry, None)
     }
 
     /// Accessed and dirty bits of L2's tables, where those lie in L1's memory.

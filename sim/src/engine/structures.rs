@@ -65,6 +65,13 @@ pub(super) struct Descent {
     pub leaf: Option<(Sp, u16, Leaf)>,
 }
 
+impl Descent {
+    /// Whether the first entry that was read is the leaf.
+    pub const fn is_short(&self) -> bool {
+        self.count == 0
+    }
+}
+
 impl PscEntry {
     /// Where a walk goes on.
     pub(super) const fn start(&self) -> Start {
@@ -110,7 +117,7 @@ impl Machine {
     }
 
     /// Whether upper-level entries are cached in walks of this vCPU.
-    fn keeps_structures(&self, v: usize) -> bool {
+    pub(super) fn keeps_structures(&self, v: usize) -> bool {
         let vcpu = &self.vcpus[v];
         vcpu.nested.l2.is_none() && self.pcpus[usize::from(vcpu.pcpu.0)].tlb.has_structures()
     }

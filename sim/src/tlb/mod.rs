@@ -16,7 +16,7 @@ use tlbscope_trace::addr::{Gpa, Gva, Hpa, PageSize, Pcid};
 use crate::arch::access::Rights;
 use crate::arch::mode::Mode;
 use crate::paging::memory::mix;
-use store::{DEAD, Evicted, Head, Key, Store};
+use store::{Body, DEAD, Evicted, Head, Key, Store};
 
 /// How many entries there are and how they are found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -362,23 +362,47 @@ impl Tlb {
 
     /// Caches a translation. Gives the event whose flush had dropped the same one (a ghost).
     pub fn insert(&mut self, tag: &Tag, gva: Gva, entry: Entry) -> Option<u64> {
+        self.insert_noted(tag, gva, entry, 0)
+    }
+
+    /// The same, with the observer's note on it.
+    pub(crate) fn insert_noted(
+        &mut self,
+        tag: &Tag,
+        gva: Gva,
+        entry: Entry,
+        note: u64,
+    ) -> Option<u64> {
         let space = if entry.global { Space::Global } else { Space::Pcid };
-        self.insert_in(tag, space, gva.0, entry)
+        self.insert_in(tag, space, gva.0, entry, note)
     }
 
     /// As [`Tlb::insert`] for a guest-physical mapping.
     pub fn insert_gpa(&mut self, tag: &Tag, gpa: Gpa, entry: Entry) -> Option<u64> {
-        self.insert_in(tag, Space::Physical, gpa.0, entry)
+        self.insert_in(tag, Space::Physical, gpa.0, entry, 0)
     }
 
-    fn insert_in(&mut self, tag: &Tag, space: Space, address: u64, entry: Entry) -> Option<u64> {
+    fn insert_in(
+        &mut self,
+        tag: &Tag,
+        space: Space,
+        address: u64,
+        entry: Entry,
+        note: u64,
+    ) -> Option<u64> {
         self.sweep(space);
         let at = self.container_or_new(tag, space);
         let key = key(at, address, entry.size);
         let epoch = self.containers[at as usize].epoch;
         let store = if space == Space::Physical { &mut self.nested } else { &mut self.entries };
         let containers = &self.containers;
-        let old = store.put(key, epoch, entry, |head| alive(containers, head));
+        let body = Body { value: entry, word: note };
+        // Most of a set is of the container that is being filled.
+        let alive = |head: &Head| match head.key.container() == at as usize {
+            true => head.epoch == epoch,
+            false => alive(containers, head),
+        };
+        let old = store.put(key, epoch, body, alive);
         let mut ghost = None;
         if let Some(old) = old {
             let holder = &mut self.containers[old.key.container()];
@@ -442,7 +466,7 @@ impl Tlb {
         }
         let key = psc_key(container, mode, gva.0, entry.level);
         let epoch = containers[container as usize].psc_epoch;
-        store.put(key, epoch, entry, alive);
+        store.put(key, epoch, Body { value: entry, word: 0 }, alive);
     }
 
     /// The lowest cached upper-level entry of these levels for `gva`.

@@ -130,11 +130,11 @@ impl Head {
 
 /// What a slot holds.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize, serde::Deserialize)]
-struct Body<V> {
-    value: V,
+pub(super) struct Body<V> {
+    pub value: V,
     /// Of a dead one, whose epoch is [`DEAD`]: the event that killed it by address. Of a live one: what the
     /// observer noted on it.
-    word: u64,
+    pub word: u64,
 }
 
 /// A slot that something was put into, as a state is written down.
@@ -355,7 +355,7 @@ impl<V: Copy + Default> Store<V> {
         &mut self,
         key: Key,
         epoch: u32,
-        value: V,
+        body: Body<V>,
         alive: impl Fn(&Head) -> bool,
     ) -> Option<Evicted<V>> {
         let at = match self.shape {
@@ -379,7 +379,7 @@ impl<V: Copy + Default> Store<V> {
         self.hints[key.page as usize % HINTS] = at as u32;
         self.clock += 1;
         let head = std::mem::replace(&mut self.heads[at], Head { key, epoch, used: self.clock });
-        let body = std::mem::replace(&mut self.bodies[at], Body { value, word: 0 });
+        let body = std::mem::replace(&mut self.bodies[at], body);
         if !head.occupied() {
             self.occupied += 1;
             return None;
@@ -496,6 +496,10 @@ mod tests {
         assert_eq!(fitting(0, OCCUPIED), 0);
     }
 
+    const fn body(value: u32) -> Body<u32> {
+        Body { value, word: 0 }
+    }
+
     /// Every way of every set is found again, and the least recently used makes room.
     #[test]
     fn sets_of_any_width_find_what_they_hold() {
@@ -503,7 +507,7 @@ mod tests {
             let mut store = Store::<u32>::new(Geometry::Sets { entries, ways });
             let sets = u64::from(entries / ways);
             for page in 0..u64::from(entries) {
-                assert!(store.put(Key::new(page, 0, 0), 1, page as u32, |_| true).is_none());
+                assert!(store.put(Key::new(page, 0, 0), 1, body(page as u32), |_| true).is_none());
             }
             for page in 0..u64::from(entries) {
                 let at = store.find(Key::new(page, 0, 0)).expect("it was put there");
@@ -511,7 +515,7 @@ mod tests {
                 assert_eq!(store.find(Key::new(page, 1, 0)), None);
                 store.touch(at);
             }
-            let evicted = store.put(Key::new(u64::from(entries), 0, 0), 1, 0, |_| true);
+            let evicted = store.put(Key::new(u64::from(entries), 0, 0), 1, body(0), |_| true);
             assert_eq!(evicted.expect("the set is full").key.page, u64::from(entries) % sets);
             let again = Store::from(Written::from(store.clone()));
             assert_eq!(again.marks, store.marks);
