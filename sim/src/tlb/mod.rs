@@ -16,7 +16,7 @@ use tlbscope_trace::addr::{Gpa, Gva, Hpa, PageSize, Pcid};
 use crate::arch::access::Rights;
 use crate::arch::mode::Mode;
 use crate::paging::memory::mix;
-use store::{Body, DEAD, Evicted, Head, Key, Store};
+use store::{Body, DEAD, Head, Key, Store};
 
 /// How many entries there are and how they are found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -396,22 +396,23 @@ impl Tlb {
         let epoch = self.containers[at as usize].epoch;
         let store = if space == Space::Physical { &mut self.nested } else { &mut self.entries };
         let containers = &self.containers;
-        let body = Body { value: entry, word: note };
         // Most of a set is of the container that is being filled.
         let alive = |head: &Head| match head.key.container() == at as usize {
             true => head.epoch == epoch,
             false => alive(containers, head),
         };
-        let old = store.put(key, epoch, body, alive);
+        let slot = store.room(key, alive);
+        let old = *store.head(slot);
         let mut ghost = None;
-        if let Some(old) = old {
+        if old.occupied() {
             let holder = &mut self.containers[old.key.container()];
             if old.epoch == holder.epoch {
-                holder.forget(&old.value);
+                holder.forget(store.value(slot));
             } else if old.key == key {
-                ghost = killer(holder, &old);
+                ghost = killer(holder, old.epoch, store.killer(slot));
             }
         }
+        store.put(slot, key, epoch, Body { value: entry, word: note });
         let c = &mut self.containers[at as usize];
         c.live += 1;
         if c.sizes[entry.size as usize] == 0 {
@@ -466,7 +467,8 @@ impl Tlb {
         }
         let key = psc_key(container, mode, gva.0, entry.level);
         let epoch = containers[container as usize].psc_epoch;
-        store.put(key, epoch, Body { value: entry, word: 0 }, alive);
+        let slot = store.room(key, alive);
+        store.put(slot, key, epoch, Body { value: entry, word: 0 });
     }
 
     /// The lowest cached upper-level entry of these levels for `gva`.
@@ -555,12 +557,13 @@ fn alive(containers: &[Container], head: &Head) -> bool {
     containers[head.key.container()].epoch == head.epoch
 }
 
-fn killer(holder: &Container, old: &Evicted<Entry>) -> Option<u64> {
-    if old.epoch == DEAD {
-        return Some(old.killer);
+/// The event that killed a copy of this epoch; `killer`, if it was killed by its address.
+fn killer(holder: &Container, epoch: u32, killer: u64) -> Option<u64> {
+    if epoch == DEAD {
+        return Some(killer);
     }
-    let recent = holder.epoch.wrapping_sub(old.epoch) as usize <= KILLS;
-    recent.then(|| holder.kills[old.epoch as usize % KILLS])
+    let recent = holder.epoch.wrapping_sub(epoch) as usize <= KILLS;
+    recent.then(|| holder.kills[epoch as usize % KILLS])
 }
 
 fn container_key(tag: &Tag, space: Space) -> ContainerKey {

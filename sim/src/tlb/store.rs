@@ -123,7 +123,7 @@ impl Head {
 
     /// Whether something was ever put here.
     #[inline]
-    const fn occupied(&self) -> bool {
+    pub const fn occupied(&self) -> bool {
         self.key.of != Key::NONE.of
     }
 }
@@ -143,16 +143,6 @@ struct Used<V> {
     at: usize,
     head: Head,
     body: Body<V>,
-}
-
-/// A copy that had to make room, dead or alive.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Evicted<V> {
-    pub key: Key,
-    pub epoch: u32,
-    /// Meaningful if the epoch is [`DEAD`].
-    pub killer: u64,
-    pub value: V,
 }
 
 /// Slots by key.
@@ -315,6 +305,11 @@ impl<V: Copy + Default> Store<V> {
         self.bodies[at].word
     }
 
+    /// The event that killed the dead copy in a slot, whose epoch is [`DEAD`].
+    pub fn killer(&self, at: usize) -> u64 {
+        self.bodies[at].word
+    }
+
     /// Notes it.
     pub fn set_note(&mut self, at: usize, note: u64) {
         self.bodies[at].word = note;
@@ -350,21 +345,12 @@ impl<V: Copy + Default> Store<V> {
         }
     }
 
-    /// Puts a copy where its key belongs; gives back the one that lay there, of the same key or not.
-    pub fn put(
-        &mut self,
-        key: Key,
-        epoch: u32,
-        body: Body<V>,
-        alive: impl Fn(&Head) -> bool,
-    ) -> Option<Evicted<V>> {
-        let at = match self.shape {
+    /// The slot that a copy of this key goes to: its own, else an empty or dead one, else the least
+    /// recently used of its set. What lies there has to make room.
+    pub fn room(&mut self, key: Key, alive: impl Fn(&Head) -> bool) -> usize {
+        match self.shape {
             Some(shape) => {
-                let at = self.room(key, shape, alive);
-                let set = shape.set(key.page);
-                let way = at - set * shape.ways;
-                set_mark(&mut self.marks[set * shape.rows + way / ROW], way % ROW, key.mark());
-                at
+                self.way_of(key, shape).unwrap_or_else(|| self.oldest(key, shape, alive))
             }
             None => {
                 if (self.occupied + 1) * 2 > self.heads.len() {
@@ -372,28 +358,10 @@ impl<V: Copy + Default> Store<V> {
                 }
                 self.place(key)
             }
-        };
-        if self.hints.is_empty() {
-            self.hints.resize(HINTS, 0);
         }
-        self.hints[key.page as usize % HINTS] = at as u32;
-        self.clock += 1;
-        let head = std::mem::replace(&mut self.heads[at], Head { key, epoch, used: self.clock });
-        let body = std::mem::replace(&mut self.bodies[at], body);
-        if !head.occupied() {
-            self.occupied += 1;
-            return None;
-        }
-        let (Head { key, epoch, .. }, Body { value, word: killer }) = (head, body);
-        Some(Evicted { key, epoch, killer, value })
     }
 
-    /// The slot of its set that a key goes to: its own, else an empty or dead one, else the least recently
-    /// used.
-    fn room(&self, key: Key, shape: Shape, alive: impl Fn(&Head) -> bool) -> usize {
-        if let Some(own) = self.way_of(key, shape) {
-            return own;
-        }
+    fn oldest(&self, key: Key, shape: Shape, alive: impl Fn(&Head) -> bool) -> usize {
         let first = shape.set(key.page) * shape.ways;
         let set = &self.heads[first..][..shape.ways];
         if self.occupied < self.heads.len()
@@ -410,6 +378,23 @@ impl<V: Copy + Default> Store<V> {
             }
         }
         first + best.1
+    }
+
+    /// Puts a copy into the slot that is its [room](Self::room).
+    pub fn put(&mut self, at: usize, key: Key, epoch: u32, body: Body<V>) {
+        if let Some(shape) = self.shape {
+            let set = shape.set(key.page);
+            let way = at - set * shape.ways;
+            set_mark(&mut self.marks[set * shape.rows + way / ROW], way % ROW, key.mark());
+        }
+        if self.hints.is_empty() {
+            self.hints.resize(HINTS, 0);
+        }
+        self.hints[key.page as usize % HINTS] = at as u32;
+        self.clock += 1;
+        self.occupied += usize::from(!self.heads[at].occupied());
+        self.heads[at] = Head { key, epoch, used: self.clock };
+        self.bodies[at] = body;
     }
 
     /// Forgets every copy that is not kept (unbounded only: sets are bounded as they are).
@@ -496,18 +481,21 @@ mod tests {
         assert_eq!(fitting(0, OCCUPIED), 0);
     }
 
-    const fn body(value: u32) -> Body<u32> {
-        Body { value, word: 0 }
-    }
-
     /// Every way of every set is found again, and the least recently used makes room.
     #[test]
     fn sets_of_any_width_find_what_they_hold() {
         for (entries, ways) in [(1, 1), (6, 3), (64, 8), (96, 12), (40, 20), (16, 16)] {
             let mut store = Store::<u32>::new(Geometry::Sets { entries, ways });
             let sets = u64::from(entries / ways);
+            let put = |store: &mut Store<u32>, page: u64| {
+                let (key, value) = (Key::new(page, 0, 0), page as u32);
+                let at = store.room(key, |_| true);
+                let before = *store.head(at);
+                store.put(at, key, 1, Body { value, word: 0 });
+                before
+            };
             for page in 0..u64::from(entries) {
-                assert!(store.put(Key::new(page, 0, 0), 1, body(page as u32), |_| true).is_none());
+                assert!(!put(&mut store, page).occupied());
             }
             for page in 0..u64::from(entries) {
                 let at = store.find(Key::new(page, 0, 0)).expect("it was put there");
@@ -515,8 +503,9 @@ mod tests {
                 assert_eq!(store.find(Key::new(page, 1, 0)), None);
                 store.touch(at);
             }
-            let evicted = store.put(Key::new(u64::from(entries), 0, 0), 1, body(0), |_| true);
-            assert_eq!(evicted.expect("the set is full").key.page, u64::from(entries) % sets);
+            let evicted = put(&mut store, u64::from(entries));
+            assert!(evicted.occupied(), "the set is full");
+            assert_eq!(evicted.key.page, u64::from(entries) % sets);
             let again = Store::from(Written::from(store.clone()));
             assert_eq!(again.marks, store.marks);
         }
