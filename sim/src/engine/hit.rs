@@ -136,7 +136,7 @@ impl Machine {
                     tlb.touch(slot);
                 }
                 Met::Nothing => {
-                    let Some(refs) = self.refill(lane, &untold, access) else {
+                    let Some(refs) = self.refill(lane, access) else {
                         self.missed = true;
                         return false;
                     };
@@ -151,7 +151,7 @@ impl Machine {
     }
 
     /// Caches a translation that had to make room as it was; gives the entries that the walk read.
-    fn refill(&mut self, lane: &Lane, untold: &Marks, access: &Access) -> Option<u8> {
+    fn refill(&mut self, lane: &Lane, access: &Access) -> Option<u8> {
         let v = usize::from(lane.id.0);
         let tdp = self.config.mmu == MmuKind::Tdp && self.keeps_physical();
         let (tag, physical) = (self.vcpus[v].context.tag, tdp.then(|| self.physical_tag(v)));
@@ -160,7 +160,6 @@ impl Machine {
             tag: &tag,
             physical: physical.as_ref(),
             permitted: &lane.permitted,
-            untold,
         };
         let tlb = &mut self.pcpus[lane.pcpu].tlb;
         let refs = self.refills.again(tlb, &under, access)?;
