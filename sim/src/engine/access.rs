@@ -410,9 +410,7 @@ impl Machine {
         let refs = walk.count * 5 + if start.is_some() { 0 } else { 4 };
         let (size, global) = (leaf.size, leaf.global);
         let entry = self.fill(v, access.gva, copy, size, global, Source::Guest, refs, o);
-        if !host.write {
-            return Walked::Filled(self.host_forbids(v, access.gva, entry), None);
-        }
+        let entry = if host.write { entry } else { self.host_forbids(v, access.gva, entry) };
         // Only the page itself was looked up among the mappings of guest-physical addresses.
         let short = start.filter(|_| walk.count == 1);
         let below = short.map(|entry| Below::Structure(walk.mode, entry.level));

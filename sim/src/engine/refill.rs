@@ -236,6 +236,9 @@ mod tests {
         match n {
             0..3 => Gva(0x7000 + n * 0x1000),
             3 | 4 => Gva(0x7000 + (n - 2) * 0x20_0000),
+            // Two of one region, then others.
+            6 => Gva(0x4000_8000),
+            7..10 => Gva(0x7000 + (n - 6) * 0x4000_0000),
             _ => Gva(0x7000 + FILLS as u64 * PAGE_BYTES),
         }
     }
@@ -281,7 +284,7 @@ mod tests {
     /// After every page is mapped: the short way comes to the same as all walks. How many refills were
     /// short.
     fn the_same(config: &MachineConfig, ops: &[Op]) -> usize {
-        let maps = (0..6).map(|n| map(n, n, ALL));
+        let maps = (0..10).map(|n| map(n, n, ALL));
         let events = events(maps.chain(ops.iter().cloned()).map(|op| (op, 0)));
         let (short, digest) = at_once(machine(config), &events);
         let (walked, expected) = one_by_one(machine(config), &events);
@@ -313,6 +316,27 @@ mod tests {
         for config in configs() {
             the_same(&config, &turns(&[0, 1, 3, 4]));
             the_same(&config, &turns(&[0, 3, 1, 4, 2]));
+        }
+    }
+
+    /// Which entries above were used last is told by which had to make room for a third one.
+    #[test]
+    fn what_a_walk_begins_below_was_used() {
+        let known = [turns(&[4]), turns(&[0, 1, 2, 3])].concat();
+        let ops = [known, vec![read(3), read(0), read(4), read(1)]].concat();
+        for config in configs() {
+            the_same(&config, &ops);
+        }
+    }
+
+    /// Tables apart by gigabytes: no entry above is left of one when its turn comes, and the walk from
+    /// the root leaves what the next one begins below.
+    #[test]
+    fn a_walk_from_the_root_leaves_something() {
+        let known = [turns(&[6]), turns(&[7, 8, 9])].concat();
+        let ops = [known, vec![read(7), read(6)]].concat();
+        for config in configs() {
+            the_same(&config, &ops);
         }
     }
 
