@@ -47,49 +47,55 @@ impl Mode {
     }
 
     /// Levels of tables, the four PDPTEs of PAE paging counted as one.
+    #[inline]
     #[must_use]
     pub const fn levels(self) -> u8 {
-        match self {
-            Self::Off => 0,
-            Self::Bits32 => 2,
-            Self::Pae => 3,
-            Self::Level4 => 4,
-            Self::Level5 => 5,
-        }
+        [0, 2, 3, 4, 5][self as usize]
     }
 
     /// Bytes of one entry: 4 in 32-bit paging, else 8 (8 also for [`Mode::Off`], as stores are).
+    #[inline]
     #[must_use]
     pub const fn entry_bytes(self) -> u8 {
         if matches!(self, Self::Bits32) { 4 } else { 8 }
     }
 
+    /// Bits of an address that choose the entry of a table.
+    const fn bits(self) -> u32 {
+        if matches!(self, Self::Bits32) { 10 } else { 9 }
+    }
+
     /// log2 of the bytes that one entry of `level` (1 = PT) covers; 12 for a level of 0.
+    #[inline]
     #[must_use]
     pub const fn shift(self, level: u8) -> u32 {
-        let bits = if matches!(self, Self::Bits32) { 10 } else { 9 };
-        let above = if level == 0 {
-            0
-        } else if level > 5 {
-            4
-        } else {
-            level as u32 - 1
-        };
-        12 + bits * above
+        let above = level.saturating_sub(1);
+        12 + self.bits() * if above > 4 { 4 } else { above as u32 }
     }
 
     /// Which entry of a table of `level` translates `gva`; 0 for a level the mode does not have.
+    #[inline]
     #[must_use]
     pub const fn index(self, gva: Gva, level: u8) -> u16 {
         if level == 0 || level > self.levels() {
             return 0;
         }
-        let mask = match (self, level) {
-            (Self::Bits32, _) => 0x3ff,
-            (Self::Pae, 3) => 3,
-            _ => 0x1ff,
-        };
-        ((gva.0 >> self.shift(level)) & mask) as u16
+        let registers = matches!(self, Self::Pae) && level == 3;
+        let bits = if registers { 2 } else { self.bits() };
+        ((gva.0 >> self.shift(level)) & ((1 << bits) - 1)) as u16
+    }
+
+    /// From the top table down to that of `last`: each level, and where the entry for `gva` lies in its
+    /// table, in bytes.
+    #[inline]
+    pub(crate) fn path(self, gva: Gva, last: u8) -> impl Iterator<Item = (u8, u64)> {
+        let (bits, bytes) = (self.bits(), u64::from(self.entry_bytes()));
+        let registers = if self == Self::Pae { 3 } else { 0 };
+        (last..self.levels() + 1).rev().map(move |level| {
+            let entries = 1 << if level == registers { 2 } else { bits };
+            let index = gva.0 >> (12 + bits * (u32::from(level) - 1)) & (entries - 1);
+            (level, index * bytes)
+        })
     }
 
     /// Whether `gva` is an address of this mode: below 4 GiB, or sign-extended from bit 47 or 56.
@@ -124,6 +130,18 @@ mod tests {
 
     fn regs(cr0: u64, cr4: u64, efer: u64) -> Regs {
         Regs { cr0, cr4, efer, ..Regs::default() }
+    }
+
+    #[test]
+    fn a_path_is_the_index_at_each_level() {
+        let gva = Gva(0x00fe_dcba_9876_5432);
+        for mode in [Mode::Bits32, Mode::Pae, Mode::Level4, Mode::Level5] {
+            let bytes = u64::from(mode.entry_bytes());
+            let indices = (2..=mode.levels()).rev();
+            let indices = indices.map(|level| (level, u64::from(mode.index(gva, level)) * bytes));
+            assert!(mode.path(gva, 2).eq(indices), "{mode:?}");
+        }
+        assert_eq!(Mode::Off.path(gva, 1).count(), 0);
     }
 
     #[test]

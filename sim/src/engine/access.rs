@@ -79,7 +79,8 @@ impl Machine {
                     Walked::Filled(entry, repeatable) => {
                         match self.use_copy(v, access, &entry, true, &mut spurious, o) {
                             Used::Lawful(outcome, note) => {
-                                if let Some(of) = repeatable.filter(|_| tries == 0) {
+                                let again = tries == 0 && self.pcpus[pcpu].tlb.makes_room();
+                                if let Some(of) = repeatable.filter(|_| again) {
                                     let of = Repeatable { note, ..of };
                                     self.refills.fills(pcpu as u16, access.gva, &entry, of);
                                 }

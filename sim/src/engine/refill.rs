@@ -133,10 +133,13 @@ impl Refills {
     }
 
     /// An event that was no hit is over. `quiet`: nothing happened in it but what the vCPU itself did.
+    #[inline]
     pub fn over(&mut self, quiet: bool) {
-        match self.made.take().filter(|_| quiet) {
-            Some(fill) => self.keep(fill),
-            None => self.era += 1,
+        if self.made.is_none() || !quiet {
+            self.era += 1;
+            self.made = None;
+        } else if let Some(fill) = self.made.take() {
+            self.keep(fill);
         }
     }
 

@@ -109,12 +109,12 @@ impl Machine {
         make: bool,
         o: &mut O,
     ) -> Option<Gpa> {
-        let bytes = mode.entry_bytes();
+        let (bytes, nested) = (mode.entry_bytes(), self.tables12(v).is_some());
         let mut table = root.unwrap_or_else(|| self.vcpus[v].regs.root());
-        for at in (level..=mode.levels()).rev() {
-            let entry = Gpa(table.0 + u64::from(mode.index(gva, at)) * u64::from(bytes));
+        for (at, offset) in mode.path(gva, level) {
+            let entry = Gpa(table.0 + offset);
             // L2's tables lie where L1's nested tables put them.
-            let place = self.l1_gpa(v, entry)?;
+            let place = if nested { self.l1_gpa(v, entry)? } else { entry };
             if at == level {
                 return Some(entry);
             }
@@ -196,11 +196,12 @@ impl Machine {
         gva: Gva,
         root: Option<Gpa>,
     ) -> Option<(Gpa, u64, u8)> {
-        let bytes = mode.entry_bytes();
+        let (bytes, nested) = (mode.entry_bytes(), self.tables12(v).is_some());
         let mut table = root.unwrap_or_else(|| self.vcpus[v].regs.root());
-        for level in (1..=mode.levels()).rev() {
-            let entry = Gpa(table.0 + u64::from(mode.index(gva, level)) * u64::from(bytes));
-            let value = self.memory.read_entry(self.l1_gpa(v, entry)?, bytes);
+        for (level, offset) in mode.path(gva, 1) {
+            let entry = Gpa(table.0 + offset);
+            let place = if nested { self.l1_gpa(v, entry)? } else { entry };
+            let value = self.memory.read_entry(place, bytes);
             let leaf = level == 1 || (level <= 3 && value & PRESENT != 0 && value & LARGE != 0);
             if leaf {
                 return Some((entry, value, level));

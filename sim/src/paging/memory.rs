@@ -96,6 +96,7 @@ impl GuestMemory {
     }
 
     /// The entry of `bytes` (4 or 8) at `gpa`, aligned down to its size.
+    #[inline]
     #[must_use]
     pub fn read_entry(&self, gpa: Gpa, bytes: u8) -> u64 {
         entry_of(self.read(gpa), gpa, bytes)

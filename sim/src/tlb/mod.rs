@@ -523,6 +523,11 @@ impl Tlb {
         })
     }
 
+    /// Whether a translation may have to make room for another.
+    pub(crate) const fn makes_room(&self) -> bool {
+        !self.entries.unbounded()
+    }
+
     /// Usable translations in all.
     #[must_use]
     pub fn live(&self) -> u64 {
