@@ -84,7 +84,7 @@ impl Machine {
     }
 
     /// Carries out events from the first on, as long as they are hits of which the observer need not be
-    /// told, or refills of that kind ([`super::refill`]). Returns how many those were; the event behind
+    /// told, or refills of that kind (`engine::refill`). Returns how many those were; the event behind
     /// them is for [`Machine::run`]. `first` is the number of the first in the trace.
     #[inline]
     pub fn hits<O: Observer>(&mut self, events: &[Event], first: u64, o: &mut O) -> usize {
