@@ -395,3 +395,43 @@ pub fn one_page(inv: &Inv, context: &Context) -> Option<(u32, u64)> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: GroupKey = GroupKey { pcpu: 0, class: Class::Linear, id: 1, ep4ta: 0 };
+    const OF: Fillable = Fillable { key: KEY, pcid: 0, globals: true, stamp: 5 };
+
+    /// PCID or global, since when, and how old at most.
+    fn containers(hardware: &Hardware) -> Vec<(bool, u64, u64)> {
+        let group = hardware.group(&KEY).into_iter().flat_map(Group::iter);
+        group.map(|((_, global), held)| (*global, held.since, held.stamp)).collect()
+    }
+
+    #[test]
+    fn what_can_be_filled_is_declared_once_and_anew_when_it_was_dropped() {
+        let mut hardware = Hardware::default();
+        hardware.fillable(5, OF);
+        hardware.fillable(6, Fillable { stamp: 6, ..OF });
+        assert_eq!(containers(&hardware), [(false, 5, 5), (true, 5, 5)]);
+        let context = Context { tag: Tag { id: 1, ..Tag::default() }, ..Context::default() };
+        hardware.invalidate(0, &context, &Inv::VpidAll);
+        assert_eq!(containers(&hardware), []);
+        hardware.fillable(9, Fillable { stamp: 9, ..OF });
+        assert_eq!(containers(&hardware), [(false, 9, 9), (true, 9, 9)]);
+    }
+
+    #[test]
+    fn an_older_stamp_another_pcid_or_no_globals_are_another_declaration() {
+        let mut hardware = Hardware::default();
+        hardware.fillable(5, Fillable { globals: false, ..OF });
+        assert_eq!(containers(&hardware), [(false, 5, 5)]);
+        hardware.fillable(6, OF);
+        assert_eq!(containers(&hardware), [(false, 5, 5), (true, 6, 5)]);
+        hardware.fillable(7, Fillable { stamp: 3, ..OF });
+        assert_eq!(containers(&hardware), [(false, 5, 3), (true, 6, 3)]);
+        hardware.fillable(8, Fillable { pcid: 1, globals: false, stamp: 8, ..OF });
+        assert_eq!(containers(&hardware), [(false, 5, 3), (true, 6, 3), (false, 8, 8)]);
+    }
+}
