@@ -146,11 +146,7 @@ impl Observer for Tally {
     }
 
     fn refill(&mut self, at: &At, refs: u8) {
-        let act = Act::Refill { refs, ghost: None };
-        if self.first_open < self.windows.len() {
-            return self.count(at, &act);
-        }
-        self.refilled(at, refs);
+        self.count(at, &Act::Refill { refs, ghost: None });
     }
 
     /// Accesses are not counted.
@@ -161,11 +157,6 @@ impl Observer for Tally {
 }
 
 impl Tally {
-    fn refilled(&mut self, at: &At, refs: u8) {
-        self.add(at, Key::Refill, 1);
-        self.add(at, Key::WalkRef, u64::from(refs));
-    }
-
     fn count(&mut self, at: &At, act: &Act) {
         // The vCPUs enter for the first time before any event: nobody's operation causes that.
         let windowed = self.first_open < self.windows.len() && at.event != BEFORE;
@@ -195,7 +186,10 @@ impl Tally {
                     self.add(at, Key::RemoteFlush, 1);
                 }
             }
-            Act::Refill { refs, .. } => self.refilled(at, refs),
+            Act::Refill { refs, .. } => {
+                self.add(at, Key::Refill, 1);
+                self.add(at, Key::WalkRef, u64::from(refs));
+            }
             Act::FreeRoots { mask } => {
                 self.add(at, Key::RootFree, u64::from((mask & 0xf).count_ones()));
             }

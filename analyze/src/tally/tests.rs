@@ -132,6 +132,20 @@ fn an_operation_without_an_exit_causes_nothing() {
 }
 
 #[test]
+fn a_refill_that_is_told_in_short_counts_as_much() {
+    let at = |event, time| At { event, time: Time(time), actor: V0 };
+    let mut tally = Tally::with_windows(1, &[(1, V0)]);
+    feed(&mut tally, &[(1, V0, Act::Exit(None))]);
+    tally.refill(&at(1, 1), 4);
+    assert_eq!(windowed(&tally, 1, Key::Refill), 1);
+    feed(&mut tally, &[(1, V0, entry())]);
+    tally.refill(&at(2, 2), 3);
+    assert_eq!(windowed(&tally, 1, Key::Refill), 1);
+    assert_eq!(tally.total().get(Key::Refill), 2);
+    assert_eq!(tally.total().get(Key::WalkRef), 7);
+}
+
+#[test]
 fn a_window_ends_with_the_entry_and_what_the_hardware_does_in_it() {
     let mut tally = Tally::with_windows(1, &[(1, V0)]);
     feed(

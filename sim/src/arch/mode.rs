@@ -50,7 +50,13 @@ impl Mode {
     #[inline]
     #[must_use]
     pub const fn levels(self) -> u8 {
-        [0, 2, 3, 4, 5][self as usize]
+        match self {
+            Self::Off => 0,
+            Self::Bits32 => 2,
+            Self::Pae => 3,
+            Self::Level4 => 4,
+            Self::Level5 => 5,
+        }
     }
 
     /// Bytes of one entry: 4 in 32-bit paging, else 8 (8 also for [`Mode::Off`], as stores are).
